@@ -202,6 +202,13 @@ async def tools_url(database_url: str) -> AsyncGenerator[str]:
 
 
 @pytest.fixture
+async def open_tools_url(database_url: str) -> AsyncGenerator[str]:
+    """MCP URL of a tool server without tokens on this machine."""
+    async with serve_tools(database_url, is_open=True) as address:
+        yield address
+
+
+@pytest.fixture
 async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
     """A gateway with simulator, tool server and database, over real HTTP."""
     async with serve_gateway(database_url, simulator, tools_url) as running:

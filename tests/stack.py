@@ -95,9 +95,12 @@ async def serve_asgi(app: Any, port: int = 0, http: type[HttpProtocol] = HttpPro
 
 
 @asynccontextmanager
-async def serve_tools(database_url: str) -> AsyncGenerator[str]:
-    """Serve the real tool server; yields its MCP URL."""
-    settings = _ToolsSettings(tools_server_secret=SecretStr(SECRET))
+async def serve_tools(database_url: str, *, is_open: bool = False) -> AsyncGenerator[str]:
+    """Serve the real tool server; yields its MCP URL.
+
+    With `is_open`, callers on this machine need no token.
+    """
+    settings = _ToolsSettings(tools_server_secret=None if is_open else SecretStr(SECRET))
     store = TaskStore(database_url, timeout_seconds=60)
     server = create_server(settings, store)
     try:

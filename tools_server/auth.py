@@ -1,7 +1,7 @@
 """Authentication by a token of the gateway or authorization server.
 
-The token's `sub` is the user. While the server listens on a loopback address, and no issuer of tokens is configured,
-callers on this machine without a token are `local`.
+The token's `sub` is the user. While the server listens on a loopback address, and no setting configures tokens, callers
+on this machine without a token are `local`.
 """
 
 import json
@@ -55,7 +55,7 @@ class TokenMissing(TokenRejected):
 class AuthenticationMiddleware:
     """ASGI middleware that verifies the token of every request.
 
-    A loopback server without an issuer of tokens requires none, except from callers behind a proxy.
+    A loopback server without settings of tokens requires none, except from callers behind a proxy.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:

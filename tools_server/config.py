@@ -161,10 +161,16 @@ class Settings(PostgresSettings):
     def requires_token(self) -> bool:
         """Whether every caller needs a token.
 
-        On loopback, too, where an issuer of tokens is configured: a proxy may connect from there.
+        On loopback, too, where tokens are configured: a proxy, which need not add headers, may connect from there.
         """
-        has_issuer = self.tools_server_oauth_issuer is not None or self.tools_server_gateway_jwks_url is not None
-        return has_issuer or self.tools_server_public_url is not None or not self.on_loopback
+        token_settings = (
+            self.tools_server_oauth_issuer,
+            self.tools_server_gateway_jwks_url,
+            self.tools_server_gateway_jwks_file,
+            self.tools_server_secret,
+            self.tools_server_public_url,
+        )
+        return not self.on_loopback or any(value is not None for value in token_settings)
 
     def list_resource_urls(self, port: int) -> list[str]:
         """List the URLs of `/mcp` under every name of this server.

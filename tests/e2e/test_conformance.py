@@ -88,9 +88,11 @@ async def server(revision: str) -> AsyncGenerator[str]:
         yield f"{url}/mcp"
 
 
-async def test_tool_server_fails_only_the_expected_scenarios(tools_url: str, revision: str, tmp_path: Path) -> None:
+async def test_tool_server_fails_only_the_expected_scenarios(
+    open_tools_url: str, revision: str, tmp_path: Path
+) -> None:
     expected = EXPECTED["tools-server"][revision]
-    check_failures(await run_server_scenarios(tools_url, revision, tmp_path, expected), expected)
+    check_failures(await run_server_scenarios(open_tools_url, revision, tmp_path, expected), expected)
 
 
 async def test_gateway_fails_only_the_expected_scenarios(

@@ -18,9 +18,9 @@ from tests.stack import Gateway
 
 @require_node("mcp-remote")
 async def test_mcp_remote_connects_a_stdio_host_to_gateway_and_tool_server(
-    gateway: Gateway, tools_url: str, tmp_path: Path
+    gateway: Gateway, open_tools_url: str, tmp_path: Path
 ) -> None:
-    for url, tool in ((f"{gateway.base_url}/mcp", "ask_agent"), (tools_url, "add_task")):
+    for url, tool in ((f"{gateway.base_url}/mcp", "ask_agent"), (open_tools_url, "add_task")):
         remote = StdioServerParameters(
             command="node",
             args=[str(NODE / "node_modules" / ".bin" / "mcp-remote"), url, "--silent"],

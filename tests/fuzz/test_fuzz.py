@@ -52,10 +52,10 @@ async def watch_loop() -> AsyncGenerator[None]:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("server", ["gateway", "tool server"])
 async def test_random_bytes_cause_no_server_error_lag_or_growth(
-    database_url: str, simulator: Simulator, tools_url: str, server: str, seed: int
+    database_url: str, simulator: Simulator, open_tools_url: str, server: str, seed: int
 ) -> None:
-    async with serve_gateway(database_url, simulator, tools_url, rate_limit_enabled=False) as gateway:
-        tools = urlsplit(tools_url)
+    async with serve_gateway(database_url, simulator, open_tools_url, rate_limit_enabled=False) as gateway:
+        tools = urlsplit(open_tools_url)
         url = gateway.base_url if server == "gateway" else f"http://{tools.netloc}"
         paths = GATEWAY_PATHS if server == "gateway" else TOOL_SERVER_PATHS
         async with watch_loop():

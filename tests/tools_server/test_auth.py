@@ -95,7 +95,7 @@ async def test_bad_token_is_refused(guarded: str, authorization: str) -> None:
 
 
 async def test_bad_token_is_refused_also_where_none_is_needed() -> None:
-    async with serve_tools(tools_server_host="127.0.0.1") as address:
+    async with serve_tools(tools_server_host="127.0.0.1", tools_server_secret=None) as address:
         assert (await post(address)).status_code == 200
         assert (await post(address, "Bearer nonsense")).status_code == 401
 
@@ -117,7 +117,7 @@ async def test_beyond_loopback_a_token_is_required_except_for_health() -> None:
 
 
 async def test_browser_on_another_site_is_no_loopback_caller() -> None:
-    async with serve_tools() as address:
+    async with serve_tools(tools_server_secret=None) as address:
         assert (await post(address, Host="evil.example:8001")).status_code == 421
         assert (await post(address, Origin="https://evil.example")).status_code == 403
 
@@ -126,6 +126,7 @@ async def test_blanks_around_a_header_value_mean_nothing(guarded: str) -> None:
     """Sent as raw bytes, because HTTP clients remove such blanks."""
     body = json.dumps(CALL).encode()
     lines = {**HEADERS, "Mcp-Name": "\t calculator \t", "Content-Type": "application/json", "Connection": "close"}
+    lines["Authorization"] = f"\t Bearer {token()} \t"
     host, port = guarded.removeprefix("http://").split(":")
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     async with asyncio.timeout(30):
@@ -140,7 +141,9 @@ async def test_blanks_around_a_header_value_mean_nothing(guarded: str) -> None:
 
 async def test_hosts_and_origins_can_be_allowed() -> None:
     async with serve_tools(
-        tools_server_allowed_hosts="tools:8001, tools.internal", tools_server_allowed_origins="https://app.example"
+        tools_server_secret=None,
+        tools_server_allowed_hosts="tools:8001, tools.internal",
+        tools_server_allowed_origins="https://app.example",
     ) as address:
         for host in ("tools:8001", "tools.internal", "tools.internal:8001"):
             assert (await post(address, Host=host)).status_code == 200
@@ -228,12 +231,14 @@ async def call_without_token(address: str, **headers: str) -> list[int]:
     [
         {"tools_server_oauth_issuer": "https://login.example"},
         {"tools_server_gateway_jwks_url": "https://gateway.example/.well-known/jwks.json"},
+        {"tools_server_gateway_jwks_file": "/nowhere/keys.json"},
         {"tools_server_public_url": "https://tools.example"},
+        {"tools_server_secret": SECRET},
     ],
 )
-async def test_loopback_caller_needs_a_token_where_an_issuer_is_configured(issuer: dict[str, str]) -> None:
-    """A proxy on this machine passes on the requests of strangers."""
-    async with serve_tools(**issuer) as address:
+async def test_loopback_caller_needs_a_token_where_tokens_are_configured(issuer: dict[str, str]) -> None:
+    """A proxy may pass on requests of strangers without any header."""
+    async with serve_tools(**{"tools_server_secret": None, **issuer}) as address:
         assert await call_without_token(address) == [401, 401, 401]
         async with httpx2.AsyncClient(timeout=30) as http:
             assert (await http.get(f"{address}/health")).status_code == 200
@@ -241,7 +246,7 @@ async def test_loopback_caller_needs_a_token_where_an_issuer_is_configured(issue
 
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"])
 async def test_caller_behind_a_proxy_is_not_local(header: str) -> None:
-    async with serve_tools() as address:
+    async with serve_tools(tools_server_secret=None) as address:
         assert await call_without_token(address) == [200, 200, 200]
         assert await call_without_token(address, **{header: "203.0.113.9"}) == [401, 401, 401]
 

@@ -46,7 +46,7 @@ async def list_tasks(address: str) -> str:
 async def test_simple_request_of_a_page_changes_nothing(
     database_url: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    async with serve_tools(database_url=database_url) as address:
+    async with serve_tools(tools_server_secret=None, database_url=database_url) as address:
         response = await send(address, path=path, **headers)
         error: Any = response.json()["error"]
         assert (response.status_code, bool(error["message"])) == (status, True)
@@ -54,7 +54,9 @@ async def test_simple_request_of_a_page_changes_nothing(
 
 
 async def test_own_pages_and_programs_may_call(database_url: str) -> None:
-    async with serve_tools(database_url=database_url, tools_server_allowed_origins="https://app.example") as address:
+    async with serve_tools(
+        tools_server_secret=None, database_url=database_url, tools_server_allowed_origins="https://app.example"
+    ) as address:
         for origin in ("http://localhost:3000", "http://127.0.0.1:6274", "https://app.example"):
             assert (await send(address, Origin=origin, Content_Type=f"{JSON_TYPE}; charset=utf-8")).status_code == 200
         assert (await send(address, Content_Type=JSON_TYPE)).status_code == 200
@@ -65,6 +67,6 @@ async def test_own_pages_and_programs_may_call(database_url: str) -> None:
     ("method", "path"), [("DELETE", "/mcp"), ("GET", "/mcp"), ("PUT", "/tools/call"), ("GET", "/tools")]
 )
 async def test_other_methods_check_the_origin_too(method: str, path: str) -> None:
-    async with serve_tools() as address:
+    async with serve_tools(tools_server_secret=None) as address:
         assert (await send(address, method, path, Origin=EVIL)).status_code == 403
         assert (await send(address, method, path, Host="evil.example")).status_code == 421

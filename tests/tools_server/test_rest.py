@@ -9,7 +9,7 @@ from tests.tools_server.conftest import make_secret_signer, serve_tools
 
 
 async def test_tools_are_listed_as_mcp_describes_them() -> None:
-    async with serve_tools() as address, httpx2.AsyncClient(timeout=30) as client:
+    async with serve_tools(tools_server_secret=None) as address, httpx2.AsyncClient(timeout=30) as client:
         tools = (await client.get(f"{address}/tools")).json()["tools"]
     assert {"calculator", "add_task"} <= {tool["name"] for tool in tools}
     assert tools[0]["inputSchema"]["type"] == "object"
@@ -17,7 +17,7 @@ async def test_tools_are_listed_as_mcp_describes_them() -> None:
 
 async def test_calculator_answers_the_curl_line() -> None:
     body = {"name": "calculator", "arguments": {"expression": "5*9"}}
-    async with serve_tools() as address, httpx2.AsyncClient(timeout=30) as client:
+    async with serve_tools(tools_server_secret=None) as address, httpx2.AsyncClient(timeout=30) as client:
         response = await client.post(f"{address}/tools/call", json=body)
     assert (response.status_code, response.json()) == (200, {"result": "5*9 = 45"})
 
@@ -56,7 +56,7 @@ async def test_call_is_made_as_the_caller(database_url: str) -> None:
     ],
 )
 async def test_bad_call_is_told_what_is_wrong(body: bytes, status: int, code: str | None) -> None:
-    async with serve_tools() as address, httpx2.AsyncClient(timeout=30) as client:
+    async with serve_tools(tools_server_secret=None) as address, httpx2.AsyncClient(timeout=30) as client:
         response = await client.post(
             f"{address}/tools/call", content=body, headers={"Content-Type": "application/json"}
         )
@@ -66,7 +66,7 @@ async def test_bad_call_is_told_what_is_wrong(body: bytes, status: int, code: st
 
 
 async def test_token_is_demanded_as_of_any_other_request() -> None:
-    async with serve_tools() as address, httpx2.AsyncClient(timeout=30) as client:
+    async with serve_tools(tools_server_secret=None) as address, httpx2.AsyncClient(timeout=30) as client:
         response = await client.get(f"{address}/tools", headers={"Authorization": "Bearer nonsense"})
     assert response.status_code == 401
 
@@ -77,7 +77,7 @@ async def test_body_of_many_values_is_rejected_by_the_tool_server(path: str) -> 
     arguments = {f"k{number}": 1 for number in range(20_000)}
     params = {"name": "plan_day", "arguments": arguments}
     body = params if path == "/tools/call" else {"jsonrpc": "2.0", "id": 1, "method": "prompts/get", "params": params}
-    async with serve_tools() as address, httpx2.AsyncClient(timeout=30) as client:
+    async with serve_tools(tools_server_secret=None) as address, httpx2.AsyncClient(timeout=30) as client:
         headers = {"Accept": "application/json, text/event-stream"}
         response = await client.post(f"{address}{path}", json=body, headers=headers)
         assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_request")

@@ -84,8 +84,13 @@ async def test_users_on_one_connection_have_nothing_to_do_with_each_others_tasks
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_loopback_caller_without_a_token_is_the_user_local(tools: str, era: str, db: asyncpg.Connection) -> None:
-    async with Client(f"{tools}/mcp", mode=era) as client:  # pyright: ignore[reportArgumentType]
+async def test_loopback_caller_without_a_token_is_the_user_local(
+    database_url: str, era: str, db: asyncpg.Connection
+) -> None:
+    async with (
+        serve_tools(database_url=database_url, tools_server_secret=None) as address,
+        Client(f"{address}/mcp", mode=era) as client,  # pyright: ignore[reportArgumentType]
+    ):
         assert text_of(await client.call_tool("add_task", {"title": "t"})) == "Added task #1: t"
     assert await db.fetchval("SELECT user_id FROM tools.tasks") == "local"
 

@@ -66,8 +66,8 @@ async def create_resources(gateway: Gateway) -> dict[str, str]:
 
 @pytest.mark.timeout(240)  # some fifty curl processes, one after the other
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-async def test_every_curl_line_works(gateway: Gateway, tools_url: str, tmp_path: Path) -> None:
-    tools = tools_url.removesuffix("/mcp")
+async def test_every_curl_line_works(gateway: Gateway, open_tools_url: str, tmp_path: Path) -> None:
+    tools = open_tools_url.removesuffix("/mcp")
     answers: dict[tuple[str, str], str] = {}
     option, variables = "", dict[str, str]()
     for method, path, line in sorted(ROWS, key=lambda row: row[1].startswith("/api/v1/keys")):

@@ -34,6 +34,7 @@ from tests.gateway.mcp_client.test_toolbox import (
     wait_for_hanging_calls,
 )
 from tests.stack import Gateway, find_free_port, serve_asgi, serve_gateway
+from tests.tools_server.conftest import make_secret_signer
 
 
 class BookingServer(TrialServer):
@@ -276,8 +277,9 @@ async def test_effect_of_a_call_repeated_after_a_crash_happens_once(
     """
     turn_id = "01a1fc00-0000-7000-8000-000000000001"
     arguments = {"title": "buy milk"}
+    bearer = f"Bearer {make_secret_signer().get_token('local')}"
     async with (
-        httpx2.AsyncClient(timeout=30) as http,
+        httpx2.AsyncClient(timeout=30, headers={"Authorization": bearer}) as http,
         Client(streamable_http_client(tools_url, http_client=http)) as client,
     ):
         key = make_idempotency_key(UUID(turn_id), "c1")
