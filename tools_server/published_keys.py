@@ -12,6 +12,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 _MAX_DOCUMENT_BYTES = 1024 * 1024
 _FETCH_TIMEOUT_SECONDS, _LIFETIME_SECONDS = 5.0, 3600.0
+_WAIT_TIMEOUT_SECONDS = 6.0
 _MIN_INTERVAL_SECONDS, _MIN_FIRST_INTERVAL_SECONDS = 5.0, 0.5
 _UNUSABLE_DOCUMENT_ERRORS = (jwt.PyJWTError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
 
@@ -29,7 +30,7 @@ class PublishedKeys:
 
     It is at a URL or in a file. Keys are read again after an hour, or when a token names an unknown key, at most every
     five seconds, and twice a second until the first read succeeds (a gateway may start later). All requests wait for
-    the same read, which has a total time limit. While it fails, the known keys stay valid.
+    the same read. The read and each wait have a total time limit. While reads fail, the known keys stay valid.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -53,7 +54,7 @@ class PublishedKeys:
         raise UnknownKey if self._keys else KeysUnavailable
 
     async def _refresh(self) -> None:
-        """Wait for a read of the document.
+        """Wait for a read of the document, but at most `_WAIT_TIMEOUT_SECONDS`.
 
         A read starts unless the last one was a moment ago.
         """
@@ -62,7 +63,8 @@ class PublishedKeys:
             if time.monotonic() - self._attempted_at < interval:
                 return
             self._reading = asyncio.create_task(self._replace_keys(), name="published keys")
-        await asyncio.wait({self._reading})
+        # A file of a network file system, or the resolution of a name, may outlast the read's own limit.
+        await asyncio.wait({self._reading}, timeout=_WAIT_TIMEOUT_SECONDS)
 
     async def _replace_keys(self) -> None:
         """Replace the keys; a document that cannot be read leaves them unchanged."""
@@ -78,7 +80,7 @@ class PublishedKeys:
 
     async def _read_document(self) -> str:
         if isinstance(self._source, Path):
-            return self._source.read_text()
+            return await asyncio.to_thread(_read_file, self._source)
         timeout = aiohttp.ClientTimeout(total=_FETCH_TIMEOUT_SECONDS)
         body = bytearray()
         async with aiohttp.ClientSession(timeout=timeout) as session, session.get(self._source) as response:
@@ -88,3 +90,17 @@ class PublishedKeys:
                 if len(body) > _MAX_DOCUMENT_BYTES:
                     raise ValueError("the document is too large")
         return body.decode()
+
+
+def _read_file(path: Path) -> str:
+    """Read a regular file of a limited size.
+
+    A pipe would block the thread.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    with path.open("rb") as file:
+        data = file.read(_MAX_DOCUMENT_BYTES + 1)
+    if len(data) > _MAX_DOCUMENT_BYTES:
+        raise ValueError("the document is too large")
+    return data.decode()
