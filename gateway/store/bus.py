@@ -23,8 +23,14 @@ CHANNEL = "agent_gateway"
 _MIN_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 1.0
 _CHECK_SECONDS = 30.0
+NOTIFY = "SELECT pg_notify(:channel, :payload)"
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(BusMessage).decode
+
+
+def encode_message(message: BusMessage) -> str:
+    """Encode a message for a `NOTIFY` in a transaction of its own."""
+    return _encode(message).decode()
 
 
 class PostgresBus(Bus):
@@ -84,7 +90,7 @@ class PostgresBus(Bus):
             self._work.clear()
             messages, self._outbox = self._outbox, {}
             if messages:
-                rows = [(CHANNEL, _encode(message).decode()) for message in messages]
+                rows = [(CHANNEL, encode_message(message)) for message in messages]
                 await connection.executemany("SELECT pg_notify($1, $2)", rows)
             if not await wait_or_poll(self._work, self._check_seconds):
                 is_read_only = await connection.fetchval("SHOW transaction_read_only") == "on"

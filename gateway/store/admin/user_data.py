@@ -8,9 +8,11 @@ from uuid import UUID
 from sqlmodel import text
 
 from gateway.common.logging import get_logger
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import StorageUnavailable
 from gateway.store.api_keys import notify_key_change
 from gateway.store.audit import make_audit_entry
+from gateway.store.bus import CHANNEL, NOTIFY, encode_message
 from gateway.store.database import Database
 
 log = get_logger(__name__)
@@ -53,13 +55,13 @@ _REVOKE_KEYS = """
 UPDATE api_keys SET owner = :erased, name = '', revoked_at = coalesce(revoked_at, now()) WHERE owner = :user
 """
 _DELETE_TURNS = """
-DELETE FROM turns WHERE id IN (SELECT id FROM turns WHERE owner = :user ORDER BY id LIMIT :batch) RETURNING id
+DELETE FROM turns WHERE id IN (SELECT id FROM turns WHERE owner = :user ORDER BY id LIMIT :batch) RETURNING id, status
 """
 # Rows without an end are left out: their turns run, or wait for a person.
 _DELETE_OLD_TURNS = """
 DELETE FROM turns WHERE id IN (
     SELECT id FROM turns WHERE id < :bound AND completed_at < :before ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED)
-RETURNING id
+RETURNING id, status
 """
 _DELETE_EVENTS = "DELETE FROM turn_events WHERE turn_id = ANY(:ids)"
 _DELETE_EMPTY_CONVERSATIONS = """
@@ -168,11 +170,16 @@ class UserDataStore:
     async def _delete_turns(self, statement: str, values: Mapping[str, object]) -> tuple[int, int]:
         """Delete turns, then their events.
 
-        Later writes for a deleted turn are refused.
+        Later writes for a deleted turn are refused. Workers that run one are notified at the commit, and stop it.
         """
         async with self._database.session(seconds=_BATCH_SECONDS) as session:
             connection = await session.connection()
-            ids = list((await connection.execute(text(statement), values)).scalars().all())
+            rows = (await connection.execute(text(statement), values)).all()
+            ids = [row[0] for row in rows]
+            for message in [
+                BusMessage(BusKind.CANCEL_TURN, turn_id) for turn_id, status in rows if status == "running"
+            ]:
+                await connection.execute(text(NOTIFY), {"channel": CHANNEL, "payload": encode_message(message)})
             events = (await connection.execute(text(_DELETE_EVENTS), {"ids": ids})).rowcount if ids else 0
         return len(ids), events
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
+import pytest
 
 from gateway.simulator import Fault, Simulator
 from tests.auth_helpers import Keyring
@@ -125,23 +126,30 @@ async def test_erasure_by_command_leaves_nothing_of_the_user(keyring: Keyring, d
     await erase_and_check(keyring, db, by_command=True)
 
 
-async def test_running_turn_of_an_erased_user_writes_nothing_more(
-    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
+@pytest.mark.parametrize("way", ["command", "route of another worker"])
+async def test_running_turn_of_an_erased_user_is_stopped_and_writes_nothing_more(
+    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, way: str
 ) -> None:
+    """The model is silent, so no refused write stops the turn."""
     simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=9))
-    async with serve_gateway(database_url, simulator, tools_url) as gateway:
+    async with (
+        serve_gateway(database_url, simulator, tools_url) as gateway,
+        serve_gateway(database_url, simulator, tools_url) as other_worker,
+    ):
         keyring = Keyring(gateway)
         await keyring.create_key("root", role="admin")
         headers = await keyring.create_key(USER)
         await gateway.post("/v1/responses", {"input": "forever", "background": True}, headers=headers)
         await simulator.wait_until(lambda s: s.open_streams == 1)
-        await run_command(database_url, "users", "erase", USER, "--yes")
-        url = f"{gateway.base_url}/api/v1/admin/user-data?user={USER}"
-        async with gateway.session.delete(url, headers=keyring.headers("root")) as response:
-            assert response.status == 200
-        for turn in list(gateway.state.turn_service._runner._turns.values()):
-            turn.cancel("cancelled")
+        if way == "command":
+            await run_command(database_url, "users", "erase", USER, "--yes")
+        else:
+            url = f"{other_worker.base_url}/api/v1/admin/user-data?user={USER}"
+            async with other_worker.session.delete(url, headers=keyring.headers("root")) as response:
+                assert response.status == 200
+        await simulator.wait_until(lambda s: s.open_streams == 0)
         await eventually(lambda: gateway.state.turn_service.running_turns == 0)
+        assert other_worker.state.turn_service.running_turns == 0
         assert await find_tables(db, USER) == {"audit_log"}
         assert await db.fetchval("SELECT count(*) FROM turn_events") == 0
 
