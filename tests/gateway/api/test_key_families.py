@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from gateway.domain.messages import Budget, KeyLimits
+from gateway.simulator import Fault
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
 from tests.gateway.api.test_key_permissions import connect_mcp_client
@@ -198,6 +199,33 @@ async def test_chat_only_key_reads_no_turn_of_another_key(keyring: Keyring, db: 
     assert secret not in str(list(simulator.requests))
     statuses = await db.fetch("SELECT status FROM turns ORDER BY id")
     assert [row[0] for row in statuses] == ["completed", "completed", "waiting"]
+
+
+async def test_chat_only_key_gets_no_tool_history_of_another_key(keyring: Keyring) -> None:
+    """A client's tool call restores the gateway's calls of its turn."""
+    gateway = keyring.gateway
+    wide = await keyring.create_key("ada")
+    calls: Any = (
+        {"name": "calculator", "arguments": {"expression": "23*19"}},
+        {"name": "get_weather", "arguments": {}},
+    )
+    weather = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+    prompt = {"role": "user", "content": "What is the secret sum?"}
+    body = {"model": "openai/gpt-oss-120b", "messages": [prompt], "tools": [weather]}
+
+    async def ask_again(headers: dict[str, str]) -> str:
+        gateway.simulator.faults.add_faults(Fault(kind="tool_calls", calls=calls))
+        first = (await gateway.post("/v1/chat/completions", body, headers=wide)).body["choices"][0]["message"]
+        result = {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": "Snow."}
+        again = {**body, "messages": [prompt, first, result]}
+        assert (await gateway.post("/v1/chat/completions", again, headers=headers)).status == 200
+        return str(gateway.simulator.requests[-1]["messages"])
+
+    assert "437" in await ask_again(wide)
+    assert "437" in await ask_again(await keyring.create_key("ada"))
+    sent = await ask_again(await keyring.create_key("ada", scopes=("chat",)))
+    assert "437" not in sent
+    assert "Snow." in sent
 
 
 async def test_chat_only_key_repeats_and_continues_its_own_turns(keyring: Keyring) -> None:
