@@ -21,6 +21,7 @@ MIN_WRITTEN_BYTES = 256 * 1024
 """Bytes that a client must read in each `write_timeout_seconds`."""
 _HEAD_TIMEOUT_SECONDS = 20.0
 _WRITE_TIMEOUT_SECONDS = 30.0
+_MAX_DRAIN_SECONDS = 600.0
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -50,6 +51,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     head_timeout_seconds = _HEAD_TIMEOUT_SECONDS
     write_timeout_seconds = _WRITE_TIMEOUT_SECONDS
+    max_drain_seconds = _MAX_DRAIN_SECONDS
+    """Time for a client to read a full buffer, whatever its size."""
     limits = ConnectionLimits()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -57,6 +60,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._unparsed_bytes = 0
         self._unsent_bytes = 0
         self._write_timer: asyncio.TimerHandle | None = None
+        self._drain_deadline: float | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         source = get_connection_source(self.client[0] if self.client else None)
         excess = self.limits.find_excess(source)
@@ -103,17 +107,22 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_write_timer(self) -> None:
         if self._write_timer is None:
+            if self._drain_deadline is None:
+                self._drain_deadline = self.loop.time() + self.max_drain_seconds
             self._unsent_bytes = self.transport.get_write_buffer_size()
             self._write_timer = self.loop.call_later(self.write_timeout_seconds, self._on_write_timeout)
 
     def _stop_write_timer(self) -> None:
+        self._drain_deadline = None
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
 
     def _on_write_timeout(self) -> None:
         self._write_timer = None
-        if self._unsent_bytes - self.transport.get_write_buffer_size() >= MIN_WRITTEN_BYTES:
+        assert self._drain_deadline is not None
+        has_progressed = self._unsent_bytes - self.transport.get_write_buffer_size() >= MIN_WRITTEN_BYTES
+        if has_progressed and self.loop.time() < self._drain_deadline:
             self._start_write_timer()
             return
         log.info("slow_reader_disconnected", unsent_bytes=self._unsent_bytes)

@@ -12,6 +12,7 @@ import uvicorn
 from gateway_runtime.errors import ConfigError
 from gateway_runtime.http_protocol import HttpProtocol
 from gateway_runtime.tls import ReloadableCertificate, TlsFiles, TlsOptions
+from gateway_runtime.tls_handshake import make_handshakes_count
 
 _GRACE_SECONDS = 0.5
 log = structlog.stdlib.get_logger(__name__)
@@ -71,6 +72,10 @@ class HttpServer(uvicorn.Server):
             return
         certificate = ReloadableCertificate(self._tls_files, self.config.ssl, log_tls_doubt)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, certificate)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        make_handshakes_count(self.config)
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # uvicorn's own handler raises the signal again at the end, and the process would not exit with 0.

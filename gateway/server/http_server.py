@@ -6,6 +6,8 @@ from types import FrameType
 
 import uvicorn
 
+from gateway_runtime.tls_handshake import make_handshakes_count
+
 _LISTENERS_PER_SOCKET = 8
 
 
@@ -26,6 +28,7 @@ class GatewayHttpServer(uvicorn.Server):
         uvloop accepts one connection per listener and loop pass. With many streams a pass takes long, and new clients
         would wait for seconds. See docs/adr/0006.
         """
+        make_handshakes_count(self.config)
         copies = [listener.dup() for listener in sockets or () for _ in range(_LISTENERS_PER_SOCKET - 1)]
         await super().startup([*(sockets or ()), *copies] or None)
 

@@ -161,6 +161,36 @@ async def test_client_that_reads_slowly_but_steadily_is_served(monkeypatch: pyte
             client.close()
 
 
+async def test_large_response_is_not_held_longer_than_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client is fast enough for each interval, too slow for all."""
+    disconnected = asyncio.Event()
+
+    async def send_much(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"a" * 64_000_000})
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            disconnected.set()
+
+    def read_steadily() -> None:
+        with contextlib.suppress(OSError):
+            while not disconnected.is_set() and client.recv(4_096):
+                pass
+
+    monkeypatch.setattr(http_protocol, "MIN_WRITTEN_BYTES", 1)
+    protocol = type("_Protocol", (HttpProtocol,), {"write_timeout_seconds": 0.05, "max_drain_seconds": 0.3})
+    async with serve_asgi(send_much, http=protocol) as url:
+        client = open_slow_reader(url)
+        try:
+            await asyncio.to_thread(client.sendall, REQUEST)
+            reading = asyncio.create_task(asyncio.to_thread(read_steadily))
+            await asyncio.wait_for(disconnected.wait(), 10)
+            await reading
+        finally:
+            client.close()
+
+
 async def test_search_of_many_operators_is_answered(shared_gateway: Gateway) -> None:
     queries = (
         "-" * 50,
