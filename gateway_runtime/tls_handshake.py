@@ -20,8 +20,8 @@ HANDSHAKE_TIMEOUT_SECONDS = 10.0
 def make_handshakes_count(config: uvicorn.Config) -> None:
     """Count TLS handshakes in the limits of the server's `HttpProtocol`.
 
-    Call it before the server starts. The event loop's own TLS server tells a protocol nothing of a connection before its handshake, and waits for a
-    minute, so silent clients could open any number of connections.
+    Call it before the server starts. The event loop's own TLS server tells a protocol nothing of a connection before
+    its handshake, and waits for a minute, so silent clients could open any number of connections.
     """
     if not config.loaded:
         config.load()
