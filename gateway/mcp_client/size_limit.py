@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import AsyncGenerator, Callable
+from typing import Any, AnyStr, Generic
 
 import httpx2
 from mcp.types import PARSE_ERROR
@@ -11,14 +12,16 @@ from gateway.common.logging import get_logger
 
 log = get_logger(__name__)
 
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-"""Of a response body and of an event of a stream."""
+DEFAULT_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""Limit of a response body, an event and a command's line."""
 TOO_LARGE = "the answer is too large"
 _EVENT_STREAM = "text/event-stream"
 _EDGE_LENGTH = 200
-_RESPONSE_ID = r'"jsonrpc":"2\.0","id":(\d+)'
-_ID_AT_START = re.compile(r"\{" + _RESPONSE_ID + r',"(?:result|error)"')
-_ID_AT_END = re.compile(_RESPONSE_ID + r"\}$")
+_MAX_SMALL_PARTS = 256
+_VERSION, _ID, _OUTCOME = r'"jsonrpc":"2\.0"', r'"id":"?(\d+)"?', r'"(?:result|error)":'
+_ID_AT_START = re.compile(rf"\{{(?:{_VERSION},)?{_ID},(?:{_VERSION},)?{_OUTCOME}")
+_OUTCOME_AT_START = re.compile(rf"\{{(?:{_VERSION},)?{_OUTCOME}")
+_ID_AT_END = re.compile(rf"(?<!\\){_ID}(?:,{_VERSION})?\}}$")
 _BETWEEN_TOKENS = re.compile(r"\s+(?:data:)?")
 """White space, and the start of the lines of an event."""
 
@@ -30,51 +33,72 @@ class AnswerTooLarge(httpx2.StreamError):
     """
 
 
-class MessageBuffer:
-    """The text of one message, in parts.
+class MessageBuffer(Generic[AnyStr]):
+    """The text or the bytes of one message, in parts.
 
-    Of a message that exceeds `MAX_MESSAGE_BYTES` only the start and the end stay.
+    Of a message longer than `max_length` only the start and the end stay.
     """
 
-    def __init__(self) -> None:
-        self._parts: list[str] = []
+    def __init__(self, max_length: int, empty: AnyStr) -> None:
+        self._max_length = max_length
+        self._empty: Any = empty
+        self._parts: list[AnyStr] = []
+        self._small_parts: list[AnyStr] = []
         self.clear()
 
     def clear(self) -> None:
         self._parts.clear()
-        self._length = 0
-        self.start = self.end = ""
+        self._small_parts.clear()
+        self.length = 0
+        self.start: AnyStr = self._empty
+        self.end: AnyStr = self._empty
 
-    def append(self, text: str) -> None:
-        self._length += len(text)
+    def append(self, text: AnyStr) -> None:
+        self.length += len(text)
         if not self.is_too_large:
-            self._parts.append(text)
+            self._small_parts.append(text)
+            if len(self._small_parts) >= _MAX_SMALL_PARTS:  # a part of one byte would take sixty
+                self._parts.append(self._empty.join(self._small_parts))
+                self._small_parts.clear()
             return
         if not self.start:
-            self.start = "".join([*self._parts, text[:_EDGE_LENGTH]])[:_EDGE_LENGTH]
+            self._small_parts.append(text[:_EDGE_LENGTH])
+            self.start = self.join()[:_EDGE_LENGTH]
             self._parts.clear()
+            self._small_parts.clear()
         self.end = (self.end + text)[-_EDGE_LENGTH:]
 
     @property
     def is_too_large(self) -> bool:
-        return self._length > MAX_MESSAGE_BYTES
+        return self.length > self._max_length
 
-    def join(self) -> str:
+    def join(self) -> AnyStr:
         """Join the parts of a message that is not too large."""
-        return "".join(self._parts)
+        return self._empty.join([*self._parts, *self._small_parts])
+
+
+def find_response_id(start: str, end: str) -> int | None:
+    """Return the id of the request that a message answers.
+
+    `start` and `end` are the edges of the message, one of which has the id. None: there is none, or it is no answer.
+    """
+    start, end = (_BETWEEN_TOKENS.sub("", f"\n{edge}") for edge in (start, end))
+    found = _ID_AT_START.match(start)
+    if found is None and _OUTCOME_AT_START.match(start):
+        found = _ID_AT_END.search(end)
+    return None if found is None else int(found[1])
 
 
 def make_too_large_error(start: str, end: str) -> str | None:
     """Make the error in place of a response that is too large.
 
-    `start` and `end` are its edges, one of which has the id of its request. None: there is no such id.
+    None: its edges do not show the request that it answers.
     """
-    start, end = (_BETWEEN_TOKENS.sub("", f"\n{edge}") for edge in (start, end))
-    found = _ID_AT_START.match(start) or _ID_AT_END.search(end)
-    log.warning("mcp_message_too_large", has_id=found is not None)
-    if found is None:
+    request_id = find_response_id(start, end)
+    log.warning("mcp_message_too_large", has_id=request_id is not None)
+    if request_id is None:
         return None
-    return json.dumps({"jsonrpc": "2.0", "id": int(found[1]), "error": {"code": PARSE_ERROR, "message": TOO_LARGE}})
+    return json.dumps({"jsonrpc": "2.0", "id": request_id, "error": {"code": PARSE_ERROR, "message": TOO_LARGE}})
 
 
 class SizeLimitingTransport(httpx2.AsyncBaseTransport):

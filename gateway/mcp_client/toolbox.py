@@ -83,6 +83,7 @@ class McpToolbox(ServerPool, Toolbox):
         self._grants = grants
         self._grant_max_age_seconds = grant_max_age_seconds
         self._timeout = settings.tool_timeout
+        self._max_message_bytes = settings.mcp_max_message_bytes
         self._max_result_chars = settings.tool_result_max_chars
         self._specs: tuple[ToolSpec, ...] | None = None
         self._notifier = ChangeNotifier()
@@ -104,6 +105,7 @@ class McpToolbox(ServerPool, Toolbox):
             connect_timeout_seconds=_CONNECT_TIMEOUT_SECONDS if is_shared else _PERSONAL_CONNECT_TIMEOUT_SECONDS,
             principal=principal,
             memory=self._find_memory(server),
+            max_message_bytes=self._max_message_bytes,
             tokens=AccessTokenProvider(
                 self._grants,
                 server,

@@ -48,9 +48,11 @@ class ServerConfig(BaseModel):
     command: str = ""
     args: tuple[str, ...] = ()
     env: dict[str, str] | None = Field(default=None, repr=False)
+    cwd: str | None = Field(default=None, min_length=1)
     headers: dict[str, str] = Field(default_factory=dict, repr=False)
     prefix: str | None = Field(default=None, max_length=64)
     timeout: float | None = Field(default=None, gt=0)
+    start_timeout: float | None = Field(default=None, gt=0)
     identity: str = Field(default="none", pattern=r"^(none|gateway|header:[A-Za-z0-9-]{1,64})$")
     audience: str | None = Field(default=None, min_length=1, max_length=2_000)
     protocol: Literal["auto", "legacy", "2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"] = "auto"

@@ -33,6 +33,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     """State of an MCP server.
 
     `since` is ISO 8601; `url` has no secrets. `state`: connecting, up, degraded, needs_auth, down, disabled.
+    `last_output`: the last lines of standard error of a command that is unavailable, for admins only.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     reason: str | None = None
     tools: int = 0
     protocol_version: str | None = None
+    last_output: tuple[str, ...] = ()
 
 
 INSTRUCTIONS = ""

@@ -18,6 +18,7 @@ class AgentSettings(BaseSettings):
     mcp_session_idle_seconds: float = Field(default=1_800.0, gt=0, le=86_400)
     mcp_max_sessions: int = Field(default=1_000, ge=1)
     mcp_max_user_sessions: int = Field(default=100, ge=1)
+    mcp_max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=64 * 1024)
     mcp_instructions: bool = True
     tools_server_port: int = Field(default=8001, ge=0, le=65535)
     tools_server_secret: SecretStr | None = None

@@ -24,6 +24,8 @@ from gateway.mcp_client.connection.status import ConnectionStatus
 from gateway.mcp_client.connection.tool_list import ServerToolList
 from gateway.mcp_client.connection.watch import ServerWatch
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
+from gateway.mcp_client.size_limit import DEFAULT_MAX_MESSAGE_BYTES
+from gateway.mcp_client.stdio.transport import ProcessReport
 from gateway.mcp_client.transports import RequestHook
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import ServerStatus, ToolCallRequest
@@ -59,6 +61,7 @@ class ServerConnection:
         tokens: AccessTokenProvider,
         principal: Principal | None = None,
         memory: ConnectionMemory | None = None,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
         self.config = config
         self.instructions = ""
@@ -77,6 +80,8 @@ class ServerConnection:
         self._status = ConnectionStatus(config.name, on_change)
         self._calls = OngoingCalls(config.name)
         self._tool_list = ServerToolList(config.name, self._status, on_change=on_change)
+        self._report = ProcessReport()
+        self._max_message_bytes = max_message_bytes
         self._memory = memory or ConnectionMemory()
         self._watch = ServerWatch(self._tool_list, self._status, self._calls, is_http=config.transport == "http")
         self._requests = RequestSender(
@@ -156,7 +161,7 @@ class ServerConnection:
             return False
         if self._memory.on_failed():
             return True
-        self._status.set_unavailable(describe_error(error))
+        self._status.set_unavailable(self._report.reason or describe_error(error))
         return False
 
     async def _connect_and_watch(self) -> float:
@@ -174,6 +179,8 @@ class ServerConnection:
             on_end=self._status.broken_event.set,
             identity=self._identity,
             memory=self._memory,
+            report=self._report,
+            max_message_bytes=self._max_message_bytes,
         )
         async with session as client:
             self._protocol_version = client.protocol_version
@@ -182,8 +189,8 @@ class ServerConnection:
             connected_at = clock()
             await self._watch_until_broken(client)
         if not self._is_stopping:
-            cause = "its process ended" if self.config.transport == "stdio" else "the connection broke"
-            self._status.set_unavailable(f"the server forgot the session, or {cause}")
+            lost = "the server forgot the session, or the connection broke"
+            self._status.set_unavailable(self._report.reason or lost)
         return clock() - connected_at
 
     async def _watch_until_broken(self, client: Client) -> None:
@@ -234,6 +241,7 @@ class ServerConnection:
             reason=self._status.reason,
             tools=len(self.tools) if self.is_available else 0,
             protocol_version=self._protocol_version,
+            last_output=self._report.last_lines if not self.is_available else (),
         )
 
     # --- requests, from any task

@@ -91,6 +91,8 @@ def describe_error(error: BaseException) -> str:
             return f"it answered with an error: {clean_text(error.message, 200)}"
         case ValueError() | RuntimeError():
             return "its answer does not fit the protocol"
+        case NotADirectoryError():
+            return "its working directory does not exist"
         case FileNotFoundError() | PermissionError():
             return f"its command cannot be run: {error.strerror}"
         case _:

@@ -16,6 +16,8 @@ from gateway.mcp_client.connection.output_check import replace_output_check
 from gateway.mcp_client.connection.tool_list import ServerToolList
 from gateway.mcp_client.definition_limits import limit_header_search
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
+from gateway.mcp_client.stdio.process import INSTALL_SECONDS, is_package_runner
+from gateway.mcp_client.stdio.transport import ProcessReport
 from gateway.mcp_client.transports import RequestHook, open_transport
 from gateway.ports.servers import ServerConfig
 
@@ -34,6 +36,8 @@ async def open_session(
     on_end: Callable[[], None],
     identity: TokenIssuer,
     memory: ConnectionMemory,
+    report: ProcessReport,
+    max_message_bytes: int,
 ) -> AsyncGenerator[Client]:
     """The SDK's client, connected, with its tools listed.
 
@@ -46,10 +50,12 @@ async def open_session(
         Exception: whatever the transport, the SDK or the server raises, also in exception groups.
     """
     limit_header_search()
-    async with open_transport(config, hooks, on_end, tokens, identity) as transport:
+    transport_context = open_transport(config, hooks, on_end, tokens, identity, report, max_message_bytes)
+    start_seconds = get_start_seconds(config)
+    async with transport_context as transport:
         client = NegotiatingClient(
             transport.streams,
-            read_timeout_seconds=START_SECONDS,
+            read_timeout_seconds=start_seconds,
             message_handler=tool_list.on_message,
             logging_callback=calls.on_log,
             elicitation_callback=calls.on_elicit,
@@ -58,7 +64,7 @@ async def open_session(
             cache=None,  # users share the connection, and answers may be private to one of them
         )
         client.negotiate = partial(negotiate_protocol, config=config, memory=memory)
-        deadline = Deadline.after(START_SECONDS)
+        deadline = Deadline.after(start_seconds)
         async with AsyncExitStack() as stack:
             async with deadline.limit():
                 await stack.enter_async_context(client)
@@ -67,3 +73,10 @@ async def open_session(
             memory.on_connected(is_legacy=client.session.initialize_result is not None)
             transport.isolate_faults()
             yield client
+
+
+def get_start_seconds(config: ServerConfig) -> float:
+    """Time limit of a server's start."""
+    if config.start_timeout is not None:
+        return config.start_timeout
+    return INSTALL_SECONDS if is_package_runner(config.command, config.args) else START_SECONDS

@@ -22,8 +22,9 @@ class EventLimitingTransport(httpx2.AsyncBaseTransport):
     would fail all calls. An event without the id of a request is dropped.
     """
 
-    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
+    def __init__(self, inner: httpx2.AsyncBaseTransport, max_length: int) -> None:
         self._inner = inner
+        self._max_length = max_length
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         response = await self._inner.handle_async_request(request)
@@ -32,7 +33,7 @@ class EventLimitingTransport(httpx2.AsyncBaseTransport):
         headers = response.headers.copy()
         for name in ("content-encoding", "content-length"):  # they describe the body before it is decompressed
             headers.pop(name, None)
-        stream = _EventLimitingStream(response)
+        stream = _EventLimitingStream(response, self._max_length)
         return httpx2.Response(
             response.status_code, headers=headers, stream=stream, request=request, extensions=response.extensions
         )
@@ -44,11 +45,12 @@ class EventLimitingTransport(httpx2.AsyncBaseTransport):
 class _EventLimitingStream(httpx2.AsyncByteStream):
     """A decompressed event stream, in whole events."""
 
-    def __init__(self, response: httpx2.Response) -> None:
+    def __init__(self, response: httpx2.Response, max_length: int) -> None:
         self._response = response
+        self._max_length = max_length
 
     async def __aiter__(self) -> AsyncGenerator[bytes]:
-        event, tail = MessageBuffer(), ""
+        event, tail = MessageBuffer(self._max_length, ""), ""
         async for chunk in self._response.aiter_text():
             data, start = tail + chunk, 0
             for end in _EVENT_END.finditer(data):
@@ -64,7 +66,7 @@ class _EventLimitingStream(httpx2.AsyncByteStream):
         await self._response.aclose()
 
 
-def _end_event(event: MessageBuffer) -> bytes:
+def _end_event(event: MessageBuffer[str]) -> bytes:
     if event.is_too_large:
         _, brace, start = event.start.partition("{")
         error = make_too_large_error(brace + start, event.end)

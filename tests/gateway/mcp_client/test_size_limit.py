@@ -6,29 +6,21 @@ from typing import Any
 
 import httpx2
 import pytest
-from anyio import create_memory_object_stream
 from mcp.server.mcpserver import Context
 from mcp.types import ToolAnnotations
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.mcp_client import size_limit
 from gateway.mcp_client.http.event_limit import EventLimitingTransport
 from gateway.mcp_client.oauth.https_only import HttpsOnlyTransport
 from gateway.mcp_client.server_config import ServerConfig
-from gateway.mcp_client.stdio_lines import LineLimitingStream
 from tests.gateway.mcp_client.mcp_servers import TrialServer, hide_modern_protocol
 from tests.gateway.mcp_client.test_toolbox import call_tool, connect_toolbox, get_text, wait_for_hanging_calls
 from tests.gateway.mcp_client.test_transports import make_stdio_config
 from tests.stack import serve_asgi
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture(autouse=True)
-def limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(size_limit, "MAX_MESSAGE_BYTES", MIB)
 
 
 class LargeAnswerServer(TrialServer):
@@ -76,7 +68,7 @@ async def test_answer_that_is_too_large_fails_only_its_own_call(options: dict[st
     server = LargeAnswerServer()
     async with (
         serve_asgi(server.create_app_with(**options)) as address,
-        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix=""), mcp_max_message_bytes=MIB) as toolbox,
     ):
         slow_call = asyncio.create_task(call_tool(toolbox, "slow"))
         async with asyncio.timeout(30):
@@ -91,15 +83,14 @@ async def test_answer_that_is_too_large_fails_only_its_own_call(options: dict[st
         assert get_text(await call_tool(toolbox, "log_often", length=MIB // 2)) == "logged"
 
 
-async def test_event_of_the_legacy_transport_that_is_too_large_fails_only_its_own_call(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(size_limit, "MAX_MESSAGE_BYTES", 2 * MIB)
+async def test_event_of_the_legacy_transport_that_is_too_large_fails_only_its_own_call() -> None:
     server = LargeAnswerServer()
     async with (
         serve_asgi(server.mcp.sse_app()) as address,
         connect_toolbox(
-            ServerConfig(name="t", url=f"{address}/sse", type="sse", prefix=""), tool_result_max_chars=2 * MIB
+            ServerConfig(name="t", url=f"{address}/sse", type="sse", prefix=""),
+            tool_result_max_chars=2 * MIB,
+            mcp_max_message_bytes=2 * MIB,
         ) as toolbox,
     ):
         slow_call = asyncio.create_task(call_tool(toolbox, "slow"))
@@ -146,7 +137,7 @@ async def test_large_event_is_replaced_by_an_error_if_it_is_a_response(
 
     async with (
         serve_asgi(stream) as address,
-        httpx2.AsyncClient(transport=EventLimitingTransport(httpx2.AsyncHTTPTransport())) as client,
+        httpx2.AsyncClient(transport=EventLimitingTransport(httpx2.AsyncHTTPTransport(), MIB)) as client,
         client.sse(address) as events,
     ):
         ids = [json.loads(event.data)["id"] async for event in events]
@@ -154,7 +145,7 @@ async def test_large_event_is_replaced_by_an_error_if_it_is_a_response(
 
 
 async def test_line_of_a_command_that_is_too_long_fails_only_its_own_call() -> None:
-    async with connect_toolbox(make_stdio_config()) as toolbox:
+    async with connect_toolbox(make_stdio_config(), mcp_max_message_bytes=MIB) as toolbox:
         other_call = asyncio.create_task(call_tool(toolbox, "own_hang_read"))
         await wait_for_hanging_calls(toolbox, "own_hanging", 1)
         result = await call_tool(toolbox, "own_echo", text="x" * 2 * MIB)
@@ -162,28 +153,6 @@ async def test_line_of_a_command_that_is_too_long_fails_only_its_own_call() -> N
         assert get_text(await call_tool(toolbox, "own_echo", text="hi")) == "hi"
         assert get_text(await call_tool(toolbox, "own_hanging")) == "1"
         other_call.cancel()
-
-
-@pytest.mark.parametrize(
-    ("line", "expected_id"),
-    [
-        ('{"jsonrpc":"2.0","id":3,"result":{"text":"%s"}}', 3),
-        ('{"result":{"id":7,"text":"%s"},"jsonrpc":"2.0","id":4}', 4),
-        ('{"jsonrpc":"2.0","method":"notifications/message","params":{"id":5,"data":"%s"}}', None),
-        ('{"jsonrpc":"2.0","id":6,"method":"ping","params":{"data":"%s"}}', None),
-    ],
-    ids=["id-first", "id-last", "notification", "request"],
-)
-async def test_long_line_is_replaced_by_an_error_if_it_is_a_response(line: str, expected_id: int | None) -> None:
-    sender, receiver = create_memory_object_stream[bytes](100)
-    text = line % ("x" * 2 * MIB) + "\nnext line\n"
-    for start in range(0, len(text), 65_536):
-        sender.send_nowait(text[start : start + 65_536].encode())
-    sender.close()
-    received = "".join([lines async for lines in LineLimitingStream(receiver)])
-    *errors, last = received.splitlines()
-    assert last == "next line"
-    assert [json.loads(error)["id"] for error in errors] == ([] if expected_id is None else [expected_id])
 
 
 def make_oauth_transport(address: str) -> HttpsOnlyTransport:

@@ -32,7 +32,8 @@ class McpServerView(BaseModel):
     """State and configuration of an MCP server.
 
     `state` is connecting, up, degraded, needs_auth, down or disabled. `headers` lists the names of the configured
-    headers, not their values.
+    headers, not their values. Only admins see `last_output`: the last lines of standard error of a command that is
+    unavailable.
     """
 
     name: str
@@ -44,6 +45,7 @@ class McpServerView(BaseModel):
     reason: str | None
     tools: int
     protocol_version: str | None
+    last_output: list[str] = []
     prefix: str | None
     allow: list[str]
     deny: list[str]
@@ -140,6 +142,7 @@ async def list_servers(
             "idempotency": config.idempotency,
             "timeout": config.timeout,
             "headers": list(config.headers),
+            "last_output": status.last_output if principal.role == "admin" else (),
         }
         views.append(McpServerView.model_validate(msgspec.structs.asdict(status) | fields))
     changed = {

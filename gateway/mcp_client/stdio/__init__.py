@@ -1,0 +1,1 @@
+"""Commands that serve MCP over standard input and output."""
