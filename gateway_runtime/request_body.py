@@ -32,10 +32,9 @@ async def read_body(
     Raises:
         BodyRejected: the body is too large by its declared length or by its bytes, compressed, or too slow.
     """
-    too_large = BodyRejected(413, "payload_too_large", f"The body is larger than the limit of {max_bytes:,} bytes.")
     for name, value in headers:
         if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
-            raise too_large
+            raise _make_too_large(max_bytes)
         if name == b"content-encoding" and value.lower() not in _UNCOMPRESSED:
             message = "Compressed bodies are not supported: send the body without Content-Encoding."
             raise BodyRejected(415, "unsupported_encoding", message)
@@ -50,7 +49,7 @@ async def read_body(
                 chunk = message.get("body", b"")
                 size += len(chunk)
                 if size > max_bytes:
-                    raise too_large
+                    raise _make_too_large(max_bytes)
                 if chunk:
                     chunks.append(chunk)
                 if not message.get("more_body", False):
@@ -59,6 +58,10 @@ async def read_body(
         message = f"The body did not arrive within {timeout_seconds:g} seconds."
         raise BodyRejected(408, "request_timeout", message) from None
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _make_too_large(max_bytes: int) -> BodyRejected:
+    return BodyRejected(413, "payload_too_large", f"The body is larger than the limit of {max_bytes:,} bytes.")
 
 
 async def check_body(body: bytes, *, max_items: int, mcp: bool = False) -> None:

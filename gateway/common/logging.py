@@ -27,6 +27,11 @@ _SECRET_TEXT = re.compile(
     r"(gsk_|sk-|tvly-|agw_[0-9a-f]{8}_|eyJ|Bearer |Basic )[A-Za-z0-9._~+/=-]{8,}"
     r"|(?<=://)[^/\s:@\"']*:[^/\s\"']+(?=@)"
 )
+_SECRET_MARKS = ("gsk_", "sk-", "tvly-", "agw_", "eyJ", "Bearer ", "Basic ", "://")
+"""Each match of `_SECRET_TEXT` contains one.
+
+The search for them takes a tenth of the time.
+"""
 _REDACTED = "[redacted]"
 _QUIETED_LOGGERS = (
     "uvicorn.access",
@@ -172,7 +177,9 @@ def _with_redacted_line(render: Processor) -> Callable[[object, str, EventDict],
     """Wrap a renderer: secrets in the line are redacted, also in tracebacks."""
 
     def render_redacted(logger: object, method: str, event: EventDict) -> str:
-        return _SECRET_TEXT.sub(_REDACTED, str(render(logger, method, event)))
+        line = str(render(logger, method, event))
+        has_mark = any([mark in line for mark in _SECRET_MARKS])  # noqa: C419 - a generator takes twice as long
+        return _SECRET_TEXT.sub(_REDACTED, line) if has_mark else line
 
     return render_redacted
 
@@ -227,6 +234,16 @@ def _combine_processors(processors: list[EventProcessor], render: Callable[[obje
     return render_line
 
 
+@lru_cache(maxsize=8)
+def _get_json_encoder(default: Callable[[object], object]) -> _json.JSONEncoder:
+    return _json.JSONEncoder(default=default)
+
+
+def _encode_json(event: EventDict, default: Callable[[object], object]) -> str:
+    """Encode as `json.dumps` does, which would make an encoder for each line."""
+    return _get_json_encoder(default).encode(event)
+
+
 _PROCESSORS: list[Processor] = []
 """Processors of all records, changed in place.
 
@@ -249,7 +266,7 @@ def configure_logging(*, json: bool, level: str = "INFO") -> None:
     processors: list[EventProcessor]
     if json:
         processors = [_redact_database_errors, _TRACEBACK_RENDERER, _redact_event]
-        render = _with_redacted_line(structlog.processors.JSONRenderer())
+        render = _with_redacted_line(structlog.processors.JSONRenderer(_encode_json))
     else:
         processors = [_redact_database_errors, _redact_event, _escape_event]
         render = _with_redacted_line(_make_console_renderer())

@@ -279,7 +279,7 @@ class PostgresJournal(Journal):
 
 
 def _count_chars(messages: Iterable[Message]) -> int:
-    return sum(len(message.text) for message in messages)
+    return sum([len(message.text) for message in messages])
 
 
 def _to_refusal(error: Exception, *, begins: bool) -> GatewayError:

@@ -54,7 +54,7 @@ class PendingWrite:
         self.entries = entries
         self.row = row
         self.row_size = row_size
-        self.size = row_size + sum(len(entry.data) for entry in entries)
+        self.size = row_size + sum([len(entry.data) for entry in entries])
         self.expires = expires
         self.submitted_at = loop.time()
         self.taken_count = 0

@@ -1,4 +1,4 @@
-"""Answers of MCP servers that belong to one user, and the header that names the user."""
+"""Private answers of MCP servers, and the header that names the user."""
 
 import base64
 import json

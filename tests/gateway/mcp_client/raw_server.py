@@ -1,4 +1,4 @@
-"""An MCP server that sends exactly the JSON that a test says, valid or not."""
+"""An MCP server that sends what a test says, valid or not."""
 
 import asyncio
 import inspect
@@ -18,7 +18,10 @@ from tests.stack import Gateway, serve_asgi, serve_gateway
 
 JsonObject = dict[str, Any]
 Answer = JsonObject | Callable[[JsonObject, Request], Any]
-"""A result, or a function of the parameters and the request that returns one."""
+"""A result, or a function that makes one.
+
+It gets the parameters and the request.
+"""
 METHOD_NOT_FOUND = {"code": -32601, "message": "Method not found"}
 
 
@@ -100,7 +103,10 @@ async def serve_raw(
     servers: dict[str, tuple[RawServer, JsonObject]],
     **settings: Any,
 ) -> AsyncGenerator[Gateway]:
-    """Serve a gateway with raw servers, each with its entry in the file; wait until all are up."""
+    """Serve a gateway with raw servers, and wait until all are up.
+
+Each server has its entry in the file.
+"""
     async with AsyncExitStack() as stack:
         entries: dict[str, JsonObject] = {}
         for name, (server, entry) in servers.items():
