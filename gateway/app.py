@@ -12,6 +12,7 @@ from gateway import __version__
 from gateway.api.http import errors, openapi
 from gateway.api.http.request_body import RequestBodyMiddleware
 from gateway.api.http.request_context import RequestContextMiddleware
+from gateway.api.http.root_path import RootPathMiddleware
 from gateway.api.mcp.endpoint import McpRoute
 from gateway.api.rate_limit.limiter import RATE_HEADERS
 from gateway.api.routes.registration import register_routes
@@ -60,6 +61,7 @@ def create_app(
         description="Chat API with Groq's models and the tools of all connected MCP servers. Every turn is stored.",
         lifespan=lifespan,
         redirect_slashes=False,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         openapi_url=None,  # `install_openapi` serves the document
         docs_url=None,  # FastAPI's own pages load their scripts from another host
         redoc_url=None,
@@ -76,6 +78,8 @@ def create_app(
             expose_headers=[*_EXPOSED_HEADERS, *RATE_HEADERS],
         )
     app.add_middleware(RequestContextMiddleware)
+    if settings.root_path:
+        app.add_middleware(RootPathMiddleware, root_path=settings.root_path)
     errors.register_error_handlers(app)
     register_routes(app)
     openapi.install_openapi(app)

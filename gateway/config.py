@@ -13,10 +13,12 @@ from gateway.settings.limits import LimitSettings
 from gateway.settings.models import ModelSettings
 from gateway.settings.server import ServerSettings
 from gateway.settings.storage import StorageSettings
+from gateway.settings.values import LOCAL_HOSTS, is_loopback
 from gateway_runtime.errors import ConfigError
 from gateway_runtime.placeholders import is_placeholder
 from gateway_runtime.private_files import read_secret
 from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings
+from gateway_runtime.settings.hosts import normalize_host_pattern
 
 __all__ = ["ConfigError", "Settings", "list_renamed_settings", "load_settings"]
 
@@ -42,6 +44,16 @@ class Settings(AgentSettings, ModelSettings, LimitSettings, StorageSettings, Acc
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
     )
+
+    def list_trusted_hosts(self) -> tuple[str, ...]:
+        """List the patterns of accepted host names; empty: any.
+
+        That of GATEWAY_PUBLIC_URL is always one of them.
+        """
+        hosts = self.trusted_hosts
+        if not hosts and is_loopback(self.gateway_host):
+            hosts = (*LOCAL_HOSTS, normalize_host_pattern(self.gateway_host))
+        return (*hosts, normalize_host_pattern(self.public_origin)) if hosts and self.public_origin else hosts
 
     @field_validator(*_SECRETS)
     @classmethod

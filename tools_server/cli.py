@@ -92,7 +92,13 @@ async def run_server(
             if settings.gateway_parent_fd is not None:
                 stop_with_parent(settings.gateway_parent_fd)
             app = create_app(mcp, settings)
-            server = HttpServer(app, mcp.close_listen_streams, tls_options, settings.tls_files)
+            server = HttpServer(
+                app,
+                mcp.close_listen_streams,
+                tls_options,
+                settings.tls_files,
+                keep_alive_seconds=settings.tools_server_keep_alive_seconds,
+            )
             server.reload_certificate_at_hangup()
             await server.serve(sockets=[listener])
     finally:

@@ -13,6 +13,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from gateway_runtime.errors import ConfigError
 from gateway_runtime.postgres_address.settings import PostgresSettings
 from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings, read_parent_fd
+from gateway_runtime.settings.hosts import normalize_host_pattern, normalize_origin, split_list
 from gateway_runtime.tls import TlsFiles
 
 __all__ = ["ConfigError", "Settings", "list_renamed_settings", "load_settings"]
@@ -21,7 +22,7 @@ _PLACEHOLDER = re.compile(
     r"<.*>|[.…x*]+|.*change[-_ ]?me.*|(your|my)[-_ ].*|secret|password|example|default", re.IGNORECASE
 )
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
-CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 
 
 RENAMED_SETTINGS = {"GATEWAY_LIFELINE": "GATEWAY_PARENT_FD"}
@@ -56,6 +57,7 @@ class Settings(PostgresSettings):
     tools_server_tls_key_password: SecretStr | None = None
     tools_server_allowed_hosts: CommaSeparated = ()
     tools_server_allowed_origins: CommaSeparated = ()
+    tools_server_keep_alive_seconds: float = Field(default=75.0, gt=0, le=3_600)
     tools_server_session_idle_seconds: float = Field(default=1_800.0, gt=0, le=86_400)
     tools_server_max_sessions: int = Field(default=1_000, ge=1)
     tools_server_max_user_sessions: int = Field(default=100, ge=1)
@@ -75,10 +77,15 @@ class Settings(PostgresSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     debug: bool = False
 
-    @field_validator("tools_server_allowed_hosts", "tools_server_allowed_origins", mode="before")
+    @field_validator("tools_server_allowed_hosts")
     @classmethod
-    def _split_commas(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    def _normalize_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(normalize_host_pattern(host, keep_port=True) for host in hosts)
+
+    @field_validator("tools_server_allowed_origins")
+    @classmethod
+    def _normalize_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(normalize_origin(origin, any_port=True) for origin in origins)
 
     @field_validator("tools_server_secret", "tools_server_state_key")
     @classmethod
@@ -147,6 +154,14 @@ class Settings(PostgresSettings):
         scheme = "https" if self.tools_server_tls_cert_file else "http"
         local_url = f"{scheme}://{self.tools_server_host}:{self.tools_server_port}"
         return f"{(self.tools_server_public_url or local_url).rstrip('/').removesuffix('/mcp')}/mcp"
+
+    @property
+    def public_origin(self) -> str | None:
+        """The origin of TOOLS_SERVER_PUBLIC_URL, which is the server's own."""
+        if self.tools_server_public_url is None:
+            return None
+        scheme, separator, rest = self.tools_server_public_url.partition("://")
+        return normalize_origin(f"{scheme}{separator}{rest.partition('/')[0]}")
 
     @property
     def gateway_keys(self) -> str | Path:

@@ -48,6 +48,8 @@ class HttpServer(uvicorn.Server):
         before_stop: Callable[[], None],
         tls_options: TlsOptions | None = None,
         tls_files: TlsFiles | None = None,
+        *,
+        keep_alive_seconds: float = 75.0,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -56,6 +58,7 @@ class HttpServer(uvicorn.Server):
                 ws="none",
                 log_config=None,
                 access_log=False,
+                timeout_keep_alive=keep_alive_seconds,  # pyright: ignore[reportArgumentType] - accepts fractions
                 server_header=False,
                 proxy_headers=False,
                 timeout_graceful_shutdown=_GRACE_SECONDS,  # pyright: ignore[reportArgumentType] - accepts fractions

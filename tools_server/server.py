@@ -35,6 +35,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gateway_runtime.cached_value import CachedValue
+from gateway_runtime.settings.hosts import normalize_host_pattern
 from tools_server import calculator, fetch_page, web_search
 from tools_server.auth import AuthenticationMiddleware, build_metadata_routes, get_request_user
 from tools_server.config import LOOPBACK_HOSTS, Settings
@@ -162,12 +163,16 @@ def _make_state_security(settings: Settings) -> RequestStateSecurity:
 def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
     """Create the HTTP application: `/mcp`, `/tools`, `/tools/call` and `/health`."""
     local_hosts = [f"{host}:*" for host in LOOPBACK_HOSTS]
-    configured_hosts = [form for host in settings.tools_server_allowed_hosts for form in _list_host_forms(host)]
+    own_origins = [settings.public_origin] if settings.public_origin else []
+    own_hosts = [normalize_host_pattern(origin, keep_port=True) for origin in own_origins]
+    allowed_hosts = (*settings.tools_server_allowed_hosts, *own_hosts)
+    configured_hosts = [form for host in allowed_hosts for form in _list_host_forms(host)]
     security = TransportSecuritySettings(
         allowed_hosts=local_hosts + configured_hosts,
         allowed_origins=[
             *(f"{scheme}://{host}" for scheme in ("http", "https") for host in local_hosts),
             *settings.tools_server_allowed_origins,
+            *own_origins,
         ],
     )
     app = mcp.build_http_app(settings, security)

@@ -81,6 +81,7 @@ def _build_server_config(
         app,
         log_config=None,
         access_log=False,
+        timeout_keep_alive=settings.gateway_keep_alive_seconds,  # pyright: ignore[reportArgumentType] - accepts fractions
         timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 2,
         server_header=False,
         http=limit_connections(limits),

@@ -106,7 +106,7 @@ def _expand_variables(value: object, environment: Mapping[str, str]) -> object:
 
 
 def _get_variable(match: re.Match[str], environment: Mapping[str, str]) -> str:
-    value = environment.get(match[1]) or match[2]
+    value = environment.get(match[1], "").rstrip("\r\n") or match[2]
     if value is None:
         raise ConfigError(f"the environment variable {match[1]} is not set")
     return value

@@ -1,13 +1,15 @@
 """Settings of who may use the gateway: keys, tokens, hosts and origins."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode
 
 from gateway.settings.values import CommaSeparated
 from gateway_runtime.placeholders import is_placeholder
+from gateway_runtime.settings.hosts import normalize_host_pattern, normalize_origin
+from gateway_runtime.settings.secrets import has_line_end
 
 MIN_API_KEY_LENGTH = 16
 MIN_JWT_SECRET_LENGTH = 32
@@ -37,6 +39,26 @@ class AccessSettings(BaseSettings):
     jwt_scope_claim: str | None = None
     jwt_leeway_seconds: float = Field(default=10.0, ge=0, le=300)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_old_encryption_key(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Keep the key with its line end, as older releases read it."""
+        key = values.get("gateway_encryption_key")
+        if not has_line_end(key):
+            return values
+        old_keys = cls._split_old_keys(values.get("gateway_encryption_old_keys") or ())
+        return {**values, "gateway_encryption_old_keys": (*old_keys, key)}
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _normalize_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(normalize_origin, origins))
+
+    @field_validator("trusted_hosts")
+    @classmethod
+    def _normalize_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(normalize_host_pattern, hosts))
+
     @model_validator(mode="after")
     def _validate_jwt_settings(self) -> Self:
         """Require an issuer, an audience and fitting algorithms.
@@ -62,7 +84,7 @@ class AccessSettings(BaseSettings):
 
     @field_validator("gateway_encryption_old_keys", mode="before")
     @classmethod
-    def _split_old_keys(cls, value: object) -> object:
+    def _split_old_keys(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("api_key")

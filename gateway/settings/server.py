@@ -1,5 +1,6 @@
 """Settings of the process: its address, certificate, workers and logs."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Self
@@ -9,7 +10,17 @@ from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_vali
 from pydantic_settings import BaseSettings
 
 from gateway_runtime.renamed_settings import read_parent_fd
+from gateway_runtime.settings.hosts import normalize_origin
 from gateway_runtime.tls import TlsFiles
+
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])*")
+
+
+def _split_origin(url: str) -> tuple[str, str]:
+    """Split a URL into origin and path, without a trailing slash."""
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host}", f"{slash}{path}".rstrip("/")
 
 
 class ServerSettings(BaseSettings):
@@ -20,6 +31,8 @@ class ServerSettings(BaseSettings):
     gateway_bind: str | None = None
     gateway_data_dir: Path = Path(".data")
     gateway_public_url: str | None = None
+    gateway_root_path: str = ""
+    gateway_keep_alive_seconds: float = Field(default=75.0, gt=0, le=3_600)
     gateway_tls_cert_file: Path | None = None
     gateway_tls_key_file: Path | None = None
     gateway_tls_key_password: SecretStr | None = None
@@ -38,9 +51,30 @@ class ServerSettings(BaseSettings):
     @field_validator("gateway_public_url")
     @classmethod
     def _validate_public_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("must be a URL such as https://gateway.example.com")
-        return value
+        if value is None:
+            return None
+        value = value.strip()
+        origin, path = _split_origin(value)
+        if not value.lower().startswith(("http://", "https://")) or not _ROOT_PATH.fullmatch(path):
+            raise ValueError("must be a URL such as https://gateway.example.com or https://example.com/gateway")
+        return f"{normalize_origin(origin)}{path}"
+
+    @field_validator("gateway_root_path")
+    @classmethod
+    def _normalize_root_path(cls, value: str) -> str:
+        path = f"/{value.strip().strip('/')}".rstrip("/")
+        if not _ROOT_PATH.fullmatch(path):
+            raise ValueError("must be a path such as /gateway")
+        return path
+
+    @model_validator(mode="after")
+    def _validate_root_path(self) -> Self:
+        path = _split_origin(self.gateway_public_url or "")[1]
+        if path and self.gateway_root_path and path != self.gateway_root_path:
+            raise ValueError(
+                f"GATEWAY_ROOT_PATH: GATEWAY_PUBLIC_URL has the path {path}: set one of them, or both alike"
+            )
+        return self
 
     @model_validator(mode="after")
     def _validate_certificate_and_key(self) -> Self:
@@ -71,7 +105,17 @@ class ServerSettings(BaseSettings):
     @property
     def public_url(self) -> str:
         """The gateway's URL for browsers, without a trailing slash."""
-        return self.gateway_public_url.rstrip("/") if self.gateway_public_url is not None else self.local_url
+        return f"{self.public_origin or self.local_url}{self.root_path}"
+
+    @property
+    def public_origin(self) -> str | None:
+        """The origin of the gateway's own pages at GATEWAY_PUBLIC_URL."""
+        return None if self.gateway_public_url is None else _split_origin(self.gateway_public_url)[0]
+
+    @property
+    def root_path(self) -> str:
+        """The prefix of all paths for browsers, from GATEWAY_ROOT_PATH or GATEWAY_PUBLIC_URL."""
+        return self.gateway_root_path or _split_origin(self.gateway_public_url or "")[1]
 
     @property
     def local_host(self) -> str:

@@ -3,12 +3,12 @@
 from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings
 
 from gateway_runtime.postgres_url import build_url, normalize_url, parse_address
+from gateway_runtime.settings.secrets import SecretSettings
 
 
-class PostgresSettings(BaseSettings):
+class PostgresSettings(SecretSettings):
     """Settings of both servers that say where PostgreSQL is."""
 
     database_url: str | None = Field(default=None, repr=False)

@@ -44,7 +44,7 @@ from gateway.config import Settings
 from gateway.domain.errors import Overloaded
 from gateway.domain.messages import JsonObject, Principal, ToolResult
 from gateway.ports.tools import ItemKind, Toolbox, ToolCallRequest
-from gateway.settings.values import is_loopback
+from gateway.settings.values import LOCAL_HOSTS, is_loopback
 
 log = get_logger(__name__)
 
@@ -279,11 +279,15 @@ def _transport_security(settings: Settings) -> TransportSecuritySettings:
     """
     if not is_loopback(settings.gateway_host) or settings.trusted_hosts:
         return TransportSecuritySettings(enable_dns_rebinding_protection=False)
-    local = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]
-    origins = [f"{scheme}://{host}" for scheme in ("http", "https") for host in local]
+    hosts = settings.list_trusted_hosts()
+    own_origin = [settings.public_origin] if settings.public_origin else []
     return TransportSecuritySettings(
-        allowed_hosts=[*local, *(host.removesuffix(":*") for host in local)],
-        allowed_origins=[*origins, *settings.cors_origins],
+        allowed_hosts=[*(f"{host}:*" for host in hosts), *hosts],
+        allowed_origins=[
+            *(f"{scheme}://{host}:*" for scheme in ("http", "https") for host in LOCAL_HOSTS),
+            *own_origin,
+            *settings.cors_origins,
+        ],
     )
 
 

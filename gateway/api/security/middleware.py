@@ -33,9 +33,7 @@ from gateway.common.load import LoadMonitor
 from gateway.config import Settings
 from gateway.domain.errors import Forbidden, GatewayError, WrongHost
 from gateway.domain.messages import LOCAL_PRINCIPAL, Principal
-from gateway.settings.values import is_loopback
 
-_LOCAL_HOSTS = ("127.0.0.1", "localhost", "[[]::1]")
 _MAX_ADDRESS_LENGTH = 64
 _IDENTIFY_SECONDS = 2.0
 _IPV6_PREFIX_BITS = 64
@@ -53,10 +51,8 @@ class SecurityMiddleware:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._admission_gate = AdmissionGate()
-        self._allowed_origins = settings.cors_origins
-        self._trusted_hosts = settings.trusted_hosts
-        if not self._trusted_hosts and is_loopback(settings.gateway_host):
-            self._trusted_hosts = (*_LOCAL_HOSTS, settings.gateway_host)
+        self._allowed_origins = (*settings.cors_origins, settings.public_origin)
+        self._trusted_hosts = tuple(_escape_brackets(host) for host in settings.list_trusted_hosts())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -175,10 +171,15 @@ def _get_rate_limiter(scope: Scope) -> RateLimiter:
 def _parse_host(header: str) -> str:
     """Parse the host name in a Host header.
 
-    The result is in lower case and without the port.
+    The result is in lower case, without the port and the dot of a complete name.
     """
     name = header.lower()
-    return name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
+    return name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0].removesuffix(".")
+
+
+def _escape_brackets(pattern: str) -> str:
+    """Escape the brackets of an IPv6 address for `fnmatchcase`."""
+    return pattern.replace("[", "[[]")
 
 
 def get_source_address(scope: Scope) -> str:

@@ -129,14 +129,23 @@ async def start_sign_in(
     response = RedirectResponse(url, status_code=303, headers=_HEADERS)
     secure = settings.public_url.startswith("https://")
     response.set_cookie(
-        _COOKIE, ticket, max_age=_COOKIE_SECONDS, path=_COOKIE_PATH, httponly=True, samesite="lax", secure=secure
+        _COOKIE,
+        ticket,
+        max_age=_COOKIE_SECONDS,
+        path=f"{settings.root_path}{_COOKIE_PATH}",
+        httponly=True,
+        samesite="lax",
+        secure=secure,
     )
     return response
 
 
 @router.get(f"{_COOKIE_PATH}/callback", response_class=HTMLResponse, include_in_schema=False)
 async def finish_sign_in(
-    request: Request, toolbox: ToolboxDep, ticket: Annotated[str, Cookie(alias=_COOKIE, max_length=100)] = ""
+    request: Request,
+    toolbox: ToolboxDep,
+    settings: SettingsDep,
+    ticket: Annotated[str, Cookie(alias=_COOKIE, max_length=100)] = "",
 ) -> HTMLResponse:
     """Finish the sign-in when the authorization server redirects the browser back."""
     answer = {name: value[:4_000] for name, value in request.query_params.items()}
@@ -146,7 +155,7 @@ async def finish_sign_in(
         page = _render_page("The sign-in failed", error.message, status=error.status)
     else:
         page = _render_page("Signed in", "You can close this page. The conversation continues automatically.")
-    page.delete_cookie(_COOKIE, path=_COOKIE_PATH)
+    page.delete_cookie(_COOKIE, path=f"{settings.root_path}{_COOKIE_PATH}")
     return page
 
 

@@ -1,0 +1,1 @@
+"""Values of settings that both servers read in the same way."""
