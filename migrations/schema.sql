@@ -531,6 +531,14 @@ CREATE INDEX ix_turns_without_terms ON turns (owner, id DESC) WHERE search_terms
 
 UPDATE alembic_version SET version_num='gateway_0017' WHERE alembic_version.version_num = 'gateway_0016';
 
+-- Running upgrade gateway_0017 -> gateway_0018
+
+ALTER TABLE conversations ADD COLUMN external_id TEXT;
+
+CREATE UNIQUE INDEX ux_conversations_external_id ON conversations (owner, external_id);
+
+UPDATE alembic_version SET version_num='gateway_0018' WHERE alembic_version.version_num = 'gateway_0017';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

@@ -143,10 +143,10 @@ class ConversationPlace:
         if self._ticket is not None:
             self._queue.release_ticket(self._ticket, self._deadline)
 
-    async def open_conversation(self) -> UUID | None:
-        """Return the id of the request's conversation, once it is free.
+    async def open_conversation(self) -> ConversationState:
+        """Return the request's conversation, once it is free.
 
-        None: the request has no conversation.
+        Its id is None if the request has no conversation.
 
         Raises:
             NotFound: the principal has no such conversation or parent turn.
@@ -164,7 +164,7 @@ class ConversationPlace:
         self._state = state
         if not state.is_free:
             raise ConversationBusy
-        return state.id
+        return state
 
     async def wait(self, busy: ConversationBusy) -> None:
         """Wait until another attempt may succeed.

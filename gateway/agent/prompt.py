@@ -9,6 +9,7 @@ from uuid import UUID
 from gateway.agent.loop import ModelContext
 from gateway.agent.tool_calls import parse_client_call_id
 from gateway.agent.tool_search import ToolSelection
+from gateway.domain.conversation_ids import is_new_conversation
 from gateway.domain.messages import Message, Principal, TurnRecord
 from gateway.ports.model import ModelInfo
 from gateway.ports.store import ConversationRepository
@@ -108,7 +109,8 @@ class PromptBuilder:
         messages = await self._restore_tool_history(request.messages, principal)
         fixed_messages = [build_system_message(self._system_prompt, instructions, request.system), *messages]
         past_messages: tuple[Message, ...] = ()
-        if request.parent_turn_id is not None or (conversation_id is not None and request.conversation_id != "new"):
+        is_continued = conversation_id is not None and not is_new_conversation(request.conversation_id)
+        if request.parent_turn_id is not None or is_continued:
             history = await self._conversations.load_history(record.id)
             past_messages = fit_history(history, fixed_messages, model, request.parameters.max_tokens)
         return ModelContext(

@@ -38,6 +38,7 @@ from gateway.domain.errors import (
 from gateway.domain.events import JournalEntry, TurnCompleted, TurnEnd, TurnStarted
 from gateway.domain.messages import MAX_ATTEMPTS, Principal, StoredQuestion, TurnOutcome, TurnRecord, TurnRequest
 from gateway.ports.model import ModelCatalog, ModelInfo
+from gateway.ports.store import ConversationState
 from gateway.ports.tools import Toolbox
 from gateway.ports.turns import TurnSlots
 
@@ -92,7 +93,7 @@ class Runner:
         self,
         request: TurnRequest,
         principal: Principal,
-        open_conversation: Callable[[], Awaitable[UUID | None]],
+        open_conversation: Callable[[], Awaitable[ConversationState]],
         request_id: str | None = None,
     ) -> ActiveTurn:
         """Start a turn.
@@ -114,32 +115,33 @@ class Runner:
         turn_id = self._config.create_turn_id()
         slot = await self._slots.acquire_turn_slot(turn_id, principal)
         try:
+            conversation = await open_conversation()
             record = TurnRecord(
                 id=turn_id,
                 owner=principal.user,
                 request=request,
                 model=model.id,
-                conversation_id=await open_conversation(),
+                conversation_id=conversation.id,
                 request_id=request_id,
                 caller=msgspec.structs.replace(principal, headers={}) if principal.key is not None else None,
             )
             turn = self._create_turn(record, principal, model)
             turn.slot = slot
-            await self._begin_turn(turn, self._select_tools(turn, request_warnings))
+            await self._begin_turn(turn, self._select_tools(turn, conversation.name, request_warnings))
         except BaseException:
             if slot is not None:
                 slot.release()
             raise
         return turn
 
-    def _select_tools(self, turn: ActiveTurn, warnings: tuple[str, ...]) -> ToolSelection:
+    def _select_tools(self, turn: ActiveTurn, conversation: str | None, warnings: tuple[str, ...]) -> ToolSelection:
         """Select the tools of a new turn, and write its first event."""
-        request, conversation_id = turn.record.request, turn.record.conversation_id
+        request = turn.record.request
         selection, tool_warnings = self._tools.select(request, turn.principal, turn.model)
         turn.log.append(
             TurnStarted(
                 turn_id=str(turn.id),
-                conversation_id=str(conversation_id) if conversation_id else None,
+                conversation_id=conversation,
                 model=turn.model.id,
                 tools=tuple(spec.name for spec in selection.tools),
                 warnings=(*request.warnings, *warnings, *tool_warnings),

@@ -21,6 +21,7 @@ from gateway.agent.turn import ActiveTurn
 from gateway.common.load import LoadMonitor
 from gateway.config import Settings
 from gateway.domain.bus import BusKind, BusMessage
+from gateway.domain.conversation_ids import is_new_conversation, parse_conversation_id
 from gateway.domain.errors import (
     Conflict,
     ConversationBusy,
@@ -270,12 +271,13 @@ class TurnService:
         `run_busy_wait` if given.
 
         Raises:
-            InvalidRequest: the request has too many messages, or a message is too long.
+            InvalidRequest: the request has too many messages, a message is too long, or the id of the conversation is
+                not valid.
             Overloaded: this worker has no capacity for new work.
             ConversationBusy: the conversation was not free in time, or a turn of it waits for a person.
             GatewayError: the turn cannot be started; nothing was stored.
         """
-        self._check_size(request)
+        self._check_request(request)
         if (earlier_turn := await self._find_started(request, principal)) is not None:
             return earlier_turn
         self._load.check_capacity()
@@ -380,7 +382,7 @@ class TurnService:
         """
         await asyncio.gather(self._queue.stop(), self._subscriptions.stop(), self._runner.stop(grace_seconds))
 
-    def _check_size(self, request: TurnRequest) -> None:
+    def _check_request(self, request: TurnRequest) -> None:
         if len(request.messages) > self._max_messages:
             raise InvalidRequest(
                 f"messages: at most {self._max_messages} are allowed, not {len(request.messages)}.", param="messages"
@@ -391,6 +393,11 @@ class TurnService:
                     f"A message may have at most {self._max_message_chars:,} characters, not {len(message.text):,}.",
                     param=f"messages.{index}.content",
                 )
+        if request.conversation_id is not None and not is_new_conversation(request.conversation_id):
+            try:
+                parse_conversation_id(request.conversation_id)
+            except ValueError as error:
+                raise InvalidRequest(str(error), param="conversation_id") from None
 
     async def _find_started(self, request: TurnRequest, principal: Principal) -> TurnHandle | None:
         if request.idempotency_key is None:

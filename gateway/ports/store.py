@@ -59,11 +59,13 @@ class StoredTurn(Protocol):
 class ConversationState:
     """State of a conversation, as one request finds it.
 
-    `id` is None if the request has no conversation. `busy_turn_id` is the unfinished turn, and `busy_status` its
-    status. `ahead` is the ticket directly ahead of the request, and `ticket` a ticket that the request just got.
+    `id` is None if the request has no conversation; `external_id` is the client's own id. `busy_turn_id` is the
+    unfinished turn, and `busy_status` its status. `ahead` is the ticket directly ahead of the request, and `ticket` a
+    ticket that the request just got.
     """
 
     id: UUID | None
+    external_id: str | None = None
     busy_turn_id: UUID | None = None
     busy_status: str | None = None
     ahead: int | None = None
@@ -73,6 +75,11 @@ class ConversationState:
     def is_free(self) -> bool:
         return self.busy_turn_id is None and self.ahead is None
 
+    @property
+    def name(self) -> str | None:
+        """The id that clients see: their own, or the gateway's."""
+        return self.external_id or (str(self.id) if self.id else None)
+
 
 class ConversationRepository(Protocol):
     """Conversations, their turns, and the requests that wait for them."""
@@ -81,7 +88,9 @@ class ConversationRepository(Protocol):
     async def open_conversation(
         self, request: TurnRequest, principal: Principal, *, worker_id: UUID, ticket: int | None, wait_seconds: float
     ) -> ConversationState:
-        """Return the state of the request's conversation, creating it for "new".
+        """Return the state of the request's conversation.
+
+        It is created for "new", and for an id of the client's own without a conversation yet.
 
         If the conversation is not free, and the request has no `ticket` yet, it gets one for `wait_seconds`, unless
         these are 0.

@@ -1,19 +1,22 @@
 """Conversations and their turns, for the agent and for their owners."""
 
+from typing import Any
 from uuid import UUID
 
 import msgspec
 import uuid_utils.compat as uuids
-from sqlalchemy import delete, literal, update
+from sqlalchemy import delete, literal, text, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, select
 
 from gateway.common.redaction import Redactor
+from gateway.domain.conversation_ids import NEW_NUMBERED_CONVERSATION, is_new_conversation, parse_conversation_id
 from gateway.domain.errors import ConversationBusy, InvalidRequest, NotFound
 from gateway.domain.messages import Message, Principal, TurnRequest
 from gateway.domain.reading import get_reader_key
 from gateway.ports.store import ConversationRepository, ConversationState
 from gateway.store.audit import make_audit_entry
-from gateway.store.database import Database, decode_json
+from gateway.store.database import Database, count_changed_rows, decode_json
 from gateway.store.models import Conversation, Turn, TurnEvents
 
 _MAX_TITLE_LENGTH = 80
@@ -32,9 +35,9 @@ _ANCESTORS = """
 
 _OPEN = """
     WITH conversation AS (
-        SELECT id FROM conversations WHERE id = :conversation_id AND owner = :owner
+        SELECT id, external_id FROM conversations WHERE owner = :owner AND {key}
           AND (cast(:reader_key AS text) IS NULL OR NOT EXISTS (
-            SELECT FROM turns WHERE conversation_id = :conversation_id
+            SELECT FROM turns WHERE conversation_id = conversations.id
                 AND caller->>'key' IS DISTINCT FROM cast(:reader_key AS text)))
     ), busy AS (
         SELECT turns.id, turns.status FROM conversation JOIN turns ON turns.busy_conversation_id = conversation.id
@@ -53,12 +56,19 @@ _OPEN = """
           AND (busy.id IS NOT NULL OR ahead.ticket IS NOT NULL) AND busy.status IS DISTINCT FROM 'waiting'
         RETURNING id
     )
-    SELECT conversation.id, busy.id, busy.status, ahead.ticket, taken.id
+    SELECT conversation.id, conversation.external_id, busy.id, busy.status, ahead.ticket, taken.id
     FROM conversation CROSS JOIN ahead LEFT JOIN busy ON true LEFT JOIN taken ON true
 """
 """Reads the state of a conversation and takes a ticket.
 
 With two statements, a request that arrives between them would overtake this one.
+"""
+_OPEN_BY_ID = _OPEN.format(key="id = :id")
+_OPEN_BY_EXTERNAL_ID = _OPEN.format(key="external_id = :id")
+_LOCK_NUMBERS = "SELECT pg_advisory_xact_lock(hashtextextended('conversation numbers of ' || :owner, 0))"
+_NEXT_NUMBER = """
+    SELECT coalesce(max(external_id::bigint), 0) + 1 FROM conversations
+    WHERE owner = :owner AND external_id ~ '^[1-9][0-9]{0,14}$'
 """
 _RELEASE_TICKET = """
     DELETE FROM conversation_waiters WHERE id = :ticket OR id IN (
@@ -82,23 +92,34 @@ class ConversationStore(ConversationRepository):
     ) -> ConversationState:
         """See `ConversationRepository.open_conversation`."""
         if request.parent_turn_id is not None:
-            return ConversationState(await self._open_branch(request, request.parent_turn_id, principal))
+            return await self._open_branch(request, request.parent_turn_id, principal)
         if request.conversation_id is None:
             return ConversationState(None)
-        if request.conversation_id == "new":
-            return ConversationState(await self._create(principal, request.prompt))
-        rows = await self._database.fetch_rows(
-            _OPEN,
-            conversation_id=_parse_id(request.conversation_id),
-            owner=principal.user,
-            reader_key=get_reader_key(principal),
-            worker_id=worker_id,
-            ticket=ticket,
-            wait_seconds=wait_seconds,
-        )
-        if not rows:
+        if is_new_conversation(request.conversation_id):
+            return ConversationState(*await self._create(request, principal))
+        place = {"worker_id": worker_id, "ticket": ticket, "wait_seconds": wait_seconds}
+        conversation_id = _parse_id(request.conversation_id)
+        if (state := await self._read_state(conversation_id, principal, place)) is not None:
+            return state
+        if isinstance(conversation_id, UUID):
             raise _make_not_found(request.conversation_id)
-        return ConversationState(*rows[0])
+        if not request.store:  # nothing may be stored, and there is no history
+            return ConversationState(None)
+        await self._create(request, principal, conversation_id)
+        if (state := await self._read_state(conversation_id, principal, place)) is None:
+            raise _make_not_found(request.conversation_id)  # of another key, which this one may not read
+        return state
+
+    async def _read_state(
+        self, conversation_id: UUID | str, principal: Principal, place: dict[str, Any]
+    ) -> ConversationState | None:
+        """Read a conversation's state, and take a ticket if it is busy."""
+        statement = _OPEN_BY_ID if isinstance(conversation_id, UUID) else _OPEN_BY_EXTERNAL_ID
+        reader_key = get_reader_key(principal)
+        rows = await self._database.fetch_rows(
+            statement, id=conversation_id, owner=principal.user, reader_key=reader_key, **place
+        )
+        return ConversationState(*rows[0]) if rows else None
 
     async def release_ticket(self, ticket: int) -> None:
         """See `ConversationRepository.release_ticket`."""
@@ -121,20 +142,20 @@ class ConversationStore(ConversationRepository):
             turns = (await session.exec(query)).all()
         return {turn.id: msgspec.convert(turn.messages[turn.sent_messages :], tuple[Message, ...]) for turn in turns}
 
-    async def _open_branch(self, request: TurnRequest, parent_turn_id: UUID, principal: Principal) -> UUID | None:
+    async def _open_branch(self, request: TurnRequest, parent_turn_id: UUID, principal: Principal) -> ConversationState:
         """Return the conversation that a request continues at an ended turn.
 
         A branch waits for no other turn.
         """
         parent = await self._get_parent(parent_turn_id, principal)
-        if request.conversation_id == "new":
-            return await self._create(principal, request.prompt)
+        if is_new_conversation(request.conversation_id):
+            return ConversationState(*await self._create(request, principal))
         if request.conversation_id is None:
-            return parent.conversation_id
+            return ConversationState(parent.conversation_id)
         conversation = await self.get_conversation(request.conversation_id, principal)
         if parent.conversation_id != conversation.id:
             raise InvalidRequest("The parent turn is not in this conversation.", param="parent_turn_id")
-        return conversation.id
+        return ConversationState(conversation.id, conversation.external_id)
 
     async def _get_parent(self, turn_id: UUID, principal: Principal) -> Turn:
         query = select(Turn).where(Turn.id == turn_id, Turn.owner == principal.user)
@@ -148,11 +169,28 @@ class ConversationStore(ConversationRepository):
             raise ConversationBusy("The parent turn has not ended yet.", param="parent_turn_id")
         return turn
 
-    async def _create(self, principal: Principal, title: str) -> UUID:
-        conversation_id = UUID(int=uuids.uuid7().int)
+    async def _create(
+        self, request: TurnRequest, principal: Principal, external_id: str | None = None
+    ) -> tuple[UUID, str | None]:
+        """Create a conversation, unless its external id is taken.
+
+        Returns the new id and the external id.
+        """
+        is_numbered = request.conversation_id == NEW_NUMBERED_CONVERSATION
+        new_id, title, owner = UUID(int=uuids.uuid7().int), self._redact_title(request.prompt), principal.user
+        insertion = insert(Conversation).on_conflict_do_nothing()
         async with self._database.session() as session:
-            session.add(Conversation(id=conversation_id, owner=principal.user, title=self._redact_title(title)))
-        return conversation_id
+            connection = await session.connection()
+            if is_numbered or (external_id or "").isdecimal():
+                await connection.execute(text(_LOCK_NUMBERS), {"owner": owner})
+            if is_numbered:
+                external_id = str((await connection.execute(text(_NEXT_NUMBER), {"owner": owner})).scalar_one())
+            row = {"id": new_id, "owner": owner, "title": title}
+            is_new = await count_changed_rows(session, insertion.values(**row, external_id=external_id))
+            if is_numbered and not is_new:  # the client itself has taken the last number
+                external_id = None
+                await session.exec(insertion.values(row))
+        return new_id, external_id
 
     # --- for their owners
 
@@ -163,7 +201,8 @@ class ConversationStore(ConversationRepository):
             NotFound: the principal has no such conversation.
         """
         parsed_id = _parse_id(conversation_id)
-        query = select(Conversation).where(Conversation.id == parsed_id, Conversation.owner == principal.user)
+        column = Conversation.id if isinstance(parsed_id, UUID) else Conversation.external_id
+        query = select(Conversation).where(column == parsed_id, Conversation.owner == principal.user)
         async with self._database.session() as session:
             conversation = (await session.exec(query)).first()
         if conversation is None:
@@ -224,9 +263,9 @@ class ConversationStore(ConversationRepository):
         return _shorten_title(self._redactor.redact_text(title))
 
 
-def _parse_id(conversation_id: str) -> UUID:
+def _parse_id(conversation_id: str) -> UUID | str:
     try:
-        return UUID(conversation_id)
+        return parse_conversation_id(conversation_id)
     except ValueError:
         raise _make_not_found(conversation_id) from None
 

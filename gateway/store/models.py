@@ -48,23 +48,24 @@ def _json_column(*, nullable: bool = True, none_as_null: bool = False) -> Column
 
 
 class _Table(SQLModel):
-    """Base of the tables.
-
-    Allows a string as table name, which the declaration in `SQLModel` does not.
-    """
+    """Base of the tables. It allows a string as table name."""
 
     __tablename__: ClassVar[Any]
 
 
 class Conversation(_Table, table=True):
-    """Turns in order, owned by one user."""
+    """Turns of one user in order. `external_id`: the client's own id."""
 
     __tablename__ = "conversations"
-    __table_args__ = (Index("ix_conversations_owner", "owner", text("id DESC")),)
+    __table_args__ = (
+        Index("ix_conversations_owner", "owner", text("id DESC")),
+        Index("ux_conversations_external_id", "owner", "external_id", unique=True),
+    )
 
     id: UUID = Field(primary_key=True)
     owner: str = Field(sa_type=Text)
     title: str = Field(default="", sa_type=Text)
+    external_id: str | None = Field(default=None, sa_type=Text)
     created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
     updated_at: datetime | None = Field(default=None, sa_column=_created_at_column())
 
@@ -72,12 +73,12 @@ class Conversation(_Table, table=True):
 class Turn(_Table, table=True):
     """A user request and its outcome. `status`: running, waiting, completed, failed, cancelled.
 
-    `position` orders the turns of a conversation; turns that were stored without one precede the others, in the order
-    of their ids. `parent_id` is the turn whose history this one continues. `busy_conversation_id` is unique: the
-    conversation of an unfinished turn, unless the turn is a branch. `sent_messages` is the number of messages from the
-    request. `cached`: the answer came from the response cache. `epoch` is the number of claims: a write with an older
-    one is refused. `attempts` counts the workers that died or lost their lease with the turn, since its last completed
-    step. It implements `gateway.ports.store.StoredTurn` without that base class: SQLModel has another metaclass.
+    `position` orders the turns of a conversation; turns without one come first, by id. `parent_id` is the turn whose
+    history this one continues. `busy_conversation_id` is unique: the conversation of an unfinished turn, unless the
+    turn is a branch. `sent_messages` is the number of messages from the request. `cached`: the answer came from the
+    response cache. `epoch` is the number of claims: a write with an older one is refused. `attempts` counts the workers
+    that died or lost their lease with the turn, since its last completed step. It implements
+    `gateway.ports.store.StoredTurn` without that base class: SQLModel has another metaclass.
     """
 
     __tablename__ = "turns"
@@ -259,10 +260,7 @@ class BudgetHold(_Table, table=True):
 
 
 class Feedback(_Table, table=True):
-    """An owner's feedback on a turn.
-
-    `rating` is up or down; `comment` is optional.
-    """
+    """An owner's `rating` (up or down) of a turn, and comment."""
 
     __tablename__ = "turn_feedback"
     __table_args__ = (Index("ix_turn_feedback_owner", "owner", "at"), Index("ix_turn_feedback_at", "at"))

@@ -21,9 +21,13 @@ _NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "descriptio
 
 
 class ConversationView(BaseModel):
-    """Conversation of a user."""
+    """Conversation of a user.
+
+    `external_id` is the client's own id; null if the gateway made the id.
+    """
 
     id: UUID
+    external_id: str | None
     title: str
     created_at: datetime
     updated_at: datetime
