@@ -1,5 +1,6 @@
 """Limits on the bodies of requests, checked before a route decodes them."""
 
+import codecs
 import json
 import re
 
@@ -13,6 +14,10 @@ from gateway.config import Settings
 from gateway.domain.messages import JSON_DECODE_ERRORS
 from gateway_runtime.request_body import BODY_METHODS, BodyRejected, check_body, read_body, replay_body
 
+_CONTENT_TYPE = b"content-type"
+_UNDECLARED_TYPES = (b"", b"application/x-www-form-urlencoded", b"text/plain", b"application/octet-stream")
+"""Media types that programs such as `curl -d` declare for JSON."""
+_LEADING_BYTES = 64
 MAX_SMALL_BODY_BYTES = 256 * 1024
 """Maximum of bodies that start no turn and call no tool."""
 _SURROGATES = (b"\\ud", b"\\uD", b"\xed", b"\x00")
@@ -25,7 +30,8 @@ class RequestBodyMiddleware:
 
     Bytes, items and depth are bounded: decoding and validating would otherwise take seconds and gigabytes. A body must
     arrive within `timeout_seconds`. A lone surrogate (`"\\ud800"`), which Python decodes, is invalid JSON: Postgres,
-    MCP servers and UTF-8 encoders reject it.
+    MCP servers and UTF-8 encoders reject it. A JSON body without a Content-Type, or with that of a form, is read as
+    JSON, except at `/mcp`. That helps no web page: the origin has been checked, and credentials are in headers.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, timeout_seconds: float = 60.0) -> None:
@@ -52,6 +58,8 @@ class RequestBodyMiddleware:
                 is_mcp = permission is not None and permission.route_class == "mcp"
                 await check_body(body, max_items=self._max_items, mcp=is_mcp)
                 _reject_lone_surrogates(body)
+                if not is_mcp:
+                    _declare_json(scope, body)
         except BodyRejected as error:
             response = error_response(Request(scope), error.status, error.code, error.message)
             await response(scope, receive, send)
@@ -64,6 +72,19 @@ class RequestBodyMiddleware:
         if permission.starts_turn:
             return self._max_turn_bytes
         return self._max_tool_bytes if permission.area == "tools" else self._max_small_bytes
+
+
+def _declare_json(scope: Scope, body: bytes) -> None:
+    """Declare a body that looks like JSON as JSON.
+
+    A declared media type other than those of `_UNDECLARED_TYPES` stays.
+    """
+    if body[:_LEADING_BYTES].removeprefix(codecs.BOM_UTF8).lstrip()[:1] not in (b"{", b"["):
+        return
+    declared = [value for name, value in scope["headers"] if name == _CONTENT_TYPE]
+    if all(value.partition(b";")[0].strip().lower() in _UNDECLARED_TYPES for value in declared):
+        others = [header for header in scope["headers"] if header[0] != _CONTENT_TYPE]
+        scope["headers"] = [*others, (_CONTENT_TYPE, b"application/json")]
 
 
 def _reject_lone_surrogates(body: bytes) -> None:

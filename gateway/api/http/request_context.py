@@ -29,7 +29,8 @@ _DEBUG_LEVEL_PATHS = ("/health", "/ready")
 class RequestContextMiddleware:
     """Sets the request id, adds response headers, and writes the access log.
 
-    A client's `X-Request-ID` is used if it is safe to log; else a new id is generated.
+    A client's `X-Request-ID` is used if it is safe to log; else a new id is generated. A path with a last slash is the
+    path without it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -39,6 +40,7 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        _remove_last_slash(scope)
         client_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         current_id = client_id if _SAFE_ID.fullmatch(client_id) else str(uuid_utils.uuid7()).encode()
         token = request_id.set(current_id.decode())
@@ -67,3 +69,9 @@ class RequestContextMiddleware:
             write_log = log.debug if scope["path"] in _DEBUG_LEVEL_PATHS else log.info
             write_log("request", method=scope["method"], path=scope["path"], status=status, duration_ms=duration_ms)
             request_id.reset(token)
+
+
+def _remove_last_slash(scope: Scope) -> None:
+    if len(scope["path"]) > 1 and scope["path"].endswith("/"):
+        scope["path"] = scope["path"].rstrip("/") or "/"
+        scope["raw_path"] = scope.get("raw_path", b"").rstrip(b"/") or b"/"

@@ -218,8 +218,8 @@ async def test_paths_similar_to_a_route_are_rejected(keyring: Keyring) -> None:
     ids = dict.fromkeys(("turn_id", "conversation_id", "key_id", "response_id", "input_id"), str(uuid4()))
     ids |= {"user_id": "ada", "name": "tools", "tool": "calculator", "model": "m"}
     for method, path in ROUTES:
-        for suffix in ("%0a", "%0A%0a", "%0d", "%00", "/", "%20", ";x"):
-            if path.endswith("}") and suffix not in ("%0a", "/"):
+        for suffix in ("%0a", "%0A%0a", "%0d", "%00", "%20", ";x", "/%0a"):
+            if path.endswith("}") and suffix != "%0a":
                 continue  # a name may have any ending
             url = URL(f"{keyring.gateway.base_url}{path.format(**ids)}{suffix}", encoded=True)
             async with keyring.gateway.session.request(method, url, json={}, headers=viewer) as response:

@@ -6,11 +6,12 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from gateway.api.deps import HistoryDep, PrincipalDep, TurnsDep
 from gateway.domain.errors import InvalidRequest
 from gateway.store.history import SearchHit
+from gateway.wire.search_language import normalize_search_language
 
 router = APIRouter(tags=["history"])
 
@@ -23,8 +24,10 @@ Language = Annotated[
     str,
     Query(
         max_length=63,
-        description="Text search configuration of Postgres, e.g. `english`, which also matches inflected forms.",
+        description="A language, whose inflected forms match, too: a code (`en`) or a text search configuration of "
+        "Postgres (`english`).",
     ),
+    AfterValidator(normalize_search_language),
 ]
 WithTotal = Annotated[bool, Query(description="Add the total number of turns to the response.")]
 
