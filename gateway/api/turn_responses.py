@@ -1,22 +1,28 @@
 """Start turns for requests, and answer with them in any wire format."""
 
+import re
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import Header, Request, Response
+from msgspec.structs import replace
 
 from gateway.agent.service import TurnHandle, TurnListener
-from gateway.api.deps import get_turn_service, run_until_disconnect
+from gateway.api.deps import get_toolbox, get_turn_service, run_until_disconnect
 from gateway.common.logging import request_id
 from gateway.domain.errors import error_from_info
-from gateway.domain.events import TurnCancelled, TurnFailed
+from gateway.domain.events import TurnCancelled, TurnFailed, TurnStarted
 from gateway.domain.messages import Principal, TurnRequest
 from gateway.ports.listener import EventListener
+from gateway.wire.legacy import LegacyChatRequest, LegacyChatStreamRequest, LegacyStreamRequest
+from gateway.wire.native import ChatRequest
 from gateway.wire.sse import SSE, FrameStream
 from gateway.wire.turn_summary import TurnSummary
 
 FIRST_OUTPUT_TIMEOUT_SECONDS = 10.0
+_MAX_WARNING_LENGTH = 1_000
+_NOT_IN_HEADERS = re.compile(r"[^ -~]")
 
 IdempotencyKey = Annotated[
     str | None,
@@ -24,6 +30,8 @@ IdempotencyKey = Annotated[
         max_length=200, description="Each key starts one turn. A repeated request with the key returns the same turn."
     ),
 ]
+
+NativeOrLegacyRequest = ChatRequest | LegacyStreamRequest | LegacyChatStreamRequest | LegacyChatRequest
 
 WriteStream = Callable[[EventListener], AsyncGenerator[bytes]]
 """Wire format: writes a turn's events as a response's bytes."""
@@ -47,6 +55,21 @@ async def start_turn(
     )
     request.state.turn_id = str(turn.id)
     return turn
+
+
+async def start_native_turn(
+    body: NativeOrLegacyRequest, request: Request, principal: Principal, *, idempotency_key: str | None = None
+) -> TurnHandle:
+    """Start the turn of a native or legacy body; see `start_turn`."""
+    gateway_tools = (
+        {spec.name for spec in get_toolbox(request).list_specs() if principal.can_use_tool(spec)}
+        if body.defines_tools
+        else ()
+    )
+    turn_request = body.to_turn_request(gateway_tools=gateway_tools)
+    if idempotency_key is not None:
+        turn_request = replace(turn_request, idempotency_key=idempotency_key)
+    return await start_turn(turn_request, request, principal, if_busy=body.if_busy)
 
 
 def stream_turn(
@@ -78,14 +101,21 @@ async def wait_for_turn(turn: TurnHandle, request: Request, response: Response) 
 
 
 def turn_headers(turn: TurnHandle) -> dict[str, str]:
-    """Build response headers with the turn's id and cache status.
+    """Build response headers with the turn's id, cache status and warnings.
 
     The cache status is left out if it is not known.
     """
     headers = {"X-Turn-Id": str(turn.id)}
+    if isinstance(turn.first_event, TurnStarted) and turn.first_event.warnings:
+        headers["X-Gateway-Warnings"] = _to_header_value(" ".join(turn.first_event.warnings))
     if (status := turn.cache_status) is not None:
         headers["X-Gateway-Cache"] = status
     return headers
+
+
+def _to_header_value(text: str) -> str:
+    """Replace all but printable ASCII, and cut."""
+    return _NOT_IN_HEADERS.sub("?", text)[:_MAX_WARNING_LENGTH]
 
 
 async def _wait_for_headers(turn: TurnHandle, listener: TurnListener) -> dict[str, str]:

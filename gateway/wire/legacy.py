@@ -1,34 +1,52 @@
 """Wire formats of the legacy endpoints."""
 
-from collections.abc import AsyncGenerator
-from typing import Literal, assert_never
+import re
+from collections.abc import AsyncGenerator, Collection
+from typing import Any, Literal, assert_never
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.domain import events as e
+from gateway.domain.conversation_ids import NEW_CONVERSATION, NEW_NUMBERED_CONVERSATION
 from gateway.domain.messages import JsonObject, Message, Parameters, TurnRequest
 from gateway.ports.listener import EventListener
+from gateway.wire.request_fields import FieldReader
 from gateway.wire.request_model import ItemList, RequestModel
+from gateway.wire.turn_fields import SystemText, TurnFields
 from gateway.wire.turn_summary import TurnSummary
 
 _encode = msgspec.json.Encoder().encode
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,14}")
 
 
-class LegacyStreamRequest(RequestModel):
+class _LegacyRequest(TurnFields):
+    """Request of a legacy route.
+
+    Parameters that the model does not support are dropped with a warning.
+    """
+
+    drop_unsupported: bool = True
+
+
+class LegacyStreamRequest(_LegacyRequest):
     """Body of `POST /stream`."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"prompt": "What is 23*19?"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "What is 23*19?"}]})
+    streams = True
 
     prompt: str = Field(min_length=1, max_length=1_000_000)
-    model: str | None = Field(default=None, min_length=1, max_length=200)
+    system: SystemText = None
 
-    def to_turn_request(self) -> TurnRequest:
-        return TurnRequest((Message("user", self.prompt),), self.model or "")
+    def to_turn_request(self, *, gateway_tools: Collection[str] = ()) -> TurnRequest:
+        messages = (Message("user", self.prompt),)
+        return self.build_turn_request(messages, system=self.system, gateway_tools=gateway_tools)
 
 
 class Hyperparameters(RequestModel):
     """Sampling parameters of the model."""
+
+    model_config = ConfigDict(extra="ignore")  # `FieldReader` reports further fields
 
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
@@ -46,44 +64,54 @@ class Hyperparameters(RequestModel):
         return msgspec.convert(self.model_dump() | {"stop": stop}, Parameters)
 
 
-class LegacyChatStreamRequest(RequestModel):
+class LegacyChatStreamRequest(_LegacyRequest):
     """Body of `POST /api/chat/stream`.
 
     Hyperparameters that the model does not support are dropped.
     """
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"user_prompt": "What is 23*19?"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"user_prompt": "What is 23*19?"}]})
+    streams = True
 
     user_prompt: str = Field(min_length=1, max_length=1_000_000)
-    model: str | None = Field(default=None, min_length=1, max_length=200)
-    system_prompt: str | None = Field(default=None, max_length=1_000_000)
+    system_prompt: SystemText = None
     hyperparameters: Hyperparameters = Hyperparameters()
     save_conversation: bool = True
-    conversation_id: str | None = None
 
-    def to_turn_request(self) -> TurnRequest:
-        return TurnRequest(
-            messages=(Message("user", self.user_prompt),),
-            model=self.model or "",
-            parameters=self.hyperparameters.to_parameters(),
-            conversation_id=self.conversation_id or ("new" if self.save_conversation else None),
-            system=self.system_prompt,
-            store=self.save_conversation,
-            drop_unsupported=True,
-        )
+    @classmethod
+    def _read_body(cls, data: Any, reader: FieldReader) -> Any:
+        body = super()._read_body(data, reader)
+        return reader.read_member(body, "hyperparameters", Hyperparameters.__pydantic_fields__)
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the turn and its conversation are stored."""
+        return self.store and self.save_conversation
+
+    def build_parameters(self) -> Parameters:
+        return self.hyperparameters.to_parameters().with_defaults(super().build_parameters())
+
+    def to_turn_request(self, *, gateway_tools: Collection[str] = ()) -> TurnRequest:
+        messages = (Message("user", self.user_prompt),)
+        request = self.build_turn_request(messages, system=self.system_prompt, gateway_tools=gateway_tools)
+        conversation_id = self.conversation_id or (NEW_CONVERSATION if self.is_saved else None)
+        return msgspec.structs.replace(request, conversation_id=conversation_id, store=self.is_saved)
 
 
-class LegacyChatRequest(RequestModel):
+class LegacyChatRequest(_LegacyRequest):
     """Body of `POST /api/{user_id}/chat`."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"message": "Add a task to buy milk"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"message": "Add a task to buy milk"}]})
+    streams = False
 
     message: str = Field(min_length=1, max_length=4_096)
-    conversation_id: str | None = None
+    system: SystemText = None
 
-    def to_turn_request(self) -> TurnRequest:
-        conversation = self.conversation_id or "new"
-        return TurnRequest((Message("user", self.message),), conversation_id=conversation)
+    def to_turn_request(self, *, gateway_tools: Collection[str] = ()) -> TurnRequest:
+        messages = (Message("user", self.message),)
+        request = self.build_turn_request(messages, system=self.system, gateway_tools=gateway_tools)
+        conversation_id = self.conversation_id or (NEW_NUMBERED_CONVERSATION if self.store else None)
+        return msgspec.structs.replace(request, conversation_id=conversation_id)
 
 
 class LegacyToolCall(BaseModel):
@@ -96,9 +124,10 @@ class LegacyToolCall(BaseModel):
 class LegacyChatResponse(BaseModel):
     """Answer of a turn with its tool calls."""
 
-    conversation_id: str | None
+    conversation_id: int | str | None
     response: str
     tool_calls: list[LegacyToolCall]
+    warnings: list[str] = []
 
 
 def build_legacy_response(turn: TurnSummary) -> LegacyChatResponse:
@@ -109,10 +138,20 @@ def build_legacy_response(turn: TurnSummary) -> LegacyChatResponse:
     assert turn.started is not None
     questions = "\n".join(question.message for question in turn.inputs.values())
     return LegacyChatResponse(
-        conversation_id=turn.started.conversation_id,
+        conversation_id=_to_number(turn.started.conversation_id),
         response=turn.response or questions,
         tool_calls=[LegacyToolCall(tool=call.tool, params=call.arguments) for call in turn.calls.values()],
+        warnings=list(turn.started.warnings),
     )
+
+
+def _to_number(conversation_id: str | None) -> int | str | None:
+    """Return an id of at most 15 digits as a number.
+
+    JavaScript holds such a number exactly.
+    """
+    is_number = conversation_id is not None and _NUMBER.fullmatch(conversation_id) is not None
+    return int(conversation_id) if conversation_id is not None and is_number else conversation_id
 
 
 class LegacyMessage(BaseModel):
@@ -184,7 +223,8 @@ async def stream_plain_text(listener: EventListener) -> AsyncGenerator[bytes]:
 async def stream_legacy_frames(listener: EventListener, *, stored: bool) -> AsyncGenerator[bytes]:
     """Stream the frames of `POST /api/chat/stream`.
 
-    First `data: {"conversation_id","model"}`, then `data: {"content","finished"}` for each text delta.
+    First `data: {"conversation_id","model"}` (and `warnings`, if any), then `data: {"content","finished"}` for each
+    text delta.
     """
     joiner, has_ended, question = _StepTextJoiner(), False, ""
     async for batch in listener:
@@ -193,7 +233,8 @@ async def stream_legacy_frames(listener: EventListener, *, stored: bool) -> Asyn
             match entry.event:
                 case e.TurnStarted() as started:
                     conversation = started.conversation_id if stored else None
-                    frames.append({"conversation_id": conversation, "model": started.model})
+                    warnings: JsonObject = {"warnings": started.warnings} if started.warnings else {}
+                    frames.append({"conversation_id": conversation, "model": started.model, **warnings})
                 case e.TextDelta() as delta:
                     frames.append({"content": joiner.separate_steps(delta), "finished": False})
                 case e.InputRequired(message=message):

@@ -6,7 +6,7 @@ The gateway's own fields are in `x_gateway`.
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from gateway.domain.messages import (
     Approval,
@@ -15,14 +15,12 @@ from gateway.domain.messages import (
     Parameters,
     Role,
     ToolCall,
-    ToolSpec,
     TurnRequest,
 )
-from gateway.wire.native import CacheOptions
+from gateway.wire.client_tools import ToolBody
 from gateway.wire.openai_refusals import refuse_unsupported_chat
-from gateway.wire.request_model import ItemList, RequestModel, limit_entries
-
-ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+from gateway.wire.request_model import ConversationId, ItemList, RequestModel, limit_entries
+from gateway.wire.turn_fields import CacheOptions
 
 
 class FunctionCallBody(RequestModel):
@@ -77,26 +75,6 @@ class MessageBody(RequestModel):
         return Message(role, self.content, calls, self.tool_call_id, self.name, self.refusal or None)
 
 
-class FunctionBody(RequestModel):
-    """Definition of a client tool. `parameters` is a JSON schema."""
-
-    name: ToolName
-    description: str | None = Field(default=None, max_length=8_192)
-    parameters: JsonObject | None = None
-    strict: bool | None = None
-
-
-class ToolBody(RequestModel):
-    """Tool that the client runs."""
-
-    type: Literal["function"]
-    function: FunctionBody
-
-    def to_tool_spec(self) -> ToolSpec:
-        function = self.function
-        return build_client_tool(function.name, function.description, function.parameters)
-
-
 class NamedFunction(RequestModel):
     """Name of a tool."""
 
@@ -121,7 +99,9 @@ class GatewayOptions(RequestModel):
     """Options of the gateway, beyond OpenAI's format."""
 
     tools: Literal["all", "none"] | ItemList[str] = Field(default="all", description="Gateway tools that may be used.")
-    conversation_id: str | None = Field(default=None, description='An id, or "new". Default: no conversation.')
+    conversation_id: ConversationId = Field(
+        default=None, description='An id, your own or the gateway\'s, or "new". Default: no conversation.'
+    )
     parent_turn_id: UUID | None = Field(
         default=None,
         description="Turn of the same conversation that this turn follows, which creates a branch. Default: the last.",
@@ -233,12 +213,6 @@ class ChatCompletionRequest(RequestModel):
             response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
             metadata=self.metadata or {},
         )
-
-
-def build_client_tool(name: str, description: str | None, parameters: JsonObject | None) -> ToolSpec:
-    """Build the specification of a client tool."""
-    schema = parameters or {"type": "object", "properties": {}}
-    return ToolSpec(name, "", name, description or name, schema, client=True)
 
 
 def parse_tool_selection(selection: str | list[str]) -> tuple[str, ...] | None:

@@ -5,15 +5,12 @@ Each refusal names the field and what to send instead.
 
 from typing import Any, cast
 
-from gateway.domain.errors import UnsupportedParameter
 from gateway.domain.messages import JsonObject
+from gateway.wire.request_fields import UNSUPPORTED, make_unsupported, refuse_unsupported_field
 
 _CHAT_FIELDS = {
-    "functions": "send the functions as tools of the type function",
-    "function_call": "send tool_choice",
-    "audio": "answers are text: leave it out",
-    "prediction": "leave it out",
-    "web_search_options": "use the search tool of a connected MCP server",
+    name: UNSUPPORTED[name].advice
+    for name in ("functions", "function_call", "audio", "prediction", "web_search_options")
 }
 _RESPONSE_FIELDS = {
     "prompt": "stored prompts are unknown here: send their text as instructions and input",
@@ -21,7 +18,6 @@ _RESPONSE_FIELDS = {
 }
 _MAX_BIASES = 300
 """More are refused by their number."""
-_NO_PROBABILITIES = "leave it out: answers have no probabilities"
 _ITEM_ADVICE = {
     "item_reference": "send previous_response_id, or the item itself",
     "file_search_call": "leave it out",
@@ -52,14 +48,14 @@ def refuse_unsupported_chat(body: Any) -> Any:
     fields = cast(JsonObject, body)
     fields = _refuse_fields(fields, _CHAT_FIELDS)
     if isinstance(count := fields.get("n"), int) and count > 1:
-        raise _make_error("n", "one request gives one answer: send the request again for another")
+        refuse_unsupported_field("n", count)
     if fields.get("logprobs") is True:
-        raise _make_error("logprobs", _NO_PROBABILITIES)
+        refuse_unsupported_field("logprobs", value=True)
     _refuse_probabilities(fields)
-    if isinstance(bias := fields.get("logit_bias"), dict) and 0 < len(cast(JsonObject, bias)) <= _MAX_BIASES:
-        raise _make_error("logit_bias", "leave it out, or name the words in an instruction")
-    if "audio" in _list_values(fields.get("modalities")):
-        raise _make_error("modalities", 'answers are text: send ["text"]')
+    if isinstance(bias := fields.get("logit_bias"), dict) and len(cast(JsonObject, bias)) <= _MAX_BIASES:
+        refuse_unsupported_field("logit_bias", cast(JsonObject, bias))
+    if "audio" in (modalities := _list_values(fields.get("modalities"))):
+        refuse_unsupported_field("modalities", modalities)
     _refuse_tool_types(fields, {"function"})
     return _join_limits(fields)
 
@@ -79,7 +75,7 @@ def refuse_unsupported_response(body: Any) -> Any:
         kind = cast(JsonObject, item).get("type", "message") if isinstance(item, dict) else "message"
         if isinstance(kind, str) and kind not in _ITEM_TYPES:
             advice = _ITEM_ADVICE.get(kind, "send messages, function calls and their outputs")
-            raise _make_error(f"input.{number}.type", advice, f"items of the type {kind[:80]!r} are not supported")
+            raise make_unsupported(f"input.{number}.type", advice, f"items of the type {kind[:80]!r} are not supported")
     _refuse_tool_types(fields, {"function", "mcp"})
     return fields
 
@@ -88,13 +84,13 @@ def _refuse_fields(fields: JsonObject, advice: dict[str, str]) -> JsonObject:
     """Refuse fields that are set, and leave out those that are null."""
     for name in advice:
         if fields.get(name) is not None:
-            raise _make_error(name, advice[name])
+            raise make_unsupported(name, advice[name])
     return {name: value for name, value in fields.items() if name not in advice}
 
 
 def _refuse_probabilities(fields: JsonObject) -> None:
     if isinstance(count := fields.get("top_logprobs"), int) and count > 0:
-        raise _make_error("top_logprobs", _NO_PROBABILITIES)
+        refuse_unsupported_field("top_logprobs", count)
 
 
 def _refuse_tool_types(fields: JsonObject, supported: set[str]) -> None:
@@ -103,7 +99,7 @@ def _refuse_tool_types(fields: JsonObject, supported: set[str]) -> None:
         if isinstance(kind, str) and kind not in supported:
             types = " or ".join(sorted(supported))
             problem = f"tools of the type {kind[:80]!r} are not supported"
-            raise _make_error(f"tools.{number}.type", f"send tools of the type {types}", problem)
+            raise make_unsupported(f"tools.{number}.type", f"send tools of the type {types}", problem)
 
 
 def _join_limits(fields: JsonObject) -> JsonObject:
@@ -113,14 +109,10 @@ def _join_limits(fields: JsonObject) -> JsonObject:
         return fields
     if old is not None and new is not None and old != new:
         problem = "max_tokens and max_completion_tokens differ"
-        raise _make_error("max_tokens", "send max_completion_tokens alone", problem)
+        raise make_unsupported("max_tokens", "send max_completion_tokens alone", problem)
     limit = new if new is not None else old
     return {name: value for name, value in fields.items() if name != "max_tokens"} | {"max_completion_tokens": limit}
 
 
 def _list_values(value: object) -> list[Any]:
     return cast(list[Any], value) if isinstance(value, list) else []
-
-
-def _make_error(name: str, advice: str, problem: str = "is not supported") -> UnsupportedParameter:
-    return UnsupportedParameter(f"{name}: {problem}; {advice}.", param=name)

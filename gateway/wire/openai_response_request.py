@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Message, Parameters, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
-from gateway.wire.openai_chat import ToolName, build_client_tool
+from gateway.wire.client_tools import ToolName, build_client_tool
 from gateway.wire.openai_refusals import refuse_unsupported_response
 from gateway.wire.openai_response_ids import APPROVAL_ID_PATTERN, parse_approval_id, parse_response_id
 from gateway.wire.openai_response_input import parse_content

@@ -18,6 +18,16 @@ ItemList = Annotated[list[T], Field(fail_fast=True)]
 """List whose first invalid item is the only one that is described."""
 
 
+def _to_conversation_id(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return None if value == "" else value
+
+
+ConversationId = Annotated[str | None, BeforeValidator(_to_conversation_id, json_schema_input_type=str | int | None)]
+"""Id of a conversation as text; None if it is empty."""
+
+
 class RequestModel(BaseModel):
     """Request body without unknown fields.
 

@@ -104,10 +104,9 @@ async def test_conversation_is_continued_and_an_unknown_one_is_a_404(gateway: Ga
     second = await gateway.chat("What is my name?", conversation_id=conversation)
     assert second.body["response"].startswith("Your name is Ada.")
     assert second.body["conversation_id"] == conversation
-    for unknown in ("01890000-0000-7000-8000-000000000000", "nonsense"):
-        reply = await gateway.chat("Hello", conversation_id=unknown)
-        assert (reply.status, reply.body["error"]["code"]) == (404, "not_found")
-        assert reply.body["error"]["param"] == "conversation_id"
+    reply = await gateway.chat("Hello", conversation_id="01890000-0000-7000-8000-000000000000")
+    assert (reply.status, reply.body["error"]["code"]) == (404, "not_found")
+    assert reply.body["error"]["param"] == "conversation_id"
 
 
 async def test_model_accepts_the_history_of_a_turn_with_tools(gateway: Gateway) -> None:
@@ -122,8 +121,7 @@ async def test_model_accepts_the_history_of_a_turn_with_tools(gateway: Gateway) 
         ({"messages": []}, "messages"),
         ({}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": "x", "extra": 1}]}, "messages.0.extra"),
-        ({"messages": [{"role": "user", "content": "x"}], "no_such_field": 3}, "no_such_field"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "user", "name": 1}]}, "messages.1.name"),
         ({"messages": [{"role": "user", "content": "x"}] * 501}, "messages"),
         ({"messages": [{"role": "user", "content": "x" * 400_001}]}, "messages.0.content"),
         ([1, 2], None),

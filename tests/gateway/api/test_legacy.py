@@ -140,7 +140,7 @@ async def test_supported_hyperparameters_reach_the_model(gateway: Gateway) -> No
         ("repetition_penalty", 2.1),
         ("frequency_penalty", -2.1),
         ("presence_penalty", 2.1),
-        ("no_such_parameter", 1),
+        ("n", 2),
     ],
 )
 async def test_invalid_hyperparameter_is_a_422_that_names_the_field(
@@ -167,10 +167,11 @@ async def test_user_in_the_path_owns_the_tasks_and_the_conversation(gateway: Gat
     conversation_id = reply.body["conversation_id"]
     second = await send_message(gateway, "ada", "What did I ask?", conversation_id=conversation_id)
     assert "milk" in second.body["response"]
-    assert (await send_message(gateway, "bob", "What did I ask?", conversation_id=conversation_id)).status == 404
+    other = await send_message(gateway, "bob", "What did I ask?", conversation_id=conversation_id)
+    assert (other.status, "milk" in other.body["response"]) == (200, False)  # bob's own conversation of that number
 
 
-@pytest.mark.parametrize("user", ["v1", "chat", "conversations", "a%20b", "x" * 129])
+@pytest.mark.parametrize("user", ["chat", "conversations", "a%20b", "x" * 129])
 async def test_reserved_and_invalid_user_names_are_rejected(shared_gateway: Gateway, user: str) -> None:
     assert (await send_message(shared_gateway, user, "Hello")).status in (404, 422)
 
@@ -204,10 +205,10 @@ async def test_user_in_the_path_must_be_the_authenticated_caller(protected_gatew
         ("/stream", {}),
         ("/stream", {"prompt": ""}),
         ("/stream", {"prompt": 1}),
-        ("/stream", {"prompt": "x", "unknown": "x"}),
+        ("/stream", {"prompt": "x", "stream": False}),
         ("/stream?stream_format=xml", {"prompt": "x"}),
-        ("/api/chat/stream", {"prompt": "x"}),
-        ("/api/chat/stream", {"user_prompt": "x", "conversation_id": 7}),
+        ("/api/chat/stream", {"text": "x"}),
+        ("/api/chat/stream", {"user_prompt": "x", "conversation_id": [7]}),
         ("/api/ada/chat", {"text": "x"}),
         ("/stream", []),
     ],
@@ -215,7 +216,7 @@ async def test_user_in_the_path_must_be_the_authenticated_caller(protected_gatew
 async def test_invalid_request_is_a_422_with_a_detail(shared_gateway: Gateway, path: str, body: Any) -> None:
     reply = await shared_gateway.post(path, body)
     assert reply.status == 422
-    assert reply.body["error"]["code"] == "invalid_request"
+    assert reply.body["error"]["code"] in ("invalid_request", "unsupported_parameter")
     assert isinstance(reply.body["detail"], str)
 
 

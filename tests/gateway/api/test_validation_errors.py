@@ -10,12 +10,13 @@ MESSAGE = {"role": "user", "content": "x"}
 
 
 @pytest.mark.parametrize(
-    ("body", "param", "message"),
+    ("path", "body", "param", "message"),
     [
-        ({"messages": [MESSAGE], "surplus": 1}, "surplus", "surplus: unknown field"),
-        ({"messages": [MESSAGE], "a": 1, "b": 1}, "a", "a: unknown field (and 1 more problem)"),
-        ({"messages": [MESSAGE], "a": 1, "b": 1, "c": 1}, "a", "a: unknown field (and 2 more problems)"),
+        ("/api/v1/keys", {"surplus": 1}, "surplus", "surplus: unknown field"),
+        ("/api/v1/keys", {"a": 1, "b": 1}, "a", "a: unknown field (and 1 more problem)"),
+        ("/api/v1/keys", {"a": 1, "b": 1, "c": 1}, "a", "a: unknown field (and 2 more problems)"),
         (
+            "/api/v1/chat",
             {"messages": [MESSAGE], "store": False, "conversation_id": "new"},
             "store",
             "store: a turn that is not stored cannot start a conversation",
@@ -23,9 +24,9 @@ MESSAGE = {"role": "user", "content": "x"}
     ],
 )
 async def test_invalid_body_names_field_and_reason_once(
-    shared_gateway: Gateway, body: Any, param: str, message: str
+    shared_gateway: Gateway, path: str, body: Any, param: str, message: str
 ) -> None:
-    error = (await shared_gateway.post("/api/v1/chat", body)).body["error"]
+    error = (await shared_gateway.post(path, body)).body["error"]
     assert (error["param"], error["message"]) == (param, message)
 
 

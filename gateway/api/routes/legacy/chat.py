@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from gateway.api.deps import ConversationsDep, PrincipalDep, TurnServiceDep
 from gateway.api.routes.native.conversations import cancel_and_delete
-from gateway.api.turn_responses import start_turn, stream_turn, wait_for_turn
+from gateway.api.turn_responses import start_native_turn, stream_turn, wait_for_turn
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Principal
 from gateway.store.models import Turn
@@ -42,7 +42,7 @@ async def stream_prompt(
     ] = "text",
 ) -> Response:
     """Answer a prompt without a conversation."""
-    turn = await start_turn(body.to_turn_request(), request, principal)
+    turn = await start_native_turn(body, request, principal)
     match stream_format:
         case "text":
             return stream_turn(turn, request, stream_plain_text, media_type="text/plain; charset=utf-8")
@@ -59,8 +59,8 @@ async def stream_prompts(body: LegacyChatStreamRequest, request: Request, princi
 
     If `save_conversation` is false, the conversation is not stored.
     """
-    turn = await start_turn(body.to_turn_request(), request, principal)
-    return stream_turn(turn, request, partial(stream_legacy_frames, stored=body.save_conversation))
+    turn = await start_native_turn(body, request, principal)
+    return stream_turn(turn, request, partial(stream_legacy_frames, stored=body.is_saved))
 
 
 @router.get("/api/conversations/{conversation_id}", summary="Get the messages of a conversation")
@@ -71,7 +71,7 @@ async def get_conversation(
     conversation = await conversations.get_conversation(conversation_id, principal)
     turns = await conversations.list_turns(conversation.id)
     messages = [message for turn in turns for message in _to_messages(turn)]
-    return LegacyConversation(conversation_id=str(conversation.id), messages=messages)
+    return LegacyConversation(conversation_id=conversation.external_id or str(conversation.id), messages=messages)
 
 
 @router.delete("/api/conversations/{conversation_id}", summary="Delete a conversation")
@@ -83,7 +83,7 @@ async def delete_conversation(
     return {"conversation_id": str(deleted_id), "deleted": True}
 
 
-@message_router.post("/api/{user_id}/chat", summary="Send a message as a user")
+@message_router.post("/api/{user_id}/chat", summary="Send a message as a user", response_model_exclude_defaults=True)
 async def chat_as_user(
     user_id: UserId,
     body: LegacyChatRequest,
@@ -96,7 +96,7 @@ async def chat_as_user(
     With authentication, `user_id` must be the owner of the credential; else the response is 404. Without
     authentication, the turn belongs to `user_id`.
     """
-    turn = await start_turn(body.to_turn_request(), request, _as_user(user_id, principal))
+    turn = await start_native_turn(body, request, _as_user(user_id, principal))
     return build_legacy_response(await wait_for_turn(turn, request, response))
 
 

@@ -4,10 +4,9 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from gateway.agent.service import TurnHandle
 from gateway.api.deps import get_principal
 from gateway.api.http.errors import ErrorBody
-from gateway.api.turn_responses import IdempotencyKey, start_turn, stream_turn, wait_for_turn
+from gateway.api.turn_responses import IdempotencyKey, start_native_turn, stream_turn, wait_for_turn
 from gateway.domain.messages import JsonObject
 from gateway.wire.native import ChatRequest, ChatResponse, build_chat_response, stream_events
 
@@ -45,33 +44,35 @@ _TURN_ID_HEADER = {"X-Turn-Id": {"description": "Id of the turn", "schema": {"ty
 async def chat_stream(
     body: ChatRequest,
     request: Request,
+    response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Run a turn and stream its events.
 
     A failure before the model's first output is an HTTP error; a later failure is a `turn.failed` event. A repeated
-    `Idempotency-Key` streams the earlier turn from its first event.
+    `Idempotency-Key` streams the earlier turn from its first event. With `stream` false, the answer is that of
+    `/api/v1/chat`.
     """
-    turn = await _start_turn(body, request, idempotency_key)
-    return stream_turn(turn, request, partial(stream_events, str(turn.id)))
+    return await _answer(body, request, response, idempotency_key, streams=body.stream is not False)
 
 
-@router.post("/chat", summary="Run a turn and return its answer", responses=_ERRORS)
+@router.post("/chat", summary="Run a turn and return its answer", responses=_ERRORS, response_model=ChatResponse)
 async def chat(
-    body: ChatRequest,
-    request: Request,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> ChatResponse:
+    body: ChatRequest, request: Request, response: Response, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Run a turn and return its answer.
 
     The response comes when the turn has ended, or when it waits for a person. A repeated `Idempotency-Key` returns the
-    earlier turn.
+    earlier turn. With `stream` true, the answer is that of `/api/v1/chat/stream`.
     """
-    turn = await _start_turn(body, request, idempotency_key)
-    return build_chat_response(await wait_for_turn(turn, request, response))
+    return await _answer(body, request, response, idempotency_key, streams=body.stream is True)
 
 
-async def _start_turn(body: ChatRequest, request: Request, idempotency_key: str | None) -> TurnHandle:
-    turn_request = body.to_turn_request(idempotency_key=idempotency_key)
-    return await start_turn(turn_request, request, get_principal(request), if_busy=body.if_busy)
+async def _answer(
+    body: ChatRequest, request: Request, response: Response, idempotency_key: str | None, *, streams: bool
+) -> Response:
+    turn = await start_native_turn(body, request, get_principal(request), idempotency_key=idempotency_key)
+    if streams:
+        return stream_turn(turn, request, partial(stream_events, str(turn.id)))
+    answer = build_chat_response(await wait_for_turn(turn, request, response)).model_dump_json(by_alias=True)
+    return Response(answer, media_type="application/json", headers=dict(response.headers))

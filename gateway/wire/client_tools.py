@@ -1,0 +1,36 @@
+"""Tools that the client runs itself, in OpenAI's format."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from gateway.domain.messages import JsonObject, ToolSpec
+from gateway.wire.request_model import RequestModel
+
+ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class FunctionBody(RequestModel):
+    """Definition of a client tool. `parameters` is a JSON schema."""
+
+    name: ToolName
+    description: str | None = Field(default=None, max_length=8_192)
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+
+
+class ToolBody(RequestModel):
+    """Tool that the client runs."""
+
+    type: Literal["function"]
+    function: FunctionBody
+
+    def to_tool_spec(self) -> ToolSpec:
+        function = self.function
+        return build_client_tool(function.name, function.description, function.parameters)
+
+
+def build_client_tool(name: str, description: str | None, parameters: JsonObject | None) -> ToolSpec:
+    """Build the specification of a client tool."""
+    schema = parameters or {"type": "object", "properties": {}}
+    return ToolSpec(name, "", name, description or name, schema, client=True)
