@@ -25,7 +25,8 @@ def is_new_conversation(conversation_id: str | None) -> bool:
 def parse_conversation_id(text: str) -> UUID | str:
     """Parse an id of the gateway, or a client's own id.
 
-    The first is returned as UUID, the second unchanged. A UUID of version 7 is an id of the gateway, which must exist. Any other id names the conversation of its user.
+    The first is returned as UUID, the second unchanged. A UUID of version 7 is an id of the gateway, which must exist.
+    Any other id names the conversation of its user.
 
     Raises:
         ValueError: the text is neither.

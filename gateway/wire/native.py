@@ -54,10 +54,11 @@ class NativeMessage(RequestModel):
     tool_calls: ItemList[NativeToolCall] | None = None
     tool_call_id: str | None = Field(default=None, max_length=128)
     name: str | None = Field(default=None, max_length=128)
+    refusal: str | None = None
 
     def to_message(self) -> Message:
         calls = tuple(call.to_tool_call() for call in self.tool_calls or ())
-        return Message(self.role, self.content, calls, self.tool_call_id, self.name)
+        return Message(self.role, self.content, calls, self.tool_call_id, self.name, self.refusal or None)
 
 
 class ChatRequest(TurnFields):

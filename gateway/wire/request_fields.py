@@ -122,7 +122,7 @@ UNSUPPORTED_IN_MESSAGES: Mapping[str, Unsupported] = {
 """The same of a message."""
 
 _ROLES = {"developer": "system", "human": "user", "ai": "assistant", "model": "assistant"}
-_MESSAGE_FIELDS = ("role", "content", "tool_calls", "tool_call_id", "name")
+_MESSAGE_FIELDS = ("role", "content", "tool_calls", "tool_call_id", "name", "refusal")
 _FUNCTION_FIELDS = ("name", "description", "parameters", "strict")
 _MAX_NAMES = 20
 _MAX_NAME_LENGTH = 64
@@ -187,8 +187,8 @@ class FieldReader:
         sources: dict[str, str] = {}
         for given, value in fields.items():
             name = _find_name(given, accepted)
-            if name == "messages" != given and value is not None:
-                value = [value if isinstance(value, dict) else {"role": "user", "content": value}]
+            if name == "messages" and name != given:
+                value = _to_messages(value)
             if name is None:
                 refuse_unsupported_field(_to_snake_case(given), value, unsupported, path=path)
                 if value is not None:
@@ -273,6 +273,13 @@ def _find_name(given: str, accepted: Collection[str]) -> str | None:
         return given
     name = _to_snake_case(given)
     return next((field for field in (name, *SAME_AS.get(name, ())) if field in accepted), None)
+
+
+def _to_messages(prompt: Any) -> list[Any] | None:
+    """Return a prompt or one message as a list of messages."""
+    if prompt is None:
+        return None
+    return [prompt] if isinstance(prompt, dict) else [{"role": "user", "content": prompt}]
 
 
 def _to_snake_case(name: str) -> str:
