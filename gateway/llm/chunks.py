@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar, cast
 import msgspec
 
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Usage
-from gateway.llm.tool_repair.json_repair import is_list, is_object
+from gateway.llm.tool_repair.json_repair import is_list, is_object, join_surrogates
 
 _T = TypeVar("_T")
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=10**15)]
@@ -26,13 +26,16 @@ class FunctionDelta(msgspec.Struct, gc=False):
 class ToolCallDelta(msgspec.Struct, gc=False):
     """A part of a tool call.
 
-    `extra_content` is what the server wants back with the call, such as a signature of the model's thoughts.
+    `extra_content` is what the server wants back with the call, such as a signature of the model's thoughts. Some
+    servers send `name` and `arguments` without a `function`.
     """
 
     index: int | None = None
     id: str | None = None
     function: FunctionDelta | None = None
     extra_content: Any = None
+    name: str | None = None
+    arguments: str | JsonObject | None = None
 
 
 class ServerToolCall(msgspec.Struct, gc=False):
@@ -89,6 +92,8 @@ class _UsageFigures(msgspec.Struct, gc=False):
     total_time: _Seconds | None = None
     completion_time: _Seconds | None = None
     cached_tokens: None = None
+    cache_read_input_tokens: None = None
+    prompt_cache_hit_tokens: None = None
     input_tokens: None = None
     output_tokens: None = None
 
@@ -112,16 +117,18 @@ def read_odd_chunk(payload: bytes) -> Chunk | None:
     """
     try:
         # Other than msgspec, `json` accepts half a surrogate pair.
-        body = json.loads(payload)
+        body = json.loads(payload.decode("utf-8", "replace"))
     except (*JSON_DECODE_ERRORS, ValueError):
         return None
+    if is_list(body) and body:
+        body = body[0]
     if not is_object(body):
         return None
-    choices = body.get("choices")
+    choices = _get_list(body, "choices")
     x_groq = body.get("x_groq")
     extra: JsonObject = x_groq if is_object(x_groq) else {}
     return Chunk(
-        choices=[_read_choice(choice) for choice in choices if is_object(choice)] if is_list(choices) else None,
+        choices=[_read_choice(choice) for choice in choices if is_object(choice)] if choices is not None else None,
         usage=body.get("usage"),
         x_groq=XGroq(extra.get("usage"), extra.get("error")) if extra else None,
         error=body.get("error"),
@@ -132,36 +139,45 @@ def _read_choice(choice: JsonObject) -> Choice:
     delta, message = choice.get("delta"), choice.get("message")
     return Choice(
         delta=_read_delta(delta) if is_object(delta) else None,
-        finish_reason=_get_text(choice, "finish_reason"),
+        finish_reason=_read_finish_reason(choice.get("finish_reason")),
         message=_read_delta(message) if is_object(message) else None,
         usage=choice.get("usage"),
     )
 
 
+def _read_finish_reason(reason: object) -> str | None:
+    if is_object(reason):
+        reason = reason.get("type") or reason.get("reason")
+    if isinstance(reason, bool | int | float):
+        return "stop" if reason else None
+    return reason if isinstance(reason, str) else None
+
+
 def _read_delta(delta: JsonObject) -> Delta:
-    text, thoughts = _read_content(delta.get("content"))
-    calls, executed = delta.get("tool_calls"), delta.get("executed_tools")
+    text, thoughts, refusal = _read_content(delta.get("content"))
+    calls, executed = _get_list(delta, "tool_calls"), _get_list(delta, "executed_tools")
     return Delta(
         content=text,
         reasoning=thoughts or _join_texts(delta.get("reasoning")),
         reasoning_content=_join_texts(delta.get("reasoning_content")),
-        refusal=_get_text(delta, "refusal"),
-        tool_calls=[_read_call(call) for call in calls if is_object(call)] if is_list(calls) else None,
-        executed_tools=_convert(executed, list[ServerToolCall]) if is_list(executed) else None,
+        refusal=refusal or _join_texts(delta.get("refusal")),
+        tool_calls=[_read_call(call) for call in calls if is_object(call)] if calls is not None else None,
+        executed_tools=None if executed is None else _convert(_join_halves(executed), list[ServerToolCall]),
     )
 
 
-def _read_content(content: object) -> tuple[str | None, str | None]:
-    """Return the text and the thoughts of a content.
+def _read_content(content: object) -> tuple[str | None, str | None, str | None]:
+    """Return the text, the thoughts and the refusal of a content.
 
     It may be a list of parts.
     """
     if is_object(content):
         content = [content]
     if not is_list(content):
-        return (content if isinstance(content, str) else None), None
+        return (content if isinstance(content, str) else None), None, None
     texts: list[str] = []
     thoughts: list[str] = []
+    refusals: list[str] = []
     for part in content:
         if isinstance(part, str):
             texts.append(part)
@@ -169,9 +185,12 @@ def _read_content(content: object) -> tuple[str | None, str | None]:
             thought = part.get("thinking")
             if thought is not None:
                 thoughts.append(_read_content(thought)[0] or "")
+            elif isinstance(refusal := part.get("refusal"), str):
+                refusals.append(refusal)
             elif isinstance(text := part.get("text"), str):
-                (thoughts if part.get("type") == "thinking" else texts).append(text)
-    return "".join(texts) or None, "".join(thoughts) or None
+                is_thought = part.get("type") in ("thinking", "reasoning", "reasoning_text")
+                (thoughts if is_thought else texts).append(text)
+    return "".join(texts) or None, "".join(thoughts) or None, "".join(refusals) or None
 
 
 def _join_texts(content: object) -> str | None:
@@ -190,10 +209,25 @@ def _read_call(call: JsonObject) -> ToolCallDelta:
         part = None
     return ToolCallDelta(
         index=index if isinstance(index, int) else None,
-        id=_get_text(call, "id"),
-        function=part,
-        extra_content=call.get("extra_content"),
+        id=_join_halves(_get_text(call, "id")),
+        function=part or FunctionDelta(_get_text(call, "name"), _get_text(call, "arguments")),
+        extra_content=_join_halves(call.get("extra_content")),
     )
+
+
+def _get_list(body: JsonObject, name: str) -> list[Any] | None:
+    """Return a list, also where a server sends its only item."""
+    value = body.get(name)
+    return value if is_list(value) else [value] if is_object(value) else None
+
+
+def _join_halves(value: Any) -> Any:
+    """Join or replace halves of surrogate pairs, which cannot be encoded."""
+    if isinstance(value, str):
+        return join_surrogates(value)
+    if is_list(value):
+        return [_join_halves(item) for item in value]
+    return {name: _join_halves(item) for name, item in value.items()} if is_object(value) else value
 
 
 def _get_text(body: JsonObject, name: str) -> str | None:
@@ -238,6 +272,21 @@ def merge_usage(first: Usage | None, second: Usage | None) -> Usage | None:
     )
 
 
+def complete_usage(usage: Usage, estimate: Usage) -> Usage:
+    """Estimate the figures that a server left out.
+
+    A zero is one of them where tokens flowed.
+    """
+    prompt, completion, total = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
+    if not completion:
+        completion = total - prompt if 0 < prompt < total else estimate.completion_tokens
+    if not prompt:
+        prompt = total - completion if completion < total else estimate.prompt_tokens
+    return msgspec.structs.replace(
+        usage, prompt_tokens=prompt, completion_tokens=completion, total_tokens=max(total, prompt + completion)
+    )
+
+
 def _build_usual_usage(body: JsonObject) -> Usage | None:
     """Build the usage from figures of the usual form, in few steps.
 
@@ -250,7 +299,7 @@ def _build_usual_usage(body: JsonObject) -> Usage | None:
     prompt, completion = figures.prompt_tokens, figures.completion_tokens
     details, completion_details = figures.prompt_tokens_details, figures.completion_tokens_details
     cached = (details and details.cached_tokens) or 0
-    if cached > prompt or prompt + completion > figures.total_tokens:
+    if cached > prompt or prompt + completion != figures.total_tokens:
         return None
     return Usage(
         prompt_tokens=prompt,
@@ -268,15 +317,24 @@ def _build_usage(body: JsonObject) -> Usage:
     """Build the usage from figures of any form."""
     prompt = _get_count(body, "prompt_tokens", "input_tokens")
     completion = _get_count(body, "completion_tokens", "output_tokens")
-    cached = _get_count(body.get("prompt_tokens_details"), "cached_tokens") or _get_count(body, "cached_tokens")
-    if cached > prompt:
+    total = _get_count(body, "total_tokens")
+    details = (body.get("prompt_tokens_details"), body.get("input_tokens_details"))
+    cached = max(
+        *(_get_count(part, "cached_tokens") for part in details),
+        _get_count(body, "cached_tokens", "cache_read_input_tokens", "prompt_cache_hit_tokens"),
+    )
+    if cached > prompt or (cached and total == prompt + completion + cached):
         prompt += cached  # this server counts cached tokens beside the others
+    details = (body.get("completion_tokens_details"), body.get("output_tokens_details"))
+    reasoning = max(_get_count(part, "reasoning_tokens") for part in details)
+    if reasoning and total == prompt + completion + reasoning:
+        completion += reasoning  # this one counts reasoning beside the answer
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        total_tokens=max(_get_count(body, "total_tokens"), prompt + completion),
+        total_tokens=max(total, prompt + completion),
         cached_tokens=cached,
-        reasoning_tokens=_get_count(body.get("completion_tokens_details"), "reasoning_tokens"),
+        reasoning_tokens=reasoning,
         queue_time=_get_number(body, "queue_time"),
         model_time=_get_number(body, "total_time"),
         generation_time=_get_number(body, "completion_time"),

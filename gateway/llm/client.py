@@ -5,6 +5,7 @@ See docs/adr/0003.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -306,7 +307,7 @@ class OpenAICompatibleModel(Model):
                 permit.on_response(status_error.response.headers, status_error.status_code)
             raise make_status_error(
                 status_error.status_code,
-                status_error.body,
+                _decode_error_body(status_error),
                 status_error.response.headers,
                 key_setting=self._key_setting,
                 url_setting=self._url_setting,
@@ -319,6 +320,19 @@ class OpenAICompatibleModel(Model):
             raise ModelUnavailable from error
         except (httpx.HTTPError, aiohttp.ClientError, sdk.APIError) as error:
             raise ModelStreamBroken from error
+
+
+def _decode_error_body(error: SdkStatusError) -> object:
+    """Decode the whole body.
+
+    The SDK has only the `error` in it.
+    """
+    if not error.response.is_stream_consumed:
+        return error.body
+    try:
+        return json.loads(error.response.content)
+    except (ValueError, RecursionError):
+        return error.body
 
 
 async def _feed_stream(response: httpx.Response, reader: ChunkReader, sink: ModelSink) -> None:

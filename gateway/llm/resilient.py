@@ -26,6 +26,7 @@ from gateway.domain.errors import (
 )
 from gateway.domain.messages import Message, ToolCall, ToolSpec, Usage, matches_any_glob
 from gateway.llm.catalog import Catalog
+from gateway.llm.chunks import complete_usage
 from gateway.llm.stream import check_call_count
 from gateway.llm.tool_repair.coercion import MAX_OPERATIONS
 from gateway.llm.tool_repair.prompted_tools import PromptedToolCallParser, move_tools_into_prompt
@@ -221,7 +222,10 @@ class ResilientModel(Model):
             if isinstance(error, ModelError):
                 breaker.record_failure() if error.retryable else breaker.record_success()
             raise
-        attempt.usage = attempt.usage + (answer.usage if answer.usage.total_tokens else attempt.estimate_usage(call))
+        usage = answer.usage
+        if not (usage.prompt_tokens and usage.completion_tokens):
+            usage = complete_usage(usage, attempt.estimate_usage(call))
+        attempt.usage = attempt.usage + usage
         breaker.record_success()
         return answer
 
@@ -238,7 +242,7 @@ class ResilientModel(Model):
         except BaseException:
             attempt.add_unshown_chars(parser.held_chars)
             raise
-        if answer.finish_reason == "length":
+        if answer.finish_reason in ("length", "content_filter"):
             parser.release_text()
             return answer
         return msgspec.structs.replace(answer, finish_reason="tool_calls") if parser.finish_text() else answer

@@ -17,6 +17,7 @@ from gateway.llm.chunks import (
     read_odd_chunk,
     read_usage,
 )
+from gateway.llm.finish_reasons import classify_finish_reason
 from gateway.llm.tool_repair.json_repair import join_surrogates
 from gateway.llm.upstream_errors import make_stream_error
 from gateway.ports.model import ModelAnswer, ModelSink
@@ -30,26 +31,6 @@ It is several times that of the longest answer that a model can write.
 MAX_ANSWER_CALLS = 128
 """Number of tool calls beyond which an answer is refused."""
 _EMPTY_DELTA = Delta()
-_FINISH_REASONS = {
-    **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "stop_sequence", "complete", "completed", "done"), "stop"),
-    **dict.fromkeys(("tool_calls", "tool_use", "function_call", "tool_call"), "tool_calls"),
-    **dict.fromkeys(
-        ("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded", "token_limit"),
-        "length",
-    ),
-    **dict.fromkeys(
-        ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "sensitive", "refusal"),
-        "content_filter",
-    ),
-    **dict.fromkeys(("malformed_function_call", "unexpected_tool_call"), "malformed_call"),
-    **dict.fromkeys(
-        ("error", "network_error", "server_error", "abort", "aborted", "cancelled", "canceled", "timeout", "failed"),
-        "broken",
-    ),
-    "insufficient_system_resource": "broken",
-    "null": "",
-    "none": "",
-}
 
 
 class ChunkReader:
@@ -70,7 +51,7 @@ class ChunkReader:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls = CallJoiner()
-        self._half = ""
+        self._halves = {"text": "", "reasoning": "", "refusal": ""}
         self._may_have_halves = False
         self._emitted_server_calls: set[int] = set()
         self._finish_reason: str | None = None
@@ -177,7 +158,7 @@ class ChunkReader:
             self.is_done = True
             return None
         chunk = read_odd_chunk(payload)
-        if chunk is None and payload.startswith((b"{", b"[")) and not self.is_complete:
+        if chunk is None and payload.startswith(b"{") and not self.is_complete:
             self._flush_text()
             raise ModelStreamBroken("The model's server sent an invalid stream chunk.")
         self._may_have_halves = True
@@ -208,8 +189,9 @@ class ChunkReader:
             self._reasoning.append(delta.reasoning_content)
         if delta.refusal:
             self._flush_text()
-            self._count_chars(len(delta.refusal))
-            self._sink.on_refusal(delta.refusal)
+            for text in self._join_halves("refusal", [delta.refusal]) if self._may_have_halves else [delta.refusal]:
+                self._count_chars(len(text))
+                self._sink.on_refusal(text)
         if delta.tool_calls:
             self._flush_text()
             for part in delta.tool_calls:
@@ -224,8 +206,7 @@ class ChunkReader:
     def _read_end(self, choice: Choice) -> None:
         if choice.usage is not None:
             self._usage = merge_usage(self._usage, read_usage(choice.usage))
-        written = (choice.finish_reason or "").lower()
-        reason = _FINISH_REASONS.get(written, "broken" if "error" in written else "stop") if written else ""
+        reason = classify_finish_reason(choice.finish_reason or "")
         if reason and not (reason == "broken" and self._finish_reason):  # the answer was complete before
             self._finish_reason = reason
             self._flush_text()
@@ -253,8 +234,8 @@ class ChunkReader:
         Reasoning comes before text, as the model writes them.
         """
         if self._may_have_halves:
-            self._reasoning = [join_surrogates("".join(self._reasoning))] if self._reasoning else []
-            self._text = self._join_halves(self._text, is_end=is_end)
+            self._reasoning = self._join_halves("reasoning", self._reasoning, is_end=is_end)
+            self._text = self._join_halves("text", self._text, is_end=is_end)
         if self._reasoning:
             reasoning = "".join(self._reasoning)
             self._reasoning.clear()
@@ -266,14 +247,15 @@ class ChunkReader:
             self._count_chars(len(text))
             self._sink.on_text(text)
 
-    def _join_halves(self, texts: list[str], *, is_end: bool) -> list[str]:
+    def _join_halves(self, kind: str, texts: list[str], *, is_end: bool = False) -> list[str]:
         """Join the halves of a surrogate pair that two chunks contain.
 
         The first half waits for the second one.
         """
-        text = self._half + "".join(texts)
-        self._half = text[-1] if text[-1:] >= "\ud800" and text[-1:] <= "\udbff" and not is_end else ""
-        text = join_surrogates(text.removesuffix(self._half) if self._half else text)
+        text = self._halves[kind] + "".join(texts)
+        half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" and not is_end else ""
+        self._halves[kind] = half
+        text = join_surrogates(text.removesuffix(half))
         return [text] if text else []
 
     def _count_call(self) -> None:

@@ -24,49 +24,94 @@ from gateway.domain.errors import (
     PromptTooLong,
     ToolCallUnreadable,
 )
-from gateway.llm.rate_limit.token_bucket import parse_duration
+from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject
+from gateway.llm.rate_limit.token_bucket import DAY_SECONDS, parse_duration
 from gateway.llm.tool_repair.json_repair import is_list, is_object
 
 log = get_logger(__name__)
 
 _MAX_MESSAGE_CHARS = 500
-_RATE_LIMIT_CODES = {"rate_limit_exceeded", "429"}
+_MAX_MATCHED_CHARS = 2_000
+_MAX_NESTING = 4
+_RATE_LIMIT_CODES = {"rate_limit_exceeded", "rate_limit_error", "resource_exhausted"}
 _OVERLOAD_CODES = {"capacity_exceeded", "over_capacity", "overloaded_error"}
 _UNREADABLE_CODES = {"tool_use_failed", "output_parse_failed"}
-_LONG_PROMPT_CODES = {"context_length_exceeded", "exceed_context_size_error", "model_context_window_exceeded"}
+_LONG_PROMPT_CODES = {
+    "context_length_exceeded",
+    "exceed_context_size_error",
+    "model_context_window_exceeded",
+    "context_window_exceeded",
+    "prompt_too_long",
+    "string_above_max_length",
+}
 _LONG_PROMPT = re.compile(
-    r"context[ _](?:length|window|size)|maximum (?:context|prompt|input)|prompt (?:is )?too long"
-    r"|too many (?:input )?tokens|input (?:is )?too long|exceeds? the (?:model's )?(?:max|context|available context)"
-    r"|max_model_len|reduce the length of the (?:messages|prompt|input)",
+    r"context[ _]?(?:length|window|size|limit)|maximum (?:context|prompt|input)|n_ctx"
+    r"|(?:prompt|input|messages?|conversation)\b[^.\n]{0,40} (?:too long|too large for|longer than)"
+    r"|too many (?:input |prompt )?tokens"
+    r"|exceed(?:s|ed|ing)? (?:the )?(?:model(?:'s)? )?(?:token limit|max|context|available context)"
+    r"|(?:tokens?|input|prompt|length)\b[^.\n]{0,60} exceed(?:s|ed|ing)? (?:the )?(?:\w{1,20} )?(?:model|limit|max)"
+    r"|(?:cannot exceed|less than) \d++ tokens|tokens? in the prompt|more than max tokens|`? tokens \+ `?max_new_tokens"
+    r"|max_(?:model_len|seq_len|input_tokens)|range of input length|when context (?:the )?overflows"
+    r"|reduce the length of (?:the |your )?(?:messages|prompt|input)",
     re.IGNORECASE,
 )
+_WRONG_LIMIT = re.compile(r"max_(?:completion_|output_)?tokens`?'? must be (?:less|at most|<)", re.IGNORECASE)
+"""Messages about the limit of the answer.
+
+They may speak of the window, too.
+"""
 _UNREADABLE_CALL = re.compile(
-    r"(?:failed to|error|cannot|could not) pars(?:e|ing) (?:the )?(?:tool|function)", re.IGNORECASE
+    r"(?:fail(?:ed|ure)? to|error|cannot|could not|unable to|while) pars(?:e|ing)\b[^.\n]{0,30}"
+    r"\b(?:tool|function)s?[ _-]?(?:call|use|arg|invocation)"
+    r"|(?:tool|function)[ _-]?calls?\b[^.\n]{0,30}\bpars(?:e|ing) (?:failed|error)",
+    re.IGNORECASE,
 )
-_RAW_CALL = re.compile(r"\braw=(['\"])(.*)\1", re.DOTALL)
-_WAIT = re.compile(r"(?:try again|retry) (?:in|after) ([\d.]+ ?(?:ms|s|m|h)?(?:[\d.]+s)?)", re.IGNORECASE)
+_RAW_CALL = re.compile(r"raw=(['\"`])(.*?)\1(?=,? *err(?:or)?[=:]|\s*$|[,.)]\s*$)", re.DOTALL)
+_WAIT = re.compile(
+    r"(?:try again|retry|wait|available|resets?)\b[^\d\n]{0,40}?"
+    r"((?:\d++(?:\.\d++)?\s?(?:milliseconds?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h)?(?![a-z])"
+    r"[ ,]{0,2}(?:and )?)+)",
+    re.IGNORECASE,
+)
+_WAIT_PART = re.compile(r"(\d++(?:\.\d++)?)\s?(milli|ms|s|m|h|)", re.IGNORECASE)
+_WAIT_SECONDS = {"milli": 0.001, "ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+_WRONG_ADDRESS = re.compile(r"\b(?:url|route|path|endpoint|page|cannot post)\b", re.IGNORECASE)
 
 
 class UpstreamError(msgspec.Struct, frozen=True):
     """Error of a model server.
 
-    `written` is what the model wrote, if the server could not read it.
+    `written` is what the model wrote, if the server could not read it. `is_object`: the server sent an error object.
     """
 
     message: str = ""
     code: str = ""
     status: int | None = None
     written: str | None = None
+    delay: float | None = None
+    is_object: bool = False
 
     @property
     def wait_seconds(self) -> float | None:
-        """The wait that the message names."""
-        wait = _WAIT.search(self.message)
-        return parse_duration(wait[1].replace(" ", "")) if wait else None
+        """The wait that the error names."""
+        if self.delay is not None or not (wait := _WAIT.search(self.message, 0, _MAX_MATCHED_CHARS)):
+            return self.delay
+        parts = _WAIT_PART.findall(wait[1])
+        return min(sum(float(number) * _WAIT_SECONDS[unit.lower()] for number, unit in parts), DAY_SECONDS)
 
     @property
     def is_prompt_too_long(self) -> bool:
-        return self.code in _LONG_PROMPT_CODES or bool(_LONG_PROMPT.search(self.message))
+        message = self.message[:_MAX_MATCHED_CHARS]
+        is_told = self.code.lower() in _LONG_PROMPT_CODES or bool(_LONG_PROMPT.search(message))
+        return is_told and not _WRONG_LIMIT.search(message)
+
+    @property
+    def is_about_model(self) -> bool:
+        """Whether a 404 is about the model, not about the address."""
+        if "model" in self.message.lower() or "model" in self.code.lower():
+            return True
+        words = f"{self.message[:_MAX_MATCHED_CHARS]} {self.code.replace('_', ' ')}"
+        return self.is_object and not _WRONG_ADDRESS.search(words)
 
 
 def read_upstream_error(body: object) -> UpstreamError:
@@ -74,29 +119,82 @@ def read_upstream_error(body: object) -> UpstreamError:
 
     A member of an unexpected type is left out.
     """
-    if is_list(body) and body:
-        body = body[0]
-    if is_object(body):
-        body = body.get("error") or body.get("detail") or body
-    if isinstance(body, str):
-        # An HTML page helps no client of an API.
-        body = {} if body.lstrip().startswith("<") else {"message": body}
-    if is_list(body):
-        body = {"message": {"detail": body}}
-    if not is_object(body):
-        return UpstreamError()
-    message, code, status = _read_message(body.get("message")), body.get("code"), body.get("status_code")
-    written = body.get("failed_generation")
-    if written is None and (raw := _RAW_CALL.search(message)):
-        written = raw[2]
-    if written is None and _UNREADABLE_CALL.search(message):
-        written = ""
+    levels = _list_levels(body)
+    inner = levels[-1]
+    message = _read_message(inner.get("message") or inner)
+    written = _find_member(levels, "failed_generation")
+    if written is None and "failed_generation" in message:
+        written = _find_member(_list_levels(_decode_tail(message)), "failed_generation")
+    if written is None:
+        written = _read_raw_call(message)
+    code = inner.get("code")
     return UpstreamError(
         message=message,
-        code=str(code) if isinstance(code, (str, int)) else str(body.get("type") or ""),
-        status=status if isinstance(status, int) else None,
+        code=str(code) if isinstance(code, (str, int)) else str(inner.get("type") or inner.get("status") or ""),
+        status=_read_status(levels),
         written=written if written is None or isinstance(written, str) else msgspec.json.encode(written).decode(),
+        delay=_read_delay(inner),
+        is_object=any(is_object(level.get("error")) for level in levels),
     )
+
+
+def _list_levels(body: object) -> list[JsonObject]:
+    """List nested error objects, the outermost first.
+
+    There is at least one.
+    """
+    levels: list[JsonObject] = []
+    while len(levels) < _MAX_NESTING:
+        if is_list(body) and body:
+            body = body[0] if not levels else {"message": body}
+        if isinstance(body, str):
+            # An HTML page helps no client of an API.
+            body = {} if body.lstrip().startswith("<") else {"message": body}
+        if not is_object(body):
+            break
+        levels.append(body)
+        body = body.get("error") or body.get("detail") or body.get("errors")
+    return levels or [{}]
+
+
+def _read_raw_call(message: str) -> str | None:
+    """Return what the model wrote, from a message.
+
+    "" if the message does not have it; None if it is about something else.
+    """
+    at = message.find("raw=")
+    if at >= 0 and (raw := _RAW_CALL.match(message, at)):
+        return raw[2]
+    head = message[:_MAX_MATCHED_CHARS]
+    if (at := head.lower().find("failed to parse input at pos ")) >= 0:
+        return message[at:].partition(":")[2].strip()
+    return "" if _UNREADABLE_CALL.search(head) else None
+
+
+def _find_member(levels: list[JsonObject], name: str) -> object:
+    return next((level[name] for level in reversed(levels) if level.get(name) is not None), None)
+
+
+def _decode_tail(message: str) -> object:
+    """Decode the JSON that a proxy put behind its own words."""
+    try:
+        return msgspec.json.decode(message[message.index("{") :].strip())
+    except (*JSON_DECODE_ERRORS, ValueError):
+        return {}
+
+
+def _read_status(levels: list[JsonObject]) -> int | None:
+    values = (level.get(name) for level in reversed(levels) for name in ("status_code", "status", "code"))
+    texts = (str(value) for value in values if isinstance(value, (int, str)))
+    return next((int(text) for text in texts if re.fullmatch(r"[45]\d\d", text)), None)
+
+
+def _read_delay(error: JsonObject) -> float | None:
+    """Read the wait that a member names."""
+    details = error.get("details")
+    delays = [detail.get("retryDelay") for detail in details if is_object(detail)] if is_list(details) else []
+    values = (str(value) for value in (error.get("retry_after"), *delays) if isinstance(value, (int, float, str)))
+    return next((delay for value in values if (delay := parse_duration(value)) is not None), None)
 
 
 def _read_message(message: object) -> str:
@@ -104,33 +202,22 @@ def _read_message(message: object) -> str:
 
     Of a list of validation errors, it is the first one with its location.
     """
-    if is_object(message):
-        message = message.get("detail") or message.get("message")
+    if is_object(message) and "loc" not in message:
+        message = message.get("detail") or message.get("message") or message.get("msg")
     if is_list(message) and message:
         message = message[0]
     if is_object(message):
         location = message.get("loc")
-        place = ".".join(map(str, cast(list[object], location))) if is_list(location) else ""
-        message = f"{place}: {message.get('msg')}" if place else message.get("msg")
+        place = ".".join(map(str, cast(list[object], location))) if is_list(location) else str(location or "")
+        reason = message.get("msg") or message.get("message")
+        message = f"{place}: {reason}" if place else reason
     return message if isinstance(message, str) else ""
 
 
 def make_stream_error(body: object) -> GatewayError:
     """Translate an error inside a stream, which follows the status 200."""
     error = read_upstream_error(body)
-    if error.code in _RATE_LIMIT_CODES or error.status == 429:
-        return ModelRateLimited(retry_after=error.wait_seconds)
-    if error.code in _OVERLOAD_CODES or (error.status or 0) >= 498:
-        return ModelUnavailable()
-    if error.code == "json_validate_failed":
-        return OutputInvalid()
-    if error.code in _UNREADABLE_CODES or error.written is not None:
-        return ToolCallUnreadable(written=error.written or "")
-    if error.is_prompt_too_long:
-        return _make_prompt_too_long()
-    if error.status == 400:
-        return ModelRequestRefused(f"The model's server refused the request: {error.message[:_MAX_MESSAGE_CHARS]}")
-    return ModelStreamBroken()
+    return _classify(error, error.status, None, "its key", "its address")
 
 
 def make_status_error(
@@ -143,7 +230,13 @@ def make_status_error(
     """
     error = read_upstream_error(body)
     log.warning("model_call_rejected", status=status, code=error.code)
-    if status == 403 and error.code.startswith("model_permission"):
+    return _classify(error, status, parse_duration(headers.get("retry-after")), key_setting, url_setting)
+
+
+def _classify(
+    error: UpstreamError, status: int | None, wait: float | None, key_setting: str, url_setting: str
+) -> GatewayError:
+    if error.code.startswith("model_permission") and status in (403, None):
         return ModelNotPermitted(error.message[:_MAX_MESSAGE_CHARS] or None, param="model")
     if status in (401, 403):
         return ModelKeyRefused(
@@ -151,26 +244,23 @@ def make_status_error(
         )
     if error.code == "json_validate_failed":
         return OutputInvalid()
-    if status == 404 and not error.message and not error.code:
+    if status == 404 and not error.is_about_model:
         return ModelError(f"The model's server has no such address. The administrator must check {url_setting}.")
-    if status == 404 or error.code == "model_decommissioned":
+    if status == 404 or error.code in ("model_decommissioned", "model_not_found"):
         return ModelNotFound("The model's server does not know this model.", param="model")
-    wait = parse_duration(headers.get("retry-after"))
-    if status == 429:
+    if status == 429 or (status is None and error.code.lower() in _RATE_LIMIT_CODES):
         return ModelRateLimited(retry_after=wait if wait is not None else error.wait_seconds)
     if error.code in _UNREADABLE_CODES or error.written is not None:
         return ToolCallUnreadable(written=error.written or "")
     if error.is_prompt_too_long:
-        return _make_prompt_too_long()
+        return PromptTooLong("The prompt is longer than the model's window.", param="messages")
     if status == 413:
         return ModelRequestRefused("The request is too large for this model: shorten the messages or the history.")
-    if status in (408, 409, 498) or status >= 500:  # 409: a conflict that ends by itself
-        return ModelUnavailable(retry_after=wait)
+    if status in (408, 409, 498) or (status or 0) >= 500 or (status is None and error.code in _OVERLOAD_CODES):
+        return ModelUnavailable(retry_after=wait)  # 409: a conflict that ends by itself
+    if status is None:
+        return ModelStreamBroken()
     if 400 <= status < 500:
         reason = error.message[:_MAX_MESSAGE_CHARS] or "no reason given"
         return ModelRequestRefused(f"The model's server refused the request: {reason}")
     return ModelError()
-
-
-def _make_prompt_too_long() -> PromptTooLong:
-    return PromptTooLong("The prompt is longer than the model's window.", param="messages")

@@ -48,6 +48,10 @@ class SdkResponse(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]: ...
+    @property
+    def is_stream_consumed(self) -> bool: ...
+    @property
+    def content(self) -> bytes: ...
 
 
 class SdkStatusError(Protocol):

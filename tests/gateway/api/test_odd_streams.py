@@ -309,7 +309,6 @@ USAGES: dict[str, tuple[ScriptedAnswer, int]] = {
         1600,
     ),
     "odd details": (stream_usage({"choices": [], "usage": FIGURES | {"prompt_tokens_details": []}}), 600),
-    "negative": (stream_usage({"choices": [], "usage": {"prompt_tokens": -5, "completion_tokens": 500}}), 500),
 }
 
 
