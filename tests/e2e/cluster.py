@@ -89,7 +89,8 @@ async def start_cluster(database_url: str) -> AsyncGenerator[Cluster]:
     simulator = [sys.executable, "-m", "gateway.simulator", "--port", str(groq), "--tokens-per-second", "100"]
     server = [sys.executable, "-m", "tools_server.cli"]
     settings = {"DATABASE_URL": database_url, "TOOLS_SERVER_SECRET": SECRET, "TOOLS_SERVER_PORT": str(tools)}
-    connector = aiohttp.TCPConnector(limit=0)
+    # Without reuse: the server may close an idle connection at the moment of the next request.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with (
         aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=150)) as session,
         run_process(simulator, f"http://127.0.0.1:{groq}/", session),

@@ -15,6 +15,20 @@ def check_effects(outside: Outside) -> None:
     assert not doubled, f"effects that took place more than once: {doubled}"
 
 
+def add_row(journal: list[JournalEntry], row: list[JournalEntry]) -> None:
+    """Add the entries of a row to those of the rows before it.
+
+    Rows overlap if a commit whose answer was lost is repeated in smaller parts; readers skip what they have. The same
+    number must be the same event.
+    """
+    stored = {entry.seq: entry.event for entry in journal}
+    for entry in row:
+        if entry.seq not in stored:
+            journal.append(entry)
+        else:
+            assert stored[entry.seq] == entry.event, f"number {entry.seq} is stored as two events"
+
+
 def check_journal(journal: list[JournalEntry]) -> None:
     """Check that a turn has one end, as its last event."""
     numbers = [entry.seq for entry in journal]

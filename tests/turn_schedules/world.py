@@ -31,7 +31,7 @@ from gateway.domain.messages import Message, TurnRequest
 from gateway.llm.catalog import Catalog
 from gateway_runtime.postgres_url import plain_dsn
 from tests.stack import _GatewaySettings
-from tests.turn_schedules.checks import check_client, check_effects, check_journal
+from tests.turn_schedules.checks import add_row, check_client, check_effects, check_journal
 from tests.turn_schedules.clock import SteppedLoop, VirtualClock
 from tests.turn_schedules.database import ScheduleDatabase
 from tests.turn_schedules.postgres_gate import PostgresGate
@@ -368,7 +368,7 @@ class World:
         rows = self.fetch("SELECT turn_id, first_seq, payload FROM turn_events ORDER BY turn_id, first_seq")
         journals: dict[UUID, list[JournalEntry]] = {}
         for row in rows:
-            journals.setdefault(row["turn_id"], []).extend(parse_payload(row["first_seq"], row["payload"]))
+            add_row(journals.setdefault(row["turn_id"], []), parse_payload(row["first_seq"], row["payload"]))
         turns = self.fetch("SELECT id, response FROM turns WHERE options->>'store' IS DISTINCT FROM 'false'")
         responses = {row["id"]: str(row["response"] or "") for row in turns}
         for turn_id in responses:
