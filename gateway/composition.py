@@ -149,27 +149,14 @@ async def build_gateway(
         state.settings = settings
         state.auth = auth
         state.rates = rates
-        state.keys = store.keys
-        state.audit = store.audit
-        state.audit_chain = AuditChain(store.database)
-        state.user_data = store.user_data
+        _set_stores(state, store)
         state.turn_service = turn_service
-        state.turns = store.turns
         state.lease = lease
-        state.questions = store.questions
-        state.conversations = store.conversations
-        state.history = HistoryStore(store.database)
-        state.usage = store.usage
-        state.usage_reports = UsageReports(store.database)
-        state.servers = store.servers
         state.registry = tools.registry
-        state.bus = store.bus
         state.mcp = mcp
         state.toolbox = tools.policy_toolbox
-        state.identity_jwks = store.identity_keys.get_jwks()
         state.catalog = llm.catalog
         state.model = llm.model
-        state.database = store.database
         state.storage_health = _build_storage_health(settings, timeouts, store, lease, stack)
         state.model_health = CachedValue(llm.model.check, timeouts.model_health)
         state.tasks = tasks
@@ -177,6 +164,23 @@ async def build_gateway(
         state.started_at = time.monotonic()
         state.stop = partial(_stop, mcp, turn_service)
         yield
+
+
+def _set_stores(state: State, store: Store) -> None:
+    state.database = store.database
+    state.bus = store.bus
+    state.keys = store.keys
+    state.audit = store.audit
+    state.audit_chain = AuditChain(store.database)
+    state.user_data = store.user_data
+    state.turns = store.turns
+    state.questions = store.questions
+    state.conversations = store.conversations
+    state.history = HistoryStore(store.database)
+    state.usage = store.usage
+    state.usage_reports = UsageReports(store.database)
+    state.servers = store.servers
+    state.identity_jwks = store.identity_keys.get_jwks()
 
 
 def _build_storage_health(
@@ -203,6 +207,21 @@ async def _stop(mcp: McpEndpoint, turn_service: TurnService, grace_seconds: floa
     await turn_service.stop(grace_seconds)
 
 
+def _create_database(settings: Settings) -> Database:
+    assert settings.postgres_url is not None
+    limits = ConnectionLimits(
+        statement=settings.database_statement_timeout_seconds,
+        lock=settings.database_lock_timeout_seconds,
+        silence=settings.database_silence_timeout_seconds,
+    )
+    return Database(
+        settings.postgres_url,
+        direct_url=settings.database_direct_url,
+        pool_size=settings.database_pool_size,
+        limits=limits,
+    )
+
+
 @asynccontextmanager
 async def build_store(
     settings: Settings, timeouts: Timeouts, worker_id: UUID, tasks: TaskRegistry
@@ -211,18 +230,7 @@ async def build_store(
 
     On exit, the journal commits the waiting writes.
     """
-    assert settings.postgres_url is not None
-    limits = ConnectionLimits(
-        statement=settings.database_statement_timeout_seconds,
-        lock=settings.database_lock_timeout_seconds,
-        silence=settings.database_silence_timeout_seconds,
-    )
-    database = Database(
-        settings.postgres_url,
-        direct_url=settings.database_direct_url,
-        pool_size=settings.database_pool_size,
-        limits=limits,
-    )
+    database = _create_database(settings)
     redactor = load_rules(settings.redaction_rules)
     journal = PostgresJournal(
         database.direct,
