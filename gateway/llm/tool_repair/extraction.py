@@ -62,6 +62,8 @@ _CHILD_TAG = re.compile(r"<(\w[\w.-]{0,127}+)>((?:(?!</\1>).)*+)</\1>\s*+", re.D
 _PYTHON_LIST = re.compile(r"\[\s{0,20}[A-Za-z_][\w.-]{0,127}+\(")
 _PYTHON_NAME = re.compile(r"[\s,;\[]{0,20}+([A-Za-z_][\w.-]{0,127}+)(?=\()")
 _NEXT_OBJECT = re.compile(r"[\s,;]{0,20}+(?=\{)")
+_CUT_ARGUMENTS = "{"
+"""Arguments of a call whose text ends too early: they must not run."""
 _MAX_KEY_DISTANCE = 400
 _MAX_LINE_CHARS = 120
 
@@ -145,6 +147,7 @@ class _ToolCallScanner:
         self._tool_names = {normalize_name(name) for name in names}
         self._effort = MAX_LENIENT_CHARS
         self._last_end = 0
+        self._is_cut = False
 
     def scan_calls(self, at: int) -> Iterator[ExtractedCall]:
         while mark := _MARK.search(self._text, at):
@@ -179,7 +182,7 @@ class _ToolCallScanner:
             end = self._find_block_end(body)
             arguments = read_parameter_tags(self._text[body:end]) or self._text[body:end]
         elif self._is_tool(name) and (children := _CHILD_TAGS.match(self._text, body)):
-            arguments, end = _read_child_tags(children[0]), children.end()
+            arguments, end = read_child_tags(children[0]) or _CUT_ARGUMENTS, children.end()
         elif not self._is_tool(name) or not (name.startswith("functions.") or self._begins_line(start)):
             return []
         elif self._text.startswith(("(", ")"), body):
@@ -188,9 +191,9 @@ class _ToolCallScanner:
             end = self._find_block_end(body)
             arguments = self._text[body:end].strip(" \n\t>/)")
             if "<" in arguments:
-                arguments = "{"  # tags of an unknown form
+                arguments = _CUT_ARGUMENTS  # tags of an unknown form
             if end == len(self._text) and not self._text.endswith(("/>", ")>")):
-                arguments = "{"  # truncated, so it must not run without arguments
+                arguments = _CUT_ARGUMENTS
         return [ExtractedCall(start, end, True, name, arguments)]
 
     def _read_block(self, start: int, at: int) -> list[ExtractedCall]:
@@ -255,9 +258,12 @@ class _ToolCallScanner:
         if not marked and not self._ends_line(end):
             return []
         # A marked name alone is a call, unless its arguments may have been truncated.
-        default = None if not marked else "" if self._text[end - 1] in "}]" else "{"
+        default = None if not marked else "" if self._text[end - 1] in "}]" else _CUT_ARGUMENTS
+        is_cut = self._is_cut
         found = list(list_json_calls(value, default)) or list(self._list_keyed_calls(value))
         calls = [ExtractedCall(start, end, marked, name, text) for name, text in found]
+        if is_cut and calls:
+            calls[-1] = calls[-1]._replace(arguments=_CUT_ARGUMENTS)
         return [call for call in calls if marked or self._is_tool(call.name)]
 
     def _list_keyed_calls(self, value: object) -> Iterator[tuple[str, str]]:
@@ -277,7 +283,7 @@ class _ToolCallScanner:
         if not name or not payload or not (marked or self._is_tool(name[1])):
             return []
         end = self._find_block_end(payload.end())
-        return [ExtractedCall(start, end, marked, name[1], self._text[payload.end() : end] or "{")]
+        return [ExtractedCall(start, end, marked, name[1], self._text[payload.end() : end] or _CUT_ARGUMENTS)]
 
     def _read_json_text(self, at: int) -> tuple[str, int]:
         """Return the JSON text at a position and its end.
@@ -285,6 +291,8 @@ class _ToolCallScanner:
         Invalid JSON extends to the end of its block.
         """
         _, end = self._read_value(at)
+        if self._is_cut:
+            return _CUT_ARGUMENTS, len(self._text)
         end = self._find_block_end(at) if end is None else end
         return self._text[at:end], end
 
@@ -297,6 +305,8 @@ class _ToolCallScanner:
             at = self._skip_separator(at + 1)
             return self._read_json_text(at) if self._text.startswith("{", at) else ("", at)
         value, end = self._read_value(at + 1, inside=True)
+        if self._is_cut:
+            return _CUT_ARGUMENTS, len(self._text)
         if end is None:
             end = self._find_block_end(at)
             return self._text[at:end], end
@@ -308,9 +318,12 @@ class _ToolCallScanner:
         End None: the value is invalid.
         """
         parser = LenientJsonParser(self._text, at)
+        self._is_cut = False
         try:
             if self._effort > 0:
-                return (parser.parse_call_arguments() if inside else parser.parse_value()), parser.at
+                value = parser.parse_call_arguments() if inside else parser.parse_value()
+                self._is_cut = parser.is_unclosed
+                return value, parser.at
         except JsonRepairError:
             self._effort -= parser.at - at
         return None, None
@@ -401,8 +414,13 @@ def read_parameter_tags(text: str) -> str | None:
     return _dump_json(parameters) if parameters else None
 
 
-def _read_child_tags(text: str) -> str:
-    """Convert the tags `<KEY>value</KEY>` to a JSON object."""
+def read_child_tags(text: str) -> str | None:
+    """Convert the tags `<KEY>value</KEY>` to a JSON object.
+
+    None for a text that is not only such tags.
+    """
+    if not _CHILD_TAGS.fullmatch(text):
+        return None
     tags = _CHILD_TAG.finditer(text)
     return _dump_json({tag[1]: tag[2].removeprefix("\n").removesuffix("\n") for tag in tags})
 

@@ -36,6 +36,12 @@ _SPACE = re.compile(r"(?:[\s\ufeff\u200b]|(?://|#)(?=[^\n]{0,99}[^\W\d_])[^\n]*)
 _COMMENT = re.compile(r"\s(?://|#)(?=.{0,99}[^\W\d_])")
 _KEY = re.compile(r"([\w$][\w$.-]*+)(?:\"(?=\s?:))?")
 _UNCLOSED_KEY = re.compile(r"\"([A-Za-z_]\w{0,127}+)(?=:\s?(?:[\"\[{\d-]|true\b|false\b|null\b))")
+_NEXT_KEY = re.compile(r"\"[A-Za-z_]\w{0,127}+\"\s?:")
+_INNER_QUOTES = {
+    "'": re.compile(r"(?<=\w)'(?=\w)"),
+    '"': re.compile(r"(?<=[\s(])\"\w(?:[^\"\\\n]{0,200}[\w.!?])?\"(?=[ .!?;)]{1,4}[\w(])"),
+}
+"""Quotes that stand inside a text: an apostrophe in a word, or a quoted word between others."""
 _COLON = re.compile(r"=>|[:=]")
 _EQUALS = re.compile(r"=(?!=)")
 _BARE = re.compile(r"[^\s,:{}\[\]\"'`“”\u2018\u2019«»<][^,:{}\[\]\"'`“”\u2018\u2019«»\n]*+")
@@ -144,6 +150,8 @@ class LenientJsonParser:
         self._repairs: list[str] = [] if repairs is None else repairs
         self._closers = ""
         self._has_stray_bracket = False
+        self.is_unclosed = False
+        """Whether the text ended inside an object or a call."""
 
     def parse_document(self) -> object:
         """Parse the rest of the text as one value.
@@ -260,11 +268,15 @@ class LenientJsonParser:
             if closer and self._has_stray_bracket:
                 raise self._make_truncation_error("after brackets that do not match")
             if closer:
+                self.is_unclosed = self.is_unclosed or closer != "]"
                 self._add_repair("a bracket that was not closed")
             self._closers = self._closers[:-1]
             return False
         if self._leave_bracket(closer):
             return False
+        if closer == "}" and _NEXT_KEY.match(self.text, self.at):
+            self._add_repair("a comma that was missing")
+            return True
         if (char := self.text[self.at]) in self._closers[:-1] and char in "}]":
             self._add_repair("a bracket that was not closed")
             self._closers = self._closers[:-1]
@@ -312,6 +324,10 @@ class LenientJsonParser:
                 )
             if self.text[self.at] == "\\":
                 parts.append(self._parse_escape())
+            elif not closer and (inner := self._match_inner_quotes(opener)):
+                parts.append(inner[0])
+                self.at = inner.end()
+                self._add_repair("quotes inside a text")
             elif self.text.startswith(closer, self.at):
                 self.at += len(closer) or 1
                 break
@@ -322,6 +338,10 @@ class LenientJsonParser:
         if "\n" in value and "\n" in self.text[start : self.at]:
             self._add_repair("a line break in a text")
         return join_surrogates(value)
+
+    def _match_inner_quotes(self, opener: str) -> re.Match[str] | None:
+        pattern = _INNER_QUOTES.get(opener)
+        return pattern.match(self.text, self.at) if pattern else None
 
     def _parse_escape(self) -> str:
         escape = _ESCAPE.match(self.text, self.at)

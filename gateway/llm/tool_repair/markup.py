@@ -12,8 +12,8 @@ from gateway.llm.tool_repair.tool_names import normalize_name
 
 _NAME = r"[A-Za-z_][\w./-]{0,127}+"
 
-_SIGNS = re.compile(r"<|>>>|call:|\[CALL_ID\]|\[TOOL_CALL")
-_FULL_WIDTH_TAG = re.compile(r"<(/?)\uff5c([A-Za-z]{1,20})\uff5c([^<>\n]{1,300}+)>")
+_SIGNS = re.compile(r"<|>>>|call:|\[CALL_ID\]|\[TOOL_CALL|^\s{0,4}(?:TOOL_CALLS|functools)\s?\[|:\d{1,4}\s?\{")
+_FULL_WIDTH_TAG = re.compile(r"<(/?)(?:\uff5c([A-Za-z]{1,20})\uff5c|\|(DSML)\|)([^<>\n]{1,300}+)>")
 _FULL_WIDTH_TOKEN = re.compile(r"<[\uff5c|]([^<>\uff5c|\n]{1,60}+)[\uff5c|]>")
 _DELIMITER = re.compile(r"\]<\][\w-]{1,20}\[>\[")
 _PREFIXED_TAG = re.compile(
@@ -21,12 +21,12 @@ _PREFIXED_TAG = re.compile(
 )
 _BLOCK_OPENER = re.compile(
     r"<\|(?:tool_calls?_(?:begin|start)|tool_calls_section_begin|action_start\|>\s*<\|plugin|START_ACTION"
-    r"|tools_prefix|tool_call)\|?>|<(?:toolcall|tool-call|tool_code|function_invocation|functioncall)>",
+    r"|tools_prefix|tool_call)\|?>|<(?:start_function_call|toolcall|tool-call|tool_code|function_invocation|functioncall)>",
     re.IGNORECASE,
 )
 _BLOCK_CLOSER = re.compile(
     r"<\|(?:tool_calls?_end|tool_calls_section_end|action_end|END_ACTION|tools_suffix|/tool_call)\|>"
-    r"|<tool_call\|>|</(?:toolcall|tool-call|tool_code|function_invocation|functioncall)>",
+    r"|<tool_call\|>|<end_function_call>|</(?:toolcall|tool-call|tool_code|function_invocation|functioncall)>",
     re.IGNORECASE,
 )
 _REPEATED_OPENER = re.compile(r"<tool_call>(?:\s*+<tool_call>)++")
@@ -39,6 +39,10 @@ _ARGUMENT_PAIR = re.compile(
     r"((?:(?!<arg_key>|<tool_call>|</?arg_value>|</tool_call>).)*+)(</arg_value>|(?=<arg_key>|</tool_call>))",
     re.DOTALL,
 )
+_BARE_LIST = re.compile(r"^\s{0,4}(?:TOOL_CALLS|functools)\s?(?=\[\s{0,4}\{)")
+_NUMBERED_CALL = re.compile(rf"^[ \t]{{0,4}}(?:functions\.)?({_NAME}):\d{{1,4}}\s?(?=\{{)", re.MULTILINE)
+_TAG_WITHOUT_START = re.compile(rf"^\s{{0,4}}function=({_NAME})>")
+_PARAMETERS_WITHOUT_START = re.compile(rf"^\s{{0,4}}({_NAME})\s{{0,4}}(?=<parameter=[^<>]{{1,128}}>)")
 _NAME_BEFORE_PARAMETERS = re.compile(
     rf"<tool_call>\s{{0,4}}({_NAME})>?\s{{0,4}}(?=<parameter=|</tool_call>|```(?:json)?\s{{0,4}}\{{|\{{)"
 )
@@ -46,6 +50,7 @@ _NAME_TAG = re.compile(
     r"<(?:use_mcp_tool|tool_use|tool_call|function_call|invoke)>\s{0,4}"
     r"(?:<server_name>[^<>]{0,200}</server_name>\s{0,4})?"
     rf"<(?:tool_name|name|tool)>\s{{0,4}}({_NAME})\s{{0,4}}</(?:tool_name|name|tool)>\s{{0,4}}"
+    r"(?:<server_name>[^<>]{0,200}</server_name>\s{0,4})?"
     r"(?:<(?:arguments|parameters|args|input)>)?",
     re.IGNORECASE,
 )
@@ -61,7 +66,7 @@ _TOOL_TAG = re.compile(
     r"(?:^[ \t]{0,8}|(?<=>))<(/?)([A-Za-z_][\w.-]{0,127}+)>(?=\s{0,8}<[/A-Za-z_]|\s{0,8}\{|\s{0,8}\Z|(?<=</))",
     re.MULTILINE,
 )
-_ESCAPED_QUOTE = '<|"|>'
+_ESCAPED_QUOTE = re.compile(r'<\|"\|>|<escape>')
 
 
 def normalize_markup(text: str, names: Collection[str] = ()) -> str:
@@ -73,14 +78,16 @@ def normalize_markup(text: str, names: Collection[str] = ()) -> str:
     if not _SIGNS.search(text):
         return text
     text = _DELIMITER.sub("", text)
-    text = _FULL_WIDTH_TAG.sub(r"<\1\3>", text)
+    text = _FULL_WIDTH_TAG.sub(r"<\1\4>", text)
     text = _FULL_WIDTH_TOKEN.sub(_write_token, text)
-    text = _PREFIXED_TAG.sub(r"<\1", text).replace(_ESCAPED_QUOTE, '"')
+    text = _ESCAPED_QUOTE.sub('"', _PREFIXED_TAG.sub(r"<\1", text))
     text = _NUMBERED_NAME.sub(r"<tool_call>\1 ", text)
     text = _BLOCK_CLOSER.sub("</tool_call>", _BLOCK_OPENER.sub("<tool_call>", text))
     text = _REPEATED_OPENER.sub("<tool_call>", _SEPARATOR_TOKEN.sub(" ", text))
     text = _CALL_ID.sub("", text)
     text = _ARGUMENT_PAIR.sub(_write_parameter, text)
+    text = _BARE_LIST.sub("<tool_call>", _TAG_WITHOUT_START.sub(r"<function=\1>", text))
+    text = _PARAMETERS_WITHOUT_START.sub(r"<function=\1>", _NUMBERED_CALL.sub(r"<function=\1>", text))
     text = _NAME_BEFORE_PARAMETERS.sub(r"<function=\1>", text)
     text = _NAME_TAG_END.sub("</function>", _NAME_TAG.sub(r"<function=\1>", text))
     if "[TOOL_CALL" in text:

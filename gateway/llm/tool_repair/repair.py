@@ -21,6 +21,7 @@ from gateway.llm.tool_repair.extraction import (
     CallPlace,
     find_calls,
     list_json_calls,
+    read_child_tags,
     read_parameter_tags,
 )
 from gateway.llm.tool_repair.json_repair import (
@@ -213,10 +214,12 @@ def _parse_arguments(text: str, tool: str, coercer: SchemaCoercer, repairs: list
     """
     if (called_name := get_called_name(text)) and not matches_tool(called_name, tool):
         raise JsonRepairError(f"they are a call of {called_name[:80]}")
-    if "<" in text and parse_strict(text) is None and (tags := read_parameter_tags(normalize_markup(text))):
+    if "<" in text and parse_strict(text) is None and (tags := _read_tags(text, coercer.properties or ())):
         repairs.append("tags in place of JSON")
         text = tags
     value = parse_lenient(text, repairs)
+    if isinstance(value, str) and text.lstrip().startswith("<"):
+        raise JsonRepairError("their tags are not those of the parameters")
     for _ in range(_MAX_WRAPPERS):
         inner = _unwrap_value(value, tool, coercer, repairs)
         if inner is value:
@@ -231,6 +234,17 @@ def _parse_arguments(text: str, tool: str, coercer: SchemaCoercer, repairs: list
         raise JsonRepairError(f"one JSON object is expected, not {msgspec.json.encode(value).decode()[:200]}")
     repairs.append("a value in place of an object")
     return {required_names[0]: value}
+
+
+def _read_tags(text: str, properties: Collection[str]) -> str | None:
+    """Convert arguments in tags to a JSON object.
+
+    The tags are those of a model family, or named like the parameters.
+    """
+    if tags := read_parameter_tags(normalize_markup(text)):
+        return tags
+    children = read_child_tags(text.strip())
+    return children if children and msgspec.json.decode(children, type=JsonObject).keys() <= set(properties) else None
 
 
 def _unwrap_value(value: object, tool: str, coercer: SchemaCoercer, repairs: list[str]) -> object:

@@ -13,8 +13,8 @@ _MAX_NAME_LENGTH = 256
 _SEPARATORS = re.compile(r"(?<=[^\W_])[\s_.-]+(?=[^\W\d_])|(?<=[^\W\d_])[\s_.-]+(?=[^\W_])")
 _RECIPIENT = re.compile(r"\bto=([\w.-]+)")
 _NAME_AND_REST = re.compile(
-    r"[\s\"'`<=]*+(?:function[=/(])?(?P<name>[\w./:-]{1,256}+)"
-    r"(?:\[ARGS\]|<\|[^|<>]{0,40}\|?>|</[\w|:]{1,40}>|\b(?:json|commentary|analysis|final|assistant|code)\b|[\s=>,:)\]\"'`])*+"
+    r"(?:<\|?tool_calls?\|?>)?[\s\"'`<=]*+(?:function[=/(])?(?P<name>[\w./:-]{1,256}+)"
+    r"(?:\[ARGS\]|\(\)|<\|[^|<>]{0,40}\|?>|</[\w|:]{1,40}>|\b(?:json|commentary|analysis|final|assistant|code)\b|[\s=>,:)\]\"'`])*+"
     r"(?P<rest>.*)",
     re.DOTALL,
 )
@@ -35,7 +35,7 @@ def normalize_name(name: str) -> str:
 
 def is_parallel_wrapper(name: str) -> bool:
     """Return whether a name is that of OpenAI's wrapper around several calls."""
-    return normalize_name(name) in _PARALLEL_WRAPPERS
+    return normalize_name(name.partition("<|")[0]) in _PARALLEL_WRAPPERS
 
 
 def strip_prefixes(name: str) -> Iterator[str]:

@@ -105,8 +105,8 @@ async def serve_raw(
 ) -> AsyncGenerator[Gateway]:
     """Serve a gateway with raw servers, and wait until all are up.
 
-Each server has its entry in the file.
-"""
+    Each server has its entry in the file.
+    """
     async with AsyncExitStack() as stack:
         entries: dict[str, JsonObject] = {}
         for name, (server, entry) in servers.items():
