@@ -11,9 +11,14 @@ from gateway.wire.request_fields import UNSUPPORTED, make_unsupported, refuse_un
 _CHAT_FIELDS = {
     name: UNSUPPORTED[name].advice
     for name in ("functions", "function_call", "audio", "prediction", "web_search_options")
-}
+} | {"max_output_tokens": "send max_completion_tokens"}
 _RESPONSE_FIELDS = {
     "prompt": "stored prompts are unknown here: send their text as instructions and input",
+    "messages": "send input",
+    "max_tokens": "send max_output_tokens",
+    "max_completion_tokens": "send max_output_tokens",
+    "response_format": "send text.format",
+    "functions": UNSUPPORTED["functions"].advice,
     "context_management": "leave it out: old turns are left out where a conversation is longer than the model's window",
 }
 _MAX_BIASES = 300
@@ -57,6 +62,10 @@ def refuse_unsupported_chat(body: Any) -> Any:
     if "audio" in (modalities := _list_values(fields.get("modalities"))):
         refuse_unsupported_field("modalities", modalities)
     _refuse_tool_types(fields, {"function"})
+    _refuse_choice(fields, {"function"})
+    for number, message in enumerate(_list_values(fields.get("messages"))):
+        if isinstance(message, dict):
+            _refuse_message(cast(JsonObject, message), f"messages.{number}")
     return _join_limits(fields)
 
 
@@ -72,12 +81,42 @@ def refuse_unsupported_response(body: Any) -> Any:
     fields = _refuse_fields(fields, _RESPONSE_FIELDS)
     _refuse_probabilities(fields)
     for number, item in enumerate(_list_values(fields.get("input"))):
-        kind = cast(JsonObject, item).get("type", "message") if isinstance(item, dict) else "message"
+        kind = _get_item_type(cast(JsonObject, item)) if isinstance(item, dict) else "message"
         if isinstance(kind, str) and kind not in _ITEM_TYPES:
             advice = _ITEM_ADVICE.get(kind, "send messages, function calls and their outputs")
             raise make_unsupported(f"input.{number}.type", advice, f"items of the type {kind[:80]!r} are not supported")
     _refuse_tool_types(fields, {"function", "mcp"})
+    _refuse_choice(fields, {"function", "mcp"})
     return fields
+
+
+def _get_item_type(item: JsonObject) -> Any:
+    """Return the type of an item.
+
+    Without one, it is a message, or a reference if it has an id and no role.
+    """
+    kind = item.get("type")
+    return kind if kind is not None else "message" if "role" in item or "id" not in item else "item_reference"
+
+
+def _refuse_choice(fields: JsonObject, supported: set[str]) -> None:
+    choice = fields.get("tool_choice")
+    kind = cast(JsonObject, choice).get("type") if isinstance(choice, dict) else None
+    if isinstance(kind, str) and kind not in supported:
+        advice = f"send auto, none, required, or a choice of the type {' or '.join(sorted(supported))}"
+        raise make_unsupported("tool_choice.type", advice, f"choices of the type {kind[:80]!r} are not supported")
+
+
+def _refuse_message(message: JsonObject, path: str) -> None:
+    if message.get("role") == "function":
+        raise make_unsupported(f"{path}.role", "send the role tool with a tool_call_id", "function is not supported")
+    if message.get("function_call") is not None:
+        raise make_unsupported(f"{path}.function_call", "send the call in tool_calls")
+    for number, call in enumerate(_list_values(message.get("tool_calls"))):
+        kind = cast(JsonObject, call).get("type") if isinstance(call, dict) else None
+        if isinstance(kind, str) and kind != "function":
+            problem = f"calls of the type {kind[:80]!r} are not supported"
+            raise make_unsupported(f"{path}.tool_calls.{number}.type", "send calls of the type function", problem)
 
 
 def _refuse_fields(fields: JsonObject, advice: dict[str, str]) -> JsonObject:

@@ -55,5 +55,7 @@ def parse_content(content: str | ItemList[JsonObject]) -> str | ItemList[JsonObj
             case {"type": "input_image", "image_url": str(url)}:
                 parts.append({"type": "image_url", "image_url": {"url": url}})
             case _:
-                raise InvalidRequest(f"input: content of type {part.get('type')!r} is not supported.", param="input")
+                kind = str(part.get("type"))[:80]
+                advice = "send input_text, or input_image with an image_url"
+                raise InvalidRequest(f"input: content of the type {kind!r} is not supported; {advice}.", param="input")
     return "\n".join(p["text"] for p in parts) if all(p["type"] == "text" for p in parts) else parts

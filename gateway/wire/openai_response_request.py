@@ -91,7 +91,7 @@ def _add_default_type(item: object) -> object:
     if not isinstance(item, dict):
         return item
     fields = cast(JsonObject, item)
-    return fields if "type" in fields else {**fields, "type": "message"}
+    return fields if fields.get("type") is not None else {**fields, "type": "message"}
 
 
 InputItem = Annotated[

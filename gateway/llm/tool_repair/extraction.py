@@ -63,7 +63,7 @@ _PYTHON_LIST = re.compile(r"\[\s{0,20}[A-Za-z_][\w.-]{0,127}+\(")
 _PYTHON_NAME = re.compile(r"[\s,;\[]{0,20}+([A-Za-z_][\w.-]{0,127}+)(?=\()")
 _NEXT_OBJECT = re.compile(r"[\s,;]{0,20}+(?=\{)")
 _CUT_ARGUMENTS = "{"
-"""Arguments of a call whose text ends too early: they must not run."""
+"""Arguments of a call that was cut, which must not run."""
 _MAX_KEY_DISTANCE = 400
 _MAX_LINE_CHARS = 120
 

@@ -41,7 +41,10 @@ _INNER_QUOTES = {
     "'": re.compile(r"(?<=\w)'(?=\w)"),
     '"': re.compile(r"(?<=[\s(])\"\w(?:[^\"\\\n]{0,200}[\w.!?])?\"(?=[ .!?;)]{1,4}[\w(])"),
 }
-"""Quotes that stand inside a text: an apostrophe in a word, or a quoted word between others."""
+"""Quotes inside a text.
+
+They are an apostrophe in a word, or around words between others.
+"""
 _COLON = re.compile(r"=>|[:=]")
 _EQUALS = re.compile(r"=(?!=)")
 _BARE = re.compile(r"[^\s,:{}\[\]\"'`“”\u2018\u2019«»<][^,:{}\[\]\"'`“”\u2018\u2019«»\n]*+")

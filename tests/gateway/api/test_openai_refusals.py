@@ -20,6 +20,19 @@ CHAT: dict[str, tuple[dict[str, Any], str, str]] = {
     "prediction": ({"prediction": {"type": "content", "content": "x"}}, "prediction", "leave it out"),
     "web search": ({"web_search_options": {}}, "web_search_options", "MCP server"),
     "custom tool": ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type", "function"),
+    "allowed tools": ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.type", "required"),
+    "limit of Responses": ({"max_output_tokens": 5}, "max_output_tokens", "max_completion_tokens"),
+    "role of functions": ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "messages.0.role", "tool"),
+    "call of functions": (
+        {"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}]},
+        "messages.0.function_call",
+        "tool_calls",
+    ),
+    "custom call": (
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "x", "type": "custom", "custom": {"name": "f"}}]}]},
+        "messages.0.tool_calls.0.type",
+        "function",
+    ),
 }
 RESPONSES: dict[str, tuple[dict[str, Any], str, str]] = {
     "item reference": ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0.type", "previous_response_id"),
@@ -28,6 +41,11 @@ RESPONSES: dict[str, tuple[dict[str, Any], str, str]] = {
     "context management": ({"input": "x", "context_management": []}, "context_management", "leave it out"),
     "probabilities": ({"input": "x", "top_logprobs": 2}, "top_logprobs", "leave it out"),
     "web search": ({"input": "x", "tools": [{"type": "web_search"}]}, "tools.0.type", "function or mcp"),
+    "reference without a type": ({"input": [{"id": "msg_1"}]}, "input.0.type", "previous_response_id"),
+    "reference with a null": ({"input": [{"id": "msg_1", "type": None}]}, "input.0.type", "previous_response_id"),
+    "hosted choice": ({"input": "x", "tool_choice": {"type": "file_search"}}, "tool_choice.type", "required"),
+    "limit of chats": ({"input": "x", "max_tokens": 5}, "max_tokens", "max_output_tokens"),
+    "format of chats": ({"input": "x", "response_format": {"type": "json_object"}}, "response_format", "text.format"),
 }
 
 
@@ -65,3 +83,12 @@ async def test_response_field_is_refused_with_what_to_send(
 async def test_field_that_changes_nothing_is_taken(shared_gateway: Gateway, body: dict[str, Any]) -> None:
     reply = await shared_gateway.post("/v1/chat/completions", {"messages": MESSAGES, **body})
     assert reply.status == 200, reply.body
+
+
+@pytest.mark.parametrize("kind", ["input_file", "input_audio"])
+async def test_content_of_a_response_is_refused_with_what_to_send(shared_gateway: Gateway, kind: str) -> None:
+    body = {"input": [{"role": "user", "content": [{"type": kind}]}]}
+    error = (await shared_gateway.post("/v1/responses", body)).body["error"]
+    assert error["param"] == "input"
+    assert kind in error["message"]
+    assert "send input_text" in error["message"]
