@@ -28,7 +28,7 @@ _INSERT = """
 INSERT INTO turns (id, owner, status, prompt, response, messages, model_name, parameters, options)
 SELECT uuidv7(), 'local', 'completed', 'common ' || words(n, 12), words(-n, 40), '[]', 'bench', '{}', '{}'
 FROM generate_series(1, $1::int) AS n"""
-_WORDS = """
+WORDS = """
 CREATE FUNCTION pg_temp.words(seed int, number int) RETURNS text LANGUAGE sql AS $$
     SELECT string_agg('w' || left(md5(seed || ' ' || i), 3), ' ') FROM generate_series(1, number) AS i $$"""
 
@@ -47,7 +47,7 @@ async def measure_history_and_search(gateway: Gateway, requests: int) -> list[Su
     server = embedded_postgres.find_cluster(gateway.data_dir)
     connection = await asyncpg.connect(plain_dsn(server.build_url()))
     try:
-        await connection.execute(_WORDS)
+        await connection.execute(WORDS)
         await connection.execute(_INSERT.replace(" words(", " pg_temp.words("), TURN_COUNT)
         await connection.execute("VACUUM ANALYZE turns")
     finally:

@@ -57,12 +57,15 @@ SELECT {_COLUMNS}, rank FROM hits JOIN turns USING (id) ORDER BY rank DESC, id D
 """  # noqa: S608
 # The words keep their accents here, because a stemmer knows them with accents.
 _FIND_STEMS = """
-SELECT word, tsvector_to_array(to_tsvector(cast(:lang AS regconfig), word)) FROM unnest(cast(:words AS text[])) AS word
+SELECT word, tsvector_to_array(to_tsvector(pg_ts_config.oid, word))
+FROM pg_ts_config CROSS JOIN unnest(cast(:words AS text[])) AS word WHERE cfgname = :lang
 """
 _REPEATED_NEGATIONS = re.compile(r"-(?:[\W_]*-)+")
 _MAX_HYPHENS = 25
 _MAX_SNIPPET_CHARS = 400_000
 """Characters of a page that are searched for words to mark."""
+_MAX_INLINE_CHARS = 40_000
+"""Characters of a page that are searched without a thread, in about a millisecond."""
 _LAST_ID = UUID(int=2**128 - 1)
 
 
@@ -133,7 +136,7 @@ class HistoryStore:
         page = {"limit": limit, "offset": offset, "after_rank": rank, "after_id": turn_id}
         values = _build_values(principal, query, lang, parsed.format_tsquery(stems))
         rows = await self._database.fetch_rows(SEARCH, custom_plan=True, **values, **page)
-        snippets = await asyncio.to_thread(_build_snippets, SnippetMarker(parsed, stems), rows)
+        snippets = await _build_snippets(SnippetMarker(parsed, stems), rows)
         return [SearchHit(*row, snippet=snippet) for row, snippet in zip(rows, snippets, strict=True)]
 
     async def count_matches(self, principal: Principal, query: str, *, lang: str) -> int:
@@ -152,8 +155,9 @@ class HistoryStore:
         """
         if lang == "simple":
             return None
-        await self._check_language(lang)
         rows = await self._database.fetch_rows(_FIND_STEMS, lang=lang, words=query.list_words())
+        if not rows:
+            await self._check_language(lang)
         return {word: stems for word, stems in rows}  # noqa: C416 - `dict` has no type for these rows
 
     async def _check_language(self, lang: str) -> None:
@@ -166,9 +170,12 @@ def _build_values(principal: Principal, query: str, lang: str, terms: str) -> di
     return {"owner": principal.user, "query": _clean_query(query), "lang": lang, "terms": terms}
 
 
-def _build_snippets(marker: SnippetMarker, rows: Sequence[DatabaseRow]) -> list[str]:
+async def _build_snippets(marker: SnippetMarker, rows: Sequence[DatabaseRow]) -> list[str]:
     max_length = _MAX_SNIPPET_CHARS // max(1, len(rows))
-    return [marker.build_snippet(f"{prompt} {response}"[:max_length]) for _, _, prompt, response, *_ in rows]
+    texts = [f"{prompt} {response}"[:max_length] for _, _, prompt, response, *_ in rows]
+    if sum(map(len, texts)) <= _MAX_INLINE_CHARS:
+        return [marker.build_snippet(text) for text in texts]
+    return await asyncio.to_thread(lambda: [marker.build_snippet(text) for text in texts])
 
 
 def _clean_query(query: str) -> str:

@@ -1,12 +1,11 @@
 """Excerpts of texts, with marked words."""
 
+import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import accumulate, islice
-
-import regex
 
 from gateway.store.search.query import SearchQuery
 from gateway.store.search.terms import fold, fold_word
@@ -31,11 +30,12 @@ class SnippetMarker:
 
     def __init__(self, query: SearchQuery, stems: Mapping[str, list[str]] | None = None) -> None:
         words = [needle.lexeme for needle in query.needles if needle.word]
-        pairs = [needle.lexeme for needle in query.needles if not needle.word]
         begins = [rf"{fold_word(stem)[0]}\w*" for found in (stems or {}).values() for stem in found]
-        bounded = [rf"(?<![^\W_])(?:{'|'.join({*words, *begins})})(?![^\W_])"] if words else []
-        self._whole = regex.compile("|".join([*bounded, *pairs]) or _NOTHING)
-        self._inner = regex.compile("|".join([*words, *pairs]) or _NOTHING)
+        pairs = "|".join(needle.lexeme for needle in query.needles if not needle.word)
+        overlapping = [f"(?=({pairs}))"] if pairs else []
+        bounded = [rf"(?<![^\W_])(?:{'|'.join([*words, *begins])})(?![^\W_])"] if words else []
+        self._whole = "|".join([*bounded, *overlapping]) or _NOTHING
+        self._inner = "|".join([*words, *overlapping]) or _NOTHING
 
     def build_snippet(self, text: str) -> str:
         """Build the snippet of a text.
@@ -67,10 +67,11 @@ class SnippetMarker:
         ends = range(1, len(text) + 1) if text.isascii() else list(accumulate(map(len, pieces)))
         for pattern in (self._whole, self._inner):
             spans: list[Span] = []
-            for match in islice(pattern.finditer(folded, overlapped=True), _MAX_SPANS):
-                start = bisect_right(ends, match.start())
+            for match in islice(re.finditer(pattern, folded), _MAX_SPANS):
+                match_start, match_end = match.span(match.lastindex or 0)
+                start = bisect_right(ends, match_start)
                 # Characters that are folded to nothing, as accents, belong to the one before them.
-                end = max(bisect_right(ends, match.end()), bisect_right(ends, match.end() - 1) + 1)
+                end = max(bisect_right(ends, match_end), bisect_right(ends, match_end - 1) + 1)
                 if spans and start < spans[-1][1]:
                     spans[-1] = spans[-1][0], max(spans[-1][1], end)
                 else:
