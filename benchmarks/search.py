@@ -115,7 +115,10 @@ async def _index_turns(database: Database, turns: int) -> None:
 
 
 def _build_queries() -> dict[str, Callable[[], tuple[str, str]]]:
-    """Build the kinds of requests: functions that return a query and its language."""
+    """Build the kinds of requests.
+
+    Each is a function that returns a query and its language.
+    """
     generator = random.Random(1)
 
     def pick_words(number: int) -> str:

@@ -35,7 +35,10 @@ Manifest = dict[str, Any]
 
 
 def read_env(text: str) -> dict[str, str]:
-    """Read `NAME=value` lines; empty values get a sample, as a person would fill them in."""
+    """Read `NAME=value` lines.
+
+    Empty values get a sample, as a person would fill them in.
+    """
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     values = dict(line.split("=", 1) for line in lines)
     return {name: (value or SAMPLES[name]).replace("PASSWORD", "s3cret") for name, value in values.items()}

@@ -65,7 +65,10 @@ _MAX_HYPHENS = 25
 _MAX_SNIPPET_CHARS = 400_000
 """Characters of a page that are searched for words to mark."""
 _MAX_INLINE_CHARS = 40_000
-"""Characters of a page that are searched without a thread, in about a millisecond."""
+"""Characters of a page that are searched without a thread.
+
+The search takes about a millisecond.
+"""
 _LAST_ID = UUID(int=2**128 - 1)
 
 
