@@ -1,7 +1,7 @@
 """Repairs invalid tool calls, and extracts calls from models' text.
 
-A call is repaired only if its meaning is unambiguous: no value is invented, and a truncated call is not run. For other
-calls the model gets an error message.
+A call is repaired only if its meaning is unambiguous: no value is invented, and a truncated call is not run. Only
+defaults of the schema are filled in, where they are required. For other calls the model gets an error message.
 """
 
 import re
@@ -11,6 +11,7 @@ from hashlib import sha256
 import msgspec
 
 from gateway.common.json_schema import OperationBudget
+from gateway.common.schema_defaults import fill_required_defaults
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, ToolCall, ToolSpec
 from gateway.llm.stream import check_call_count
 from gateway.llm.tool_repair.coercion import MAX_OPERATIONS, SchemaCoercer
@@ -96,6 +97,10 @@ def repair_call(
     except JsonRepairError as error:
         return UnrepairableCall(f"The arguments of {tool} cannot be read: {error}. Expected: {coercer.signature}.")
     coerced_arguments = coercer.coerce_arguments(value)
+    complete_arguments = fill_required_defaults(schemas[tool], coerced_arguments)
+    if complete_arguments is not coerced_arguments:
+        repairs.append("a required default")
+        coerced_arguments = complete_arguments
     if problems := coercer.find_problems(coerced_arguments):
         return UnrepairableCall(
             f"The arguments of {tool} are invalid: {'; '.join(problems)}. Expected: {coercer.signature}."
