@@ -70,18 +70,24 @@ class ToolSelector:
         specs = self._toolbox.list_specs()
         if client_names or request.approve or not principal.can_use_all_tools:
             specs = tuple(
-                msgspec.structs.replace(spec, approval="always") if spec.name in request.approve else spec
+                msgspec.structs.replace(spec, approval="always")
+                if any(name in request.approve for name in (spec.name, *spec.former_names))
+                else spec
                 for spec in specs
                 if spec.name not in client_names and principal.can_use_tool(spec)
             )
         if request.tools is None:
             return specs + request.client_tools, ()
-        missing_names = sorted(set(request.tools) - {spec.name for spec in specs} - client_names)
+        known_names = {name for spec in specs for name in (spec.name, *spec.aliases)}
+        missing_names = sorted(set(request.tools) - known_names - client_names)
         warnings = tuple(
             f"The tool {name!r} is not available: no connected server offers it, or you may not use it."
             for name in missing_names
         )
-        return tuple(spec for spec in specs if spec.name in request.tools) + request.client_tools, warnings
+        requested = set(request.tools)
+        return tuple(
+            spec for spec in specs if not requested.isdisjoint((spec.name, *spec.aliases))
+        ) + request.client_tools, warnings
 
     def _with_batch(self, selection: ToolSelection, model: ModelInfo) -> ToolSelection:
         """Add `batch` if the administrator enabled it and the model needs it.

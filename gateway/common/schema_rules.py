@@ -12,8 +12,8 @@ MAX_SCHEMA_NODES = 10_000
 MAX_SCHEMA_CHARS = 256 * 1024
 """Characters of all texts and names in a schema."""
 
-_TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
-_SUBSCHEMA_KEYWORDS = {
+TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
+SUBSCHEMA_KEYWORDS = {
     "additionalProperties",
     "contains",
     "contentSchema",
@@ -26,9 +26,9 @@ _SUBSCHEMA_KEYWORDS = {
     "unevaluatedItems",
     "unevaluatedProperties",
 }
-_SUBSCHEMA_MAP_KEYWORDS = {"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"}
-_SUBSCHEMA_LIST_KEYWORDS = {"allOf", "anyOf", "oneOf", "prefixItems"}
-_ID_KEYWORDS = ("$id", "id", "$anchor", "$dynamicAnchor")
+SUBSCHEMA_MAP_KEYWORDS = {"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"}
+SUBSCHEMA_LIST_KEYWORDS = {"allOf", "anyOf", "oneOf", "prefixItems"}
+ID_KEYWORDS = ("$id", "id", "$anchor", "$dynamicAnchor")
 
 
 class SchemaInvalid(Exception):
@@ -98,22 +98,22 @@ def check_keywords(schema: object) -> bool:
         if not isinstance(subschema, dict):
             raise SchemaInvalid(f"{path or 'it'}: must be an object or a boolean")
         keywords = cast("dict[str, object]", subschema)
-        has_ids = has_ids or (path != "" and any(name in keywords for name in _ID_KEYWORDS))
+        has_ids = has_ids or (path != "" and any(name in keywords for name in ID_KEYWORDS))
         for keyword, value in keywords.items():
             keyword_path = f"{path}.{keyword}" if path else keyword
-            if (rule := _RULES.get(keyword)) is not None and not rule[0](value):
+            if (rule := KEYWORD_RULES.get(keyword)) is not None and not rule[0](value):
                 raise SchemaInvalid(f"{keyword_path}: must be {rule[1]}")
             pending.extend(_list_subschemas(keyword, value, keyword_path))
     return has_ids
 
 
 def _list_subschemas(keyword: str, value: object, path: str) -> Iterator[tuple[str, object]]:
-    if keyword in _SUBSCHEMA_KEYWORDS:
+    if keyword in SUBSCHEMA_KEYWORDS:
         yield path, value
-    elif keyword in _SUBSCHEMA_MAP_KEYWORDS:
+    elif keyword in SUBSCHEMA_MAP_KEYWORDS:
         for name, subschema in cast("dict[str, object]", value).items():
             yield f"{path}.{name}", subschema
-    elif keyword in _SUBSCHEMA_LIST_KEYWORDS:
+    elif keyword in SUBSCHEMA_LIST_KEYWORDS:
         for index, subschema in enumerate(cast("list[object]", value)):
             yield f"{path}.{index}", subschema
 
@@ -138,7 +138,7 @@ def _is_text_list(value: object) -> bool:
 
 def _is_type(value: object) -> bool:
     names = cast("list[object]", value) if isinstance(value, list) else [value]
-    return bool(names) and all(isinstance(name, str) and name in _TYPES for name in names)
+    return bool(names) and all(isinstance(name, str) and name in TYPES for name in names)
 
 
 def _make_rules() -> dict[str, tuple[Callable[[object], bool], str]]:
@@ -161,9 +161,9 @@ def _make_rules() -> dict[str, tuple[Callable[[object], bool], str]]:
         rules[f"max{noun}"] = rules[f"min{noun}"] = _is_size, "a whole number that is not negative"
     for keyword in ("pattern", "format", "$ref", "$dynamicRef", "$id", "$schema", "$anchor", "$dynamicAnchor"):
         rules[keyword] = _is_text, "a text"
-    for keyword in _SUBSCHEMA_MAP_KEYWORDS:
+    for keyword in SUBSCHEMA_MAP_KEYWORDS:
         rules[keyword] = lambda value: isinstance(value, dict), "an object of schemas"
-    for keyword in _SUBSCHEMA_LIST_KEYWORDS:
+    for keyword in SUBSCHEMA_LIST_KEYWORDS:
         rules[keyword] = (
             lambda value: isinstance(value, list) and bool(cast("list[object]", value)),
             "a list of schemas",
@@ -171,7 +171,7 @@ def _make_rules() -> dict[str, tuple[Callable[[object], bool], str]]:
     return rules
 
 
-_RULES = _make_rules()
+KEYWORD_RULES = _make_rules()
 """Keywords with a check of their value.
 
 The text describes a valid value.

@@ -82,7 +82,9 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def can_use_tool(self, spec: "ToolSpec") -> bool:
         """True if the allow lists permit a tool or it is client-side."""
-        return spec.client or (matches_any_glob(spec.server, self.servers) and matches_any_glob(spec.name, self.tools))
+        if spec.client or not matches_any_glob(spec.server, self.servers):
+            return spec.client
+        return any(matches_any_glob(name, self.tools) for name in (spec.name, *spec.aliases))
 
 
 def matches_any_glob(name: str, globs: tuple[str, ...] | None) -> bool:
@@ -159,6 +161,10 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     """The tool takes effect once per idempotency key."""
     definition: JsonObject | None = None
     """The server's own title, description and schemas, in MCP's format."""
+    former_names: tuple[str, ...] = ()
+    """Names that the tool may have had in release 0.1.0."""
+    aliases: tuple[str, ...] = ()
+    """The former names that cannot be those of another server's tool."""
 
     @property
     def is_repeatable(self) -> bool:

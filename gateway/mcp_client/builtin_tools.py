@@ -1,11 +1,13 @@
 """The gateway's own tools for resources, prompts and sign-in."""
 
+from collections.abc import Container
+
 import msgspec
 
 from gateway.domain.errors import GatewayError
 from gateway.domain.messages import JsonObject, Principal, ToolResult, ToolSpec, text_block
 from gateway.mcp_client.results import truncate_text
-from gateway.mcp_client.tool_names import make_exposed_name
+from gateway.mcp_client.tool_names import ExposedNames
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import Toolbox
 
@@ -45,24 +47,36 @@ _OMITTED_FIELDS = ("server", "prompt", "_meta")
 SIGN_IN = "sign_in"
 
 
-def make_sign_in_tool(server: ServerConfig) -> ToolSpec:
+def make_sign_in_tool(server: ServerConfig, names: ExposedNames) -> ToolSpec:
     """The tool that replaces a server's tools until a user signs in."""
     description = f"Ask the user to sign in to the server {server.name}. Its tools are available afterwards."
-    return _make_builtin_tool(server, SIGN_IN, description, _NO_ARGUMENTS)
+    exposed_name = names.get_name(server, SIGN_IN)
+    return _make_builtin_tool(server, exposed_name, SIGN_IN, description, _NO_ARGUMENTS)
 
 
-def list_builtin_tools(server: ServerConfig) -> list[ToolSpec]:
-    """The built-in tools that a server's entry asks for in `as_tools`."""
+def list_builtin_tools(server: ServerConfig, names: ExposedNames, taken: Container[str]) -> list[ToolSpec]:
+    """The built-in tools that a server's entry asks for in `as_tools`.
+
+    Names in `taken` are those of the server's own tools.
+    """
     return [
-        _make_builtin_tool(server, name, description.format(server.name), schema)
+        _make_builtin_tool(
+            server,
+            names.get_name(server, name, distinct=names.get_name(server, name) in taken),
+            name,
+            description.format(server.name),
+            schema,
+        )
         for kind in server.as_tools
         for name, description, schema in _TOOLS_BY_KIND[kind]
     ]
 
 
-def _make_builtin_tool(server: ServerConfig, name: str, description: str, schema: JsonObject) -> ToolSpec:
+def _make_builtin_tool(
+    server: ServerConfig, exposed_name: str, name: str, description: str, schema: JsonObject
+) -> ToolSpec:
     return ToolSpec(
-        make_exposed_name(server.name if server.prefix is None else server.prefix, server.name, name),
+        exposed_name,
         server.name,
         name,
         description,

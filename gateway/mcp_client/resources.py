@@ -1,7 +1,7 @@
 """Requests about resources and prompts; answers are the protocol's JSON."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from mcp import Client
@@ -10,16 +10,20 @@ from pydantic import BaseModel
 
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject, Principal
-from gateway.mcp_client.definition_limits import ListLimit
+from gateway.mcp_client.definitions.limits import ListLimit
+from gateway.mcp_client.definitions.pages import read_list
+from gateway.mcp_client.definitions.problems import DefinitionProblems
 from gateway.mcp_client.uri_templates import UriMatcher
-from gateway.ports.tools import ItemKind, Toolbox
+from gateway.ports.tools import ITEM_NAME_FIELDS, DefinitionKind, ItemKind, Toolbox
 
-_MAX_PAGES, _MAX_ITEMS = 100, 1_000
 _TEMPLATES_AT_ONCE = 50
 _MAX_URI_LENGTH = 4_000
 
-ITEM_NAME_FIELDS: dict[ItemKind, str] = {"resources": "uri", "resource_templates": "uriTemplate", "prompts": "name"}
-"""Field of each kind of item that allow and deny lists match."""
+_DEFINITION_KINDS: dict[ItemKind, DefinitionKind] = {
+    "resources": "resource",
+    "resource_templates": "resource_template",
+    "prompts": "prompt",
+}
 
 
 def supports_listing(capabilities: ServerCapabilities | None, kind: ItemKind) -> bool:
@@ -29,7 +33,7 @@ def supports_listing(capabilities: ServerCapabilities | None, kind: ItemKind) ->
     return bool(capabilities.prompts if kind == "prompts" else capabilities.resources)
 
 
-async def list_items(server: str, kind: ItemKind, client: Client) -> list[JsonObject]:
+async def list_items(kind: ItemKind, problems: DefinitionProblems, client: Client) -> list[JsonObject]:
     """All pages of a server's list.
 
     The limits are 100 pages, 1,000 items, and the size of the items.
@@ -39,17 +43,21 @@ async def list_items(server: str, kind: ItemKind, client: Client) -> list[JsonOb
         "resource_templates": client.list_resource_templates,
         "prompts": client.list_prompts,
     }
-    items: list[JsonObject] = []
-    limit = ListLimit(server)
-    cursor: str | None = None
-    for _ in range(_MAX_PAGES):
-        page = await list_methods[kind](cursor=cursor)
-        dumped_items = (_dump_model(item) for item in getattr(page, kind))
-        items += [item for item in dumped_items if limit.accepts(str(item.get("name")), item)]
-        cursor = page.next_cursor
-        if cursor is None or len(items) >= _MAX_ITEMS:
-            break
-    return items[:_MAX_ITEMS]
+    definition_kind, name_field = _DEFINITION_KINDS[kind], ITEM_NAME_FIELDS[kind]
+    limit = ListLimit(definition_kind, problems)
+
+    def dump_items(page: Any) -> Iterator[tuple[str, JsonObject]]:
+        for item in map(_dump_model, getattr(page, kind)):
+            yield item[name_field], item
+
+    items = await read_list(
+        lambda cursor: list_methods[kind](cursor=cursor),
+        dump_items,
+        lambda item: limit.accepts(item[name_field], item),
+        definition_kind,
+        problems,
+    )
+    return list(items.values())
 
 
 async def request_resource(uri: str, client: Client) -> JsonObject:

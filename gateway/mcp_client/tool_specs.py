@@ -1,6 +1,7 @@
 """The specs of all servers' tools, with unique names."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -12,19 +13,20 @@ from gateway.domain.messages import JsonObject, ToolSpec
 from gateway.mcp_client.builtin_tools import list_builtin_tools, make_sign_in_tool
 from gateway.mcp_client.connection_pool import ConnectionPool
 from gateway.mcp_client.definition_check import DefinitionChecker
-from gateway.mcp_client.tool_names import make_exposed_name
+from gateway.mcp_client.definitions.schema_repair import adapt_for_models
+from gateway.mcp_client.tool_names import ExposedNames
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import IDEMPOTENT_META
 
 log = get_logger(__name__)
 
-_MAX_TOOLS = 5_000
+MAX_TOOLS = 5_000
 MAX_DESCRIPTION_LENGTH = 4_000
 _MAX_TITLE_LENGTH = 200
 _MAX_PROMPT_SCHEMA_BYTES = 64 * 1024
 _ANNOTATIONS = {"title": _MAX_TITLE_LENGTH, "description": 1_000, "$comment": 0}
 """Texts of a schema for readers, with their maximum lengths."""
-_ANY_ARGUMENTS: JsonObject = {"type": "object"}
+_ANY_ARGUMENTS: JsonObject = {"type": "object", "properties": {}}
 _CUT_NOTE = "[The schema of its arguments is too large to be shown.]"
 
 
@@ -37,7 +39,19 @@ class SpecBuilder:
     def __init__(self, pool: ConnectionPool, checker: DefinitionChecker) -> None:
         self._pool = pool
         self._checker = checker
-        self._specs: dict[tuple[str, str, bool], tuple[Tool, ServerConfig, ToolSpec]] = {}
+        self._specs: dict[tuple[str, str, str], tuple[Tool, ServerConfig, ToolSpec]] = {}
+        self._configs: list[ServerConfig] = []
+        self._names = ExposedNames(())
+        self.surplus: Mapping[str, int] = {}
+        """Tools of each server beyond the 5,000 of all servers."""
+
+    @property
+    def names(self) -> ExposedNames:
+        """The names of the tools and prompts of all configured servers."""
+        configs = [connection.config for connection in self._pool]
+        if configs != self._configs:
+            self._configs, self._names = configs, ExposedNames(configs)
+        return self._names
 
     def build_specs(self) -> tuple[ToolSpec, ...]:
         """The tools on offer now.
@@ -45,56 +59,77 @@ class SpecBuilder:
         The order is stable, since the model's prompt cache needs equal prompts.
         """
         earlier_specs, self._specs = self._specs, {}
-        specs: dict[str, ToolSpec] = {}
+        names, specs = self.names, dict[str, ToolSpec]()
         for connection in self._pool:
             offer = self._pool.get_offer(connection)
             if offer is None:
                 if connection.needs_sign_in:
-                    sign_in = make_sign_in_tool(connection.config)
-                    specs.setdefault(sign_in.name, sign_in)
+                    sign_in = make_sign_in_tool(connection.config, names)
+                    specs[sign_in.name] = sign_in
                 continue
             withheld_tools = self._checker.get_withheld_tools(offer)
-            tools = (tool for tool in offer.tools if tool.name not in withheld_tools)
-            self._add_server_tools(specs, connection.config, tools, earlier_specs)
-        if len(specs) > _MAX_TOOLS:
-            log.warning("too_many_tools", tools=len(specs), offered=_MAX_TOOLS)
-        return tuple(specs.values())[:_MAX_TOOLS]
+            for tool in offer.tools:
+                if tool.name not in withheld_tools and connection.config.permits_tool(tool.name):
+                    spec = self._make_spec(connection.config, tool, names, specs, earlier_specs)
+                    specs[spec.name] = spec
+            for builtin in list_builtin_tools(connection.config, names, specs):
+                specs[builtin.name] = builtin
+        self._report_surplus(specs.values())
+        return tuple(specs.values())[:MAX_TOOLS]
 
-    def _add_server_tools(
+    def _make_spec(
         self,
-        specs: dict[str, ToolSpec],
         config: ServerConfig,
-        tools: Iterable[Tool],
-        earlier_specs: dict[tuple[str, str, bool], tuple[Tool, ServerConfig, ToolSpec]],
-    ) -> None:
-        for tool in sorted(tools, key=lambda tool: tool.name):
-            if config.permits_tool(tool.name):
-                for distinct in (False, True):
-                    key = (config.name, tool.name, distinct)
-                    earlier = earlier_specs.get(key)
-                    if earlier is None or earlier[0] is not tool or earlier[1] is not config:
-                        earlier = (tool, config, make_spec(config, tool, distinct=distinct))
-                    self._specs[key] = earlier
-                    if earlier[2].name not in specs or distinct:
-                        specs[earlier[2].name] = earlier[2]
-                        break
-        for builtin in list_builtin_tools(config):
-            specs.setdefault(builtin.name, builtin)
+        tool: Tool,
+        names: ExposedNames,
+        specs: Mapping[str, ToolSpec],
+        earlier_specs: Mapping[tuple[str, str, str], tuple[Tool, ServerConfig, ToolSpec]],
+    ) -> ToolSpec:
+        name = names.get_name(config, tool.name)
+        if name in specs:
+            name = names.get_name(config, tool.name, distinct=True)
+        key = (config.name, tool.name, name)
+        earlier = earlier_specs.get(key)
+        if earlier is None or earlier[0] is not tool or earlier[1] is not config:
+            earlier = (tool, config, make_spec(config, tool, name=name))
+        former_names = [former for former in names.get_former_names(config, tool.name) if former != name]
+        aliases = tuple(former for former in former_names if not self._may_be_of_another(config, former, names))
+        spec = earlier[2]
+        if (spec.former_names, spec.aliases) != (tuple(former_names), aliases):
+            spec = msgspec.structs.replace(spec, former_names=tuple(former_names), aliases=aliases)
+        self._specs[key] = (tool, config, spec)
+        return spec
+
+    def _may_be_of_another(self, config: ServerConfig, former_name: str, names: ExposedNames) -> bool:
+        """Whether another server may have a tool of this former name."""
+        for rival in names.list_rivals(config, former_name):
+            connection = self._pool.get_shared(rival)
+            if connection is None or not connection.knows_tools:
+                return True
+            if any(former_name in names.get_former_names(connection.config, tool.name) for tool in connection.tools):
+                return True
+        return False
+
+    def _report_surplus(self, specs: Collection[ToolSpec]) -> None:
+        """Tell where servers have more tools together than the gateway offers."""
+        surplus = Counter(spec.server for spec in list(specs)[MAX_TOOLS:])
+        if surplus:
+            log.warning("too_many_tools", tools=len(specs), offered=MAX_TOOLS)
+        self.surplus = surplus
 
 
-def make_spec(server: ServerConfig, tool: Tool, *, distinct: bool = False) -> ToolSpec:
-    """A server's tool as the gateway offers it.
+def make_spec(server: ServerConfig, tool: Tool, *, name: str) -> ToolSpec:
+    """A server's tool as the gateway offers it, under this name.
 
     Missing annotations get the protocol's cautious defaults.
     """
     hints = tool.annotations
-    prefix = server.name if server.prefix is None else server.prefix
     description = clean_text(tool.description or tool.title or tool.name, MAX_DESCRIPTION_LENGTH)
-    input_schema = _clean_schema(tool.input_schema)
+    input_schema = adapt_for_models(_clean_schema(tool.input_schema))
     if len(msgspec.json.encode(input_schema)) > _MAX_PROMPT_SCHEMA_BYTES:
         input_schema, description = _ANY_ARGUMENTS, f"{description}\n{_CUT_NOTE}"
     return ToolSpec(
-        name=make_exposed_name(prefix, server.name, tool.name, distinct),
+        name=name,
         server=server.name,
         tool=tool.name,
         description=description,

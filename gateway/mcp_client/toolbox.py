@@ -8,6 +8,7 @@ import msgspec
 
 from gateway.common.concurrency import LruDict
 from gateway.common.logging import get_logger
+from gateway.common.schema_defaults import fill_required_defaults
 from gateway.config import Settings
 from gateway.domain.errors import McpServerError, NotFound, StorageUnavailable
 from gateway.domain.messages import (
@@ -33,7 +34,6 @@ from gateway.mcp_client.oauth.sign_in import SignInService
 from gateway.mcp_client.oauth.tokens import GRANT_MAX_AGE_SECONDS, AccessTokenProvider, get_grant_owner
 from gateway.mcp_client.repeated_calls import call_with_repeats
 from gateway.mcp_client.resources import (
-    ITEM_NAME_FIELDS,
     find_resource_server,
     list_items,
     request_completion,
@@ -42,10 +42,11 @@ from gateway.mcp_client.resources import (
     supports_listing,
 )
 from gateway.mcp_client.results import dump_result, truncate_result
-from gateway.mcp_client.tool_names import make_exposed_name
-from gateway.mcp_client.tool_specs import SpecBuilder, make_spec
+from gateway.mcp_client.tool_specs import MAX_TOOLS, SpecBuilder
 from gateway.ports.servers import ServerConfig, ServerPool
 from gateway.ports.tools import (
+    ITEM_NAME_FIELDS,
+    DefinitionProblem,
     GrantStore,
     ItemKind,
     ServerStatus,
@@ -181,11 +182,15 @@ class McpToolbox(ServerPool, Toolbox):
 
         Finds sign-in tools also after a sign-in, for the calls that asked for it.
         """
-        spec = next((spec for spec in self.list_specs() if spec.name == name), None)
+        specs = self.list_specs()
+        spec = next((spec for spec in specs if spec.name == name), None)
+        spec = spec or next((spec for spec in specs if name in spec.aliases), None)
         return spec or next((spec for spec in self._sign_in_tools() if spec.name == name), None)
 
     def _sign_in_tools(self) -> list[ToolSpec]:
-        return [make_sign_in_tool(connection.config) for connection in self._pool if connection.config.allows_sign_in]
+        names = self._spec_builder.names
+        configs = [connection.config for connection in self._pool]
+        return [make_sign_in_tool(config, names) for config in configs if config.allows_sign_in]
 
     def get_instructions(self, servers: Collection[str]) -> str:
         """See `Toolbox.get_instructions`."""
@@ -200,7 +205,16 @@ class McpToolbox(ServerPool, Toolbox):
 
     def list_server_statuses(self) -> list[ServerStatus]:
         """See `Toolbox.list_server_statuses`."""
-        return [connection.get_status() for connection in self._pool]
+        statuses = [connection.get_status() for connection in self._pool]
+        return [self._add_surplus(status) for status in statuses]
+
+    def _add_surplus(self, status: ServerStatus) -> ServerStatus:
+        surplus = self._spec_builder.surplus.get(status.name)
+        if not surplus:
+            return status
+        text = f"{surplus:,} tools are left out, because all servers together have more than {MAX_TOOLS:,}"
+        problem = DefinitionProblem("tool", "", text, left_out=True)
+        return msgspec.structs.replace(status, definition_problems=(problem, *status.definition_problems))
 
     def list_changed_tools(self) -> frozenset[tuple[str, str]]:
         """See `Toolbox.list_changed_tools`."""
@@ -237,7 +251,8 @@ class McpToolbox(ServerPool, Toolbox):
             if spec.helper and spec.tool == SIGN_IN:
                 return await self._describe_tools(connection, spec)
             timeout = connection.config.timeout or self._timeout
-            request = msgspec.structs.replace(request, answers=server_answers)
+            arguments = fill_required_defaults(spec.input_schema, request.arguments)
+            request = msgspec.structs.replace(request, arguments=arguments, answers=server_answers)
             result = await call_with_repeats(connection, request, timeout)
         except ToolCallError as error:
             question = await self._ask_to_sign_in(connection, principal, error) if error.needs_sign_in else None
@@ -263,7 +278,7 @@ class McpToolbox(ServerPool, Toolbox):
     async def _describe_tools(self, connection: ServerConnection, spec: ToolSpec) -> ToolResult:
         """The sign-in tool's result: the tools available after the sign-in."""
         tools = await connection.wait_for_tools()
-        names = ", ".join(make_spec(connection.config, tool).name for tool in tools)
+        names = ", ".join(self._spec_builder.names.get_name(connection.config, tool.name) for tool in tools)
         return ToolResult("ok", [text_block(f"The user is signed in to {spec.server}. Its tools: {names or 'none'}.")])
 
     # --- resources and prompts
@@ -281,7 +296,7 @@ class McpToolbox(ServerPool, Toolbox):
     ) -> list[JsonObject]:
         config = shared_connection.config
         connection = self._pool.get_connection(config.name, principal) or shared_connection
-        request = partial(list_items, config.name, kind)
+        request = partial(list_items, kind, shared_connection.problems)
         try:
             items = await connection.send_request(request, principal=principal, timeout=self._timeout)
         except ToolCallError as error:
@@ -290,11 +305,8 @@ class McpToolbox(ServerPool, Toolbox):
         name_field = ITEM_NAME_FIELDS[kind]
         items = [item for item in items if config.permits_tool(item[name_field])]
         if kind == "prompts":
-            prefix = config.name if config.prefix is None else config.prefix
-            items = [
-                {**item, "prompt": item["name"], "name": make_exposed_name(prefix, config.name, item["name"])}
-                for item in items
-            ]
+            names = self._spec_builder.names
+            items = [{**item, "prompt": item["name"], "name": names.get_name(config, item["name"])} for item in items]
         return [{"server": config.name, **item} for item in items]
 
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:

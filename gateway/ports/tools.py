@@ -27,6 +27,23 @@ MAX_OBSERVED_MESSAGES = 500
 MAX_OBSERVED_MESSAGE_LENGTH = 2_000
 
 ItemKind = Literal["resources", "resource_templates", "prompts"]
+ITEM_NAME_FIELDS: dict[ItemKind, str] = {"resources": "uri", "resource_templates": "uriTemplate", "prompts": "name"}
+"""Field that names an item, which allow and deny lists match."""
+
+
+DefinitionKind = Literal["tool", "resource", "resource_template", "prompt", "server"]
+
+
+class DefinitionProblem(msgspec.Struct, frozen=True):
+    """Odd definition of a server, which is repaired or `left_out`.
+
+    `name` is that of the tool or prompt, or the URI of the resource; empty for a list as a whole.
+    """
+
+    kind: DefinitionKind
+    name: str
+    problem: str
+    left_out: bool
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
@@ -45,6 +62,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     tools: int = 0
     protocol_version: str | None = None
     last_output: tuple[str, ...] = ()
+    definition_problems: tuple[DefinitionProblem, ...] = ()
 
 
 INSTRUCTIONS = ""

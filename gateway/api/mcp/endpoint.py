@@ -23,6 +23,7 @@ from mcp.server.session import ServerSession
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers, MutableHeaders, State
 from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
@@ -33,7 +34,9 @@ from gateway.api.deps import add_forwarded_headers
 from gateway.api.mcp.ask_agent import ASK_AGENT, ask_agent, may_ask_agent
 from gateway.api.mcp.host import HOST_GONE, Context, HostObserver, get_principal, mcp_errors
 from gateway.api.mcp.legacy_sessions import LegacySessionManager
+from gateway.api.mcp.pages import cut_page
 from gateway.api.mcp.question_state import QuestionStates
+from gateway.api.mcp.resource_uris import qualify_duplicates, split_uri
 from gateway.api.mcp.schemas import make_server_key, parse_answers, to_call_result, to_input_required, to_mcp_tool
 from gateway.api.mcp.session_forwarding import WorkerForwarder
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
@@ -43,7 +46,7 @@ from gateway.common.timeouts import Timeouts
 from gateway.config import Settings
 from gateway.domain.errors import Overloaded
 from gateway.domain.messages import JsonObject, Principal, ToolResult
-from gateway.ports.tools import ItemKind, Toolbox, ToolCallRequest
+from gateway.ports.tools import ITEM_NAME_FIELDS, ItemKind, Toolbox, ToolCallRequest
 from gateway.settings.values import LOCAL_HOSTS, is_loopback
 
 log = get_logger(__name__)
@@ -190,13 +193,15 @@ class McpEndpoint:
 
     # --- tools
 
-    async def _list_tools(self, ctx: Context, _params: t.PaginatedRequestParams | None) -> t.ListToolsResult:
+    async def _list_tools(self, ctx: Context, params: t.PaginatedRequestParams | None) -> t.ListToolsResult:
         principal = get_principal(ctx)
         self._remember_session(ctx)
         specs = [spec for spec in self._toolbox.list_specs() if principal.can_use_tool(spec)]
         if may_ask_agent(principal):
             specs.append(ASK_AGENT)
-        return t.ListToolsResult(tools=[to_mcp_tool(spec) for spec in specs])
+        page, cursor = cut_page(specs, params, lambda spec: spec.name)
+        is_modern = ctx.protocol_version in MODERN_PROTOCOL_VERSIONS
+        return t.ListToolsResult(tools=[to_mcp_tool(spec, is_modern=is_modern) for spec in page], next_cursor=cursor)
 
     async def _call_tool(
         self, ctx: Context, params: t.CallToolRequestParams
@@ -238,26 +243,30 @@ class McpEndpoint:
 
     # --- resources and prompts
 
-    async def _list_resources(self, ctx: Context, _params: t.PaginatedRequestParams | None) -> t.ListResourcesResult:
-        return t.ListResourcesResult.model_validate({"resources": await self._list_items("resources", ctx)})
+    async def _list_resources(self, ctx: Context, params: t.PaginatedRequestParams | None) -> t.ListResourcesResult:
+        return t.ListResourcesResult.model_validate(await self._list_items("resources", ctx, params))
 
     async def _list_templates(
-        self, ctx: Context, _params: t.PaginatedRequestParams | None
+        self, ctx: Context, params: t.PaginatedRequestParams | None
     ) -> t.ListResourceTemplatesResult:
-        templates = await self._list_items("resource_templates", ctx)
-        return t.ListResourceTemplatesResult.model_validate({"resourceTemplates": templates})
+        page = await self._list_items("resource_templates", ctx, params)
+        return t.ListResourceTemplatesResult.model_validate({**page, "resourceTemplates": page["resource_templates"]})
 
-    async def _list_prompts(self, ctx: Context, _params: t.PaginatedRequestParams | None) -> t.ListPromptsResult:
-        return t.ListPromptsResult.model_validate({"prompts": await self._list_items("prompts", ctx)})
+    async def _list_prompts(self, ctx: Context, params: t.PaginatedRequestParams | None) -> t.ListPromptsResult:
+        return t.ListPromptsResult.model_validate(await self._list_items("prompts", ctx, params))
 
-    async def _list_items(self, kind: ItemKind, ctx: Context) -> list[JsonObject]:
-        items = await self._toolbox.list_server_items(kind, get_principal(ctx))
-        return [{name: value for name, value in item.items() if name not in ("server", "prompt")} for item in items]
+    async def _list_items(self, kind: ItemKind, ctx: Context, params: t.PaginatedRequestParams | None) -> JsonObject:
+        items = list(qualify_duplicates(kind, await self._toolbox.list_server_items(kind, get_principal(ctx))))
+        page, cursor = cut_page(items, params, lambda item: f"{item['server']} {item[ITEM_NAME_FIELDS[kind]]}")
+        shown = [{name: value for name, value in item.items() if name not in ("server", "prompt")} for item in page]
+        return {kind: shown, "nextCursor": cursor}
 
     async def _read_resource(self, ctx: Context, params: t.ReadResourceRequestParams) -> t.ReadResourceResult:
+        server, uri = split_uri(params.uri)
         with mcp_errors():
-            contents = await self._toolbox.read_resource(params.uri, get_principal(ctx))
-        return t.ReadResourceResult.model_validate(contents)
+            result = await self._toolbox.read_resource(uri, get_principal(ctx), server)
+        contents = [part | {"uri": params.uri} if part.get("uri") == uri else part for part in result["contents"]]
+        return t.ReadResourceResult.model_validate({**result, "contents": contents})
 
     async def _get_prompt(self, ctx: Context, params: t.GetPromptRequestParams) -> t.GetPromptResult:
         with mcp_errors():
@@ -267,8 +276,11 @@ class McpEndpoint:
     async def _complete_argument(self, ctx: Context, params: t.CompleteRequestParams) -> t.CompleteResult:
         ref = params.ref.model_dump(mode="json", by_alias=True, exclude_none=True)
         argument = params.argument.model_dump(mode="json")
+        server = None
+        if isinstance(params.ref, t.ResourceTemplateReference):
+            server, ref["uri"] = split_uri(params.ref.uri)
         with mcp_errors():
-            completion = await self._toolbox.complete_argument(ref, argument, get_principal(ctx))
+            completion = await self._toolbox.complete_argument(ref, argument, get_principal(ctx), server)
         return t.CompleteResult.model_validate(completion)
 
 

@@ -24,20 +24,26 @@ from gateway.ports.tools import (
 )
 
 
-def to_mcp_tool(spec: ToolSpec) -> t.Tool:
-    """Convert a tool; a server's own title, description and schemas are unchanged."""
+def to_mcp_tool(spec: ToolSpec, *, is_modern: bool) -> t.Tool:
+    """Convert a tool; a server's own title, description and schemas are unchanged.
+
+    The legacy protocol permits only output schemas of objects, so others are left out there.
+    """
     definition = spec.definition or {
         "title": spec.title,
         "description": spec.description,
         "inputSchema": spec.input_schema,
         "outputSchema": spec.output_schema,
     }
+    output_schema: JsonObject | None = definition["outputSchema"]
+    if output_schema is not None and not is_modern and output_schema.get("type") != "object":
+        output_schema = None
     return t.Tool(
         name=spec.name,
         title=definition["title"],
         description=definition["description"],
         input_schema=definition["inputSchema"],
-        output_schema=definition["outputSchema"],
+        output_schema=output_schema,
         annotations=t.ToolAnnotations(
             read_only_hint=spec.read_only,
             destructive_hint=spec.destructive,

@@ -23,6 +23,7 @@ from gateway.mcp_client.connection.session import open_session
 from gateway.mcp_client.connection.status import ConnectionStatus
 from gateway.mcp_client.connection.tool_list import ServerToolList
 from gateway.mcp_client.connection.watch import ServerWatch
+from gateway.mcp_client.definitions.problems import DefinitionProblems
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.mcp_client.size_limit import DEFAULT_MAX_MESSAGE_BYTES
 from gateway.mcp_client.stdio.transport import ProcessReport
@@ -79,7 +80,8 @@ class ServerConnection:
         self._protocol_version: str | None = None
         self._status = ConnectionStatus(config.name, on_change)
         self._calls = OngoingCalls(config.name)
-        self._tool_list = ServerToolList(config.name, self._status, on_change=on_change)
+        self.problems = DefinitionProblems(config.name)
+        self._tool_list = ServerToolList(self._status, self.problems, on_change=on_change)
         self._report = ProcessReport()
         self._max_message_bytes = max_message_bytes
         self._memory = memory or ConnectionMemory()
@@ -120,6 +122,7 @@ class ServerConnection:
         self._status.broken_event.set()
         is_connected = self._status.client is not None
         await self._owner.stop(grace_seconds=_STOP_SECONDS if is_connected else _STOP_UNCONNECTED_SECONDS)
+        await self._calls.stop()
 
     async def wait_until_attempted(self) -> None:
         """Return when the first attempt to connect has ended, however it ended."""
@@ -176,6 +179,7 @@ class ServerConnection:
             tokens=self._tokens,
             calls=self._calls,
             tool_list=self._tool_list,
+            problems=self.problems,
             on_end=self._status.broken_event.set,
             identity=self._identity,
             memory=self._memory,
@@ -211,6 +215,11 @@ class ServerConnection:
         return self._tool_list.tools
 
     @property
+    def knows_tools(self) -> bool:
+        """Whether the tools were listed since the start."""
+        return self._tool_list.is_known
+
+    @property
     def is_available(self) -> bool:
         """Whether calls may be sent now."""
         return self._status.is_available
@@ -242,6 +251,7 @@ class ServerConnection:
             tools=len(self.tools) if self.is_available else 0,
             protocol_version=self._protocol_version,
             last_output=self._report.last_lines if not self.is_available else (),
+            definition_problems=self.problems.list_all(),
         )
 
     # --- requests, from any task

@@ -6,12 +6,14 @@ import contextvars
 
 from mcp.client.context import ClientRequestContext
 from mcp.shared.dispatcher import ProgressFnT
-from mcp.types import ElicitRequestParams, ElicitResult, LoggingMessageNotificationParams
+from mcp.types import ElicitRequestParams, ElicitResult, LoggingMessageNotificationParams, RequestId
 
 from gateway.common.concurrency import Deadline, WorkInterrupted, run_until
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.messages import Answer, Question
+from gateway.mcp_client.connection.errors import ToolCallError
+from gateway.mcp_client.connection.question_routing import QuestionRouter, TurnsToAsk
 from gateway.mcp_client.elicitation import UnsupportedElicitation, make_elicit_result, make_inline_question
 from gateway.ports.tools import CallObserver
 
@@ -26,11 +28,30 @@ class OngoingCalls:
 
     def __init__(self, server: str) -> None:
         self._server = server
-        self._calls: set[_OngoingCall] = set()
+        self._calls: set[OngoingCall] = set()
+        self._router: QuestionRouter[OngoingCall] = QuestionRouter()
+        self._turns: TurnsToAsk[OngoingCall] = TurnsToAsk(self._router)
+        self.begin_session = self._router.begin_session
+        self.on_answered = self._router.on_answered
+        self.on_cancelled = self._router.on_cancelled
 
-    def track_call(self, observer: CallObserver | None, timeout: PausableTimeout) -> "_OngoingCall":
-        """A context manager around one call."""
-        return _OngoingCall(observer, timeout, self._calls)
+    def track_call(
+        self, tool: str, observer: CallObserver | None, timeout: PausableTimeout, *, turn_seconds: float | None = None
+    ) -> "OngoingCall":
+        """A context manager around one call.
+
+        With `turn_seconds` it waits at most so long until no other call can ask. The timeout does not count that.
+        """
+        wait_seconds = turn_seconds if self._turns.may_ask(tool) else None
+        return OngoingCall(tool, observer, timeout, self._calls, self._router, self._turns, wait_seconds)
+
+    def on_sent(self, request_id: RequestId, method: str) -> None:
+        """The gateway sends a request, in the task of its call."""
+        self._router.on_sent(request_id, method, _current_call.get())
+
+    async def stop(self) -> None:
+        """Stop what waits for calls that were given up."""
+        await self._turns.stop()
 
     @property
     def is_idle(self) -> bool:
@@ -54,8 +75,10 @@ class OngoingCalls:
 
         A question that belongs to no call is declined.
         """
-        call = self._find_call()
-        if call is None or call.observer is None:
+        call = _current_call.get() or await self._router.find_asking_call()
+        for asking in self._calls if call is None else (call,):
+            asking.has_asked = True
+        if call is None or call.observer is None or call.end.done():
             log.info("elicitation_declined", server=self._server, request=str(context.request_id))
             return ElicitResult(action="decline")
         try:
@@ -65,7 +88,7 @@ class OngoingCalls:
             return ElicitResult(action="decline")
         return make_elicit_result(await call.ask_user(question))
 
-    def _find_call(self) -> "_OngoingCall | None":
+    def _find_call(self) -> "OngoingCall | None":
         """The call that a message belongs to.
 
         The call whose response stream carried it; without one, the only call in progress.
@@ -76,43 +99,86 @@ class OngoingCalls:
         return next(iter(self._calls)) if len(self._calls) == 1 else None
 
 
-class _OngoingCall:
+class OngoingCall:
     """A call in progress.
 
     Messages of the server find it by the context variable.
     """
 
-    def __init__(self, observer: CallObserver | None, timeout: PausableTimeout, calls: "set[_OngoingCall]") -> None:
+    def __init__(
+        self,
+        tool: str,
+        observer: CallObserver | None,
+        timeout: PausableTimeout,
+        calls: "set[OngoingCall]",
+        router: "QuestionRouter[OngoingCall]",
+        turns: "TurnsToAsk[OngoingCall]",
+        turn_seconds: float | None,
+    ) -> None:
         self.observer = observer
+        self._tool = tool
+        self._router = router
+        self._turns = turns
+        self._turn_seconds = turn_seconds
+        self.has_asked = False
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._timeout = timeout
         self._calls = calls
-        self._token: contextvars.Token[_OngoingCall | None] | None = None
+        self._token: contextvars.Token[OngoingCall | None] | None = None
 
     async def __aenter__(self) -> None:
         self._calls.add(self)
+        try:
+            await self._wait_for_turn()
+        except BaseException:
+            self._calls.discard(self)
+            self.end.set_result(None)
+            raise
         self._token = _current_call.set(self)
+
+    async def _wait_for_turn(self) -> None:
+        if self._turn_seconds is None:
+            return
+        try:
+            with self._timeout.pause_timeout():
+                async with Deadline.after(self._turn_seconds).limit():
+                    await self._turns.take(self)
+        except TimeoutError:
+            message = "The server is busy with another call that may ask a question. Try again later."
+            raise ToolCallError(message, did_run=False) from None
 
     async def __aexit__(self, *_: object) -> None:
         assert self._token is not None
         _current_call.reset(self._token)
         self._calls.discard(self)
         self.end.set_result(None)
+        if self._router.on_call_ended(self):
+            self._turns.give_back_when_ended(self)
+        else:
+            self._turns.give_back(self)
+            self._turns.on_call_ended(self._tool, has_asked=self.has_asked)
 
     async def ask_user(self, question: Question) -> Answer:
         """A person's answer.
 
         The call's timeout is paused meanwhile; the end of the call cancels the question.
         """
-        assert self.observer is not None
         try:
             with self._timeout.pause_timeout():
-                return await run_until(self.observer.ask_user(question), asyncio.wait((self.end,)))
+                return await run_until(self._ask_in_turn(question), asyncio.wait((self.end,)))
         except WorkInterrupted:
             return Answer("cancel")
+        finally:
+            if self.end.done():
+                self._turns.give_back(self)
+
+    async def _ask_in_turn(self, question: Question) -> Answer:
+        assert self.observer is not None
+        async with self._turns.asking(self):
+            return await self.observer.ask_user(question)
 
 
-_current_call: contextvars.ContextVar[_OngoingCall | None] = contextvars.ContextVar("mcp_call", default=None)
+_current_call: contextvars.ContextVar[OngoingCall | None] = contextvars.ContextVar("mcp_call", default=None)
 
 
 def make_progress_callback(observer: CallObserver) -> ProgressFnT:

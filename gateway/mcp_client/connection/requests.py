@@ -36,6 +36,8 @@ ClientRequest = Callable[[Client], Awaitable[T]]
 _RECONNECT_SECONDS = 10.0
 _NO_TIMEOUT_SECONDS = 30 * 86400.0  # the SDK's own timeout cannot be paused
 _LOST_SESSION_MESSAGES = ("Session not found", "Session terminated")
+_INLINE_QUESTION_VERSIONS = ("2025-06-18", "2025-11-25")
+"""Versions of the protocol in which servers ask during a call."""
 _PARSE_ERROR_PREFIX = "Failed to parse"
 """Start of the SDK's message about an answer that is not JSON-RPC."""
 
@@ -126,8 +128,10 @@ class RequestSender:
         tool, observer, answers = request.spec.tool, request.observer, request.answers
         client = await self.wait_for_client()
         pausable = PausableTimeout(timeout)
+        has_one_stream = self._config.transport != "http" and client.protocol_version in _INLINE_QUESTION_VERSIONS
+        turn_seconds = timeout if has_one_stream else None
         try:
-            async with pausable, self._calls.track_call(observer, pausable):
+            async with pausable, self._calls.track_call(tool, observer, pausable, turn_seconds=turn_seconds):
                 with acting_for(request.principal), checking_start(request.require_lease):
                     request.require_lease()
                     result = await client.session.call_tool(

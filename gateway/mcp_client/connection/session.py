@@ -9,12 +9,16 @@ from mcp.types import Implementation
 
 from gateway import __version__
 from gateway.common.concurrency import Deadline
+from gateway.domain.messages import JsonObject
 from gateway.mcp_client.caller_identity import TokenIssuer
+from gateway.mcp_client.connection.message_tap import MessageTap, SentRequest
 from gateway.mcp_client.connection.negotiation import ConnectionMemory, NegotiatingClient, negotiate_protocol
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.output_check import replace_output_check
 from gateway.mcp_client.connection.tool_list import ServerToolList
-from gateway.mcp_client.definition_limits import limit_header_search
+from gateway.mcp_client.definitions.limits import limit_header_search
+from gateway.mcp_client.definitions.normalize import LIST_METHODS, ResultNormalizer
+from gateway.mcp_client.definitions.problems import DefinitionProblems
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.mcp_client.stdio.process import INSTALL_SECONDS, is_package_runner
 from gateway.mcp_client.stdio.transport import ProcessReport
@@ -33,6 +37,7 @@ async def open_session(
     tokens: AccessTokenProvider,
     calls: OngoingCalls,
     tool_list: ServerToolList,
+    problems: DefinitionProblems,
     on_end: Callable[[], None],
     identity: TokenIssuer,
     memory: ConnectionMemory,
@@ -53,8 +58,14 @@ async def open_session(
     transport_context = open_transport(config, hooks, on_end, tokens, identity, report, max_message_bytes)
     start_seconds = get_start_seconds(config)
     async with transport_context as transport:
+        normalizer = ResultNormalizer(problems)
+
+        async def normalize_result(request: SentRequest, result: JsonObject) -> None:
+            version = client.session.protocol_version if request.method in LIST_METHODS else None
+            await normalizer.normalize_result(request.method, request.params, result, version)
+
         client = NegotiatingClient(
-            transport.streams,
+            MessageTap(normalize_result, calls).watch_streams(transport.streams),
             read_timeout_seconds=start_seconds,
             message_handler=tool_list.on_message,
             logging_callback=calls.on_log,

@@ -1,20 +1,23 @@
 """The tools of one server, kept current in both protocol eras."""
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from mcp import Client, MCPError
 from mcp.client import IncomingMessage
 from mcp.types import CONNECTION_CLOSED, Tool, ToolListChangedNotification
 
-from gateway.common.concurrency import Deadline
+from gateway.common.concurrency import Backoff, Deadline
 from gateway.mcp_client.connection.status import ConnectionStatus
-from gateway.mcp_client.definition_limits import ListLimit
+from gateway.mcp_client.definitions.limits import ListLimit
+from gateway.mcp_client.definitions.pages import read_list
+from gateway.mcp_client.definitions.problems import DefinitionProblems
 
 _LIST_TIMEOUT_SECONDS = 60.0
 _UNDECLARED_SECONDS = 5.0
 _MIN_EXPECTED_SECONDS = 10.0
-_MAX_PAGES, _MAX_TOOLS = 100, 1_000
+_MIN_REFRESH_SECONDS, _MAX_REFRESH_SECONDS = 0.2, 10.0
 LISTING_ERRORS = (MCPError, TimeoutError, ValueError, RuntimeError)
 """Raised by the SDK when a list fails.
 
@@ -25,10 +28,15 @@ The last two are raised when the answer breaks the protocol.
 class ServerToolList:
     """The tools of a server, listed again after announced changes."""
 
-    def __init__(self, server: str, status: ConnectionStatus, *, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, status: ConnectionStatus, problems: DefinitionProblems, *, on_change: Callable[[], None]
+    ) -> None:
         self.tools: tuple[Tool, ...] = ()
-        self._server = server
+        self.is_known = False
+        """Whether the tools were listed once."""
         self._status = status
+        self._problems = problems
+        self._pace = _RefreshPace()
         self._on_change = on_change
         self._outdated_event = asyncio.Event()
         self._last_seconds = 0.0
@@ -60,21 +68,25 @@ class ServerToolList:
                 raise
             tools = ()
         self._last_seconds = clock() - started_at
-        self.tools = tools
-        self._status.tool_count = len(tools)
-        self._on_change()
+        if tools != self.tools or not self.is_known:
+            self.is_known = True
+            self.tools = tools
+            self._status.tool_count = len(tools)
+            self._on_change()
 
     async def _list_tools(self, client: Client) -> tuple[Tool, ...]:
-        tools: dict[str, Tool] = {}
-        limit = ListLimit(self._server)
-        cursor: str | None = None
-        for _ in range(_MAX_PAGES):
-            page = await client.list_tools(cursor=cursor, cache_mode="refresh")
-            tools |= {tool.name: tool for tool in page.tools if limit.accepts_tool(tool)}
-            cursor = page.next_cursor
-            if cursor is None or len(tools) >= _MAX_TOOLS:
-                break
-        return tuple(sorted(tools.values(), key=lambda tool: tool.name)[:_MAX_TOOLS])
+        limit = ListLimit("tool", self._problems)
+        tools = await read_list(
+            lambda cursor: client.list_tools(cursor=cursor, cache_mode="refresh"),
+            lambda page: ((tool.name, tool) for tool in page.tools),
+            limit.accepts_tool,
+            "tool",
+            self._problems,
+        )
+        # A definition that is equal keeps its object, and with it all that was made from it.
+        earlier_tools = {tool.name: tool for tool in self.tools}
+        kept = (earlier_tools[name] if earlier_tools.get(name) == tool else tool for name, tool in tools.items())
+        return tuple(sorted(kept, key=lambda tool: tool.name))
 
     def find_tool(self, name: str) -> Tool | None:
         """Return the tool of this name, if the server lists it."""
@@ -85,11 +97,38 @@ class ServerToolList:
         if isinstance(message, ToolListChangedNotification):
             self._outdated_event.set()
 
+    async def wait_for_pace(self) -> None:
+        """Wait until the tools may be listed again after an announced change."""
+        await self._pace.wait()
+
     async def wait_until_outdated(self) -> None:
-        """Wait until a legacy server announces a change."""
+        """Wait for an announced change of a legacy server."""
         await self._outdated_event.wait()
+        await self._pace.wait()
         self._outdated_event.clear()
 
     def set_outdated(self) -> None:
         """List the tools again."""
         self._outdated_event.set()
+
+
+class _RefreshPace:
+    """Spaces out refreshes after announced changes.
+
+    Some servers announce a change whenever they list their tools. The pause between refreshes grows from 0.2 to 10
+    seconds, until no change is announced for twice as long.
+    """
+
+    def __init__(self) -> None:
+        self._backoff = Backoff(_MIN_REFRESH_SECONDS, _MAX_REFRESH_SECONDS)
+        self._pause_seconds = 0.0
+        self._last_refresh = -math.inf
+
+    async def wait(self) -> None:
+        """Wait until the next refresh may begin."""
+        now = asyncio.get_running_loop().time
+        idle_seconds = now() - self._last_refresh
+        if idle_seconds > 2 * self._pause_seconds:
+            self._backoff.reset()
+        await asyncio.sleep(self._pause_seconds - idle_seconds)
+        self._pause_seconds, self._last_refresh = self._backoff.next_delay(), now()

@@ -70,6 +70,7 @@ class ServerWatch:
                 await self._tool_list.refresh_tools(client)  # earlier changes were not announced
                 self._status.set_available()
                 async for _ in changes:
+                    await self._tool_list.wait_for_pace()
                     await self._tool_list.refresh_tools(client)
         except ListenNotSupportedError:
             raise

@@ -13,8 +13,8 @@ from gateway.domain.messages import (
     text_block,
 )
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
-from gateway.mcp_client.resources import ITEM_NAME_FIELDS, find_resource_server
-from gateway.ports.tools import ItemKind, Toolbox, ToolCallRequest
+from gateway.mcp_client.resources import find_resource_server
+from gateway.ports.tools import ITEM_NAME_FIELDS, ItemKind, Toolbox, ToolCallRequest
 
 _READERS: dict[ItemKind, tuple[str, ...]] = {
     "resources": ("list_resources", "read_resource"),
@@ -27,7 +27,7 @@ _READERS: dict[ItemKind, tuple[str, ...]] = {
 class ToolDenyList(ToolboxWrapper):
     """Hides and refuses tools that match a glob of `deny`.
 
-    A glob is compared with a tool's exposed name and with `server/tool`. It wins over every allow list.
+    A glob is compared with a tool's exposed name, its former names, and `server/tool`. It wins over every allow list.
     """
 
     def __init__(self, toolbox: Toolbox, deny: tuple[str, ...]) -> None:
@@ -55,7 +55,7 @@ class ToolDenyList(ToolboxWrapper):
         return await self._toolbox.call_tool(request)
 
     def _is_denied(self, spec: ToolSpec) -> bool:
-        names = (spec.name, f"{spec.server}/{spec.tool}")
+        names = (spec.name, *spec.former_names, f"{spec.server}/{spec.tool}")
         return any(fnmatchcase(name, glob) for glob in self._deny for name in names)
 
 
@@ -99,7 +99,7 @@ class ItemPermissions(ToolboxWrapper):
         self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
     ) -> JsonObject:
         if not self._permits_everything(principal):
-            server = await self._find_prompt_server(name, principal)
+            server = await self._find_prompt_server(name, principal, server)
         return await self._toolbox.get_prompt(name, arguments, principal, server)
 
     async def complete_argument(
@@ -108,7 +108,7 @@ class ItemPermissions(ToolboxWrapper):
         if not self._permits_everything(principal):
             is_prompt = ref.get("type") == "ref/prompt"
             find_server = self._find_prompt_server if is_prompt else self._find_template_server
-            server = await find_server(str(ref.get("name" if is_prompt else "uri")), principal)
+            server = await find_server(str(ref.get("name" if is_prompt else "uri")), principal, server)
         return await self._toolbox.complete_argument(ref, argument, principal, server)
 
     def _permits_everything(self, principal: Principal) -> bool:
@@ -129,15 +129,15 @@ class ItemPermissions(ToolboxWrapper):
         specs = (spec for spec in self._toolbox.list_specs() if spec.helper and spec.server == server)
         return any(spec.tool in readers and principal.can_use_tool(spec) for spec in specs)
 
-    async def _find_prompt_server(self, name: str, principal: Principal) -> str:
+    async def _find_prompt_server(self, name: str, principal: Principal, server: str | None) -> str:
         for prompt in await self.list_server_items("prompts", principal):
-            if prompt["name"] == name:
+            if prompt["name"] == name and server in (None, prompt["server"]):
                 return prompt["server"]
         raise NotFound(f"There is no prompt {name[:200]!r}.", param="name")
 
-    async def _find_template_server(self, uri: str, principal: Principal) -> str:
+    async def _find_template_server(self, uri: str, principal: Principal, server: str | None) -> str:
         for template in await self.list_server_items("resource_templates", principal):
-            if template["uriTemplate"] == uri:
+            if template["uriTemplate"] == uri and server in (None, template["server"]):
                 return template["server"]
         raise NotFound(f"There is no resource template {uri[:200]!r}.", param="ref")
 

@@ -95,3 +95,19 @@ async def test_header_of_a_host_reaches_the_server_with_every_kind_of_request(
             await host.call_tool("ask_agent", {"prompt": "who?"})
     assert server.calls[-1][0] == "tools/call"
     assert "ada" in json.dumps(simulator.requests[-1])
+
+
+async def test_server_gets_required_defaults_from_every_caller(
+    database_url: str, simulator: Simulator, tmp_path: Path
+) -> None:
+    unit = {"type": "string", "default": "C"}
+    schema = {"type": "object", "properties": {"unit": unit}, "required": ["unit"]}
+    server = RawServer(make_raw_tool("weather", inputSchema=schema))
+    async with serve_raw(database_url, simulator, tmp_path, {"s": (server, {})}) as gateway:
+        await gateway.post("/api/v1/tools/s_weather", {})
+        async with connect_host(gateway, {}) as host:
+            await host.call_tool("s_weather", {})
+        simulator.faults.add_faults(Fault(kind="tool_calls", match="weather?", calls=[{"name": "s_weather"}]))
+        assert (await gateway.chat("weather?")).status == 200
+    calls = [params["arguments"] for method, params in server.calls if method == "tools/call"]
+    assert calls == [{"unit": "C"}] * 3

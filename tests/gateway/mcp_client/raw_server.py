@@ -55,7 +55,7 @@ class RawServer:
     def notify(self) -> None:
         """Announce a change of the tools on every open stream."""
         for stream in self.streams:
-            stream.put_nowait({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
+            stream.put_nowait({"method": "notifications/tools/list_changed"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -63,7 +63,7 @@ class RawServer:
 
     async def _respond(self, request: Request) -> Response:
         if request.method == "GET" and not self.modern:
-            return StreamingResponse(self._stream_events(), media_type="text/event-stream")
+            return StreamingResponse(self._stream_events({}), media_type="text/event-stream")
         if request.method != "POST":
             return Response(status_code=405)
         message = await request.json()
@@ -71,15 +71,24 @@ class RawServer:
             return Response(status_code=202)
         method, params = message["method"], message.get("params") or {}
         self.calls.append((method, params))
+        if method == "subscriptions/listen" and self.modern:
+            meta = {"io.modelcontextprotocol/subscriptionId": message["id"]}
+            stream = self._stream_events({"_meta": meta})
+            return StreamingResponse(stream, media_type="text/event-stream")
         result = await self._answer(method, params, request)
         outcome = {"error": METHOD_NOT_FOUND} if result is None else {"result": result}
-        return JSONResponse({"jsonrpc": "2.0", "id": message["id"], **outcome})
+        headers = {"Mcp-Session-Id": "raw"} if method == "initialize" else None
+        return JSONResponse({"jsonrpc": "2.0", "id": message["id"], **outcome}, headers=headers)
 
-    async def _stream_events(self) -> AsyncGenerator[str]:
+    async def _stream_events(self, params: JsonObject) -> AsyncGenerator[str]:
         stream: asyncio.Queue[JsonObject] = asyncio.Queue()
         self.streams.append(stream)
+        if params:
+            accepted = {**params, "notifications": {"toolsListChanged": True}}
+            stream.put_nowait({"method": "notifications/subscriptions/acknowledged", "params": accepted})
         while True:
-            yield f"event: message\ndata: {json.dumps(await stream.get())}\n\n"
+            message = {"jsonrpc": "2.0", "params": params, **await stream.get()}
+            yield f"event: message\ndata: {json.dumps(message)}\n\n"
 
     async def _answer(self, method: str, params: JsonObject, request: Request) -> JsonObject | None:
         if method == "initialize" and not self.modern:

@@ -121,7 +121,7 @@ def test_exposed_names_do_not_collide() -> None:
 
 def test_missing_annotations_get_conservative_defaults() -> None:
     server = ServerConfig(name="s", url="http://h/mcp")
-    spec = make_spec(server, Tool(name="t", input_schema={"type": "object"}))
+    spec = make_spec(server, Tool(name="t", input_schema={"type": "object"}), name="t")
     assert (spec.read_only, spec.destructive, spec.idempotent, spec.open_world) == (False, True, False, True)
 
 

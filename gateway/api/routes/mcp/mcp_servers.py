@@ -28,12 +28,25 @@ _ERRORS: dict[int | str, JsonObject] = {
 }
 
 
+class DefinitionProblemView(BaseModel):
+    """Definition that does not fit the protocol.
+
+    It is repaired, or left out if `left_out`. `kind` is tool, resource, resource_template, prompt or server. `name` is
+    empty for a list as a whole, for example one that has more items than are offered.
+    """
+
+    kind: str
+    name: str
+    problem: str
+    left_out: bool
+
+
 class McpServerView(BaseModel):
     """State and configuration of an MCP server.
 
     `state` is connecting, up, degraded, needs_auth, down or disabled. `headers` lists the names of the configured
-    headers, not their values. Only admins see `last_output`: the last lines of standard error of a command that is
-    unavailable.
+    headers, not their values. `definition_problems` are those of the lists that were read last. Only admins see
+    `last_output`: the last lines of standard error of a command that is unavailable.
     """
 
     name: str
@@ -56,6 +69,7 @@ class McpServerView(BaseModel):
     idempotency: bool
     timeout: float | None
     headers: list[str]
+    definition_problems: list[DefinitionProblemView]
 
 
 class ChangedTool(BaseModel):
@@ -144,6 +158,8 @@ async def list_servers(
             "headers": list(config.headers),
             "last_output": status.last_output if principal.role == "admin" else (),
         }
+        problems = [msgspec.structs.asdict(problem) for problem in status.definition_problems]
+        fields["definition_problems"] = problems
         views.append(McpServerView.model_validate(msgspec.structs.asdict(status) | fields))
     changed = {
         key: (reveal_value(was), reveal_value(now))

@@ -7,16 +7,13 @@ import mcp.client.session
 from mcp.shared.inbound import find_invalid_x_mcp_header
 from mcp.types import Tool
 
-from gateway.common.logging import get_logger
-from gateway.common.sanitize import clean_text
 from gateway.common.schema_rules import SchemaTooLarge, measure_value
-
-log = get_logger(__name__)
+from gateway.mcp_client.definitions.problems import DefinitionProblems
+from gateway.ports.tools import DefinitionKind
 
 MAX_ITEM_NODES, MAX_ITEM_CHARS = 25_000, 512 * 1024
 MAX_LIST_NODES, MAX_LIST_CHARS = 100_000, 8 * 1024 * 1024
 MAX_TOOL_NAME_LENGTH = 256
-_MAX_LOGGED_LENGTH, _MAX_LOGGED_ITEMS = 100, 5
 
 
 class ListLimit:
@@ -25,17 +22,17 @@ class ListLimit:
     The total is that of all pages. An item that is too large or malformed is left out.
     """
 
-    def __init__(self, server: str) -> None:
-        self._server = server
+    def __init__(self, kind: DefinitionKind, problems: DefinitionProblems) -> None:
+        self._kind: DefinitionKind = kind
+        self._problems = problems
         self._remaining_nodes = MAX_LIST_NODES
         self._remaining_chars = MAX_LIST_CHARS
-        self._refused = 0
 
     def accepts_tool(self, tool: Tool) -> bool:
         """Return whether a tool may be offered."""
         name = tool.name
         if not 0 < len(name) <= MAX_TOOL_NAME_LENGTH or any(ord(char) < 32 for char in name):
-            return self._refuse(name, "its name")
+            return self._refuse(name, "its name has control characters, or not 1 to 256 characters")
         icons = [icon.src for icon in tool.icons or ()]
         title = tool.annotations.title if tool.annotations else None
         parts = [
@@ -55,10 +52,7 @@ class ListLimit:
         return True
 
     def _refuse(self, name: str, reason: str) -> Literal[False]:
-        self._refused += 1
-        if self._refused <= _MAX_LOGGED_ITEMS:
-            item = clean_text(name, _MAX_LOGGED_LENGTH)
-            log.warning("mcp_definition_refused", server=self._server, item=item, reason=reason)
+        self._problems.add(self._kind, name, reason, left_out=True)
         return False
 
 

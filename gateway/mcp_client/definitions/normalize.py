@@ -1,0 +1,229 @@
+"""Normalizes lists and handshakes of servers before the SDK reads them.
+
+The SDK refuses a whole list for one definition that does not fit the protocol.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+from mcp.types import Prompt, Resource, ResourceTemplate, Tool
+from mcp_types.methods import validate_server_result
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import BaseModel, ValidationError
+
+from gateway.common.schema_rules import SchemaTooLarge, measure_value
+from gateway.domain.messages import JsonObject
+from gateway.mcp_client.definitions.limits import MAX_ITEM_CHARS, MAX_ITEM_NODES
+from gateway.mcp_client.definitions.problems import DefinitionProblems
+from gateway.mcp_client.definitions.schema_repair import repair_schema
+from gateway.ports.tools import DefinitionKind
+
+_MAX_REPAIRS = 50
+_MAX_SHOWN_PROBLEMS = 5
+_ITEMS_AT_ONCE = 20
+_FIRST_VERSION = "2025-11-25"
+"""The version that the SDK assumes before the handshake has ended."""
+_MODERN_MEMBERS: JsonObject = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
+_HANDSHAKES = {"initialize": ("serverInfo", "capabilities"), "server/discover": ("capabilities",)}
+"""Methods of the handshakes, with the members that must be objects."""
+
+
+class _ListMethod(NamedTuple):
+    """How a method lists items.
+
+    `key` is the member of the result that has them. `required` are the members of an item that cannot be left out; the
+    first one names it.
+    """
+
+    key: str
+    kind: DefinitionKind
+    model: type[BaseModel]
+    required: tuple[str, ...]
+
+
+LIST_METHODS = {
+    "tools/list": _ListMethod("tools", "tool", Tool, ("name", "inputSchema")),
+    "resources/list": _ListMethod("resources", "resource", Resource, ("uri", "name")),
+    "resources/templates/list": _ListMethod(
+        "resourceTemplates", "resource_template", ResourceTemplate, ("uriTemplate", "name")
+    ),
+    "prompts/list": _ListMethod("prompts", "prompt", Prompt, ("name",)),
+}
+
+
+class ResultNormalizer:
+    """Makes results of a server fit the protocol where possible.
+
+    An optional member that does not fit is removed, and a schema repaired. An item whose required members do not fit is
+    left out. `problems` gets each of these.
+    """
+
+    def __init__(self, problems: DefinitionProblems) -> None:
+        self._problems = problems
+
+    async def normalize_result(self, method: str, params: JsonObject, result: JsonObject, version: str | None) -> None:
+        """Normalize the result of a request in place."""
+        if method in _HANDSHAKES:
+            self._normalize_handshake(method, result)
+        elif (listing := LIST_METHODS.get(method)) is not None:
+            if params.get("cursor") is None:
+                self._problems.begin_list(listing.kind)
+            await self._normalize_list(method, listing, result, version or _FIRST_VERSION)
+
+    def _normalize_handshake(self, method: str, result: JsonObject) -> None:
+        self._problems.begin_list("server")
+        required = _HANDSHAKES[method]
+        for member in required:
+            if not isinstance(result.get(member), dict):
+                result[member] = {}
+                self._problems.add("server", "", f"{member}: must be an object", left_out=False)
+        capabilities: JsonObject = result["capabilities"]
+        capabilities.update({name: {} for name, value in capabilities.items() if value is True})
+        version = MODERN_PROTOCOL_VERSIONS[-1]
+        if method == "server/discover":
+            _set_defaults(result)
+        else:
+            version = _FIRST_VERSION
+            info: JsonObject = result["serverInfo"]
+            info.update({name: str(info.get(name) or "") for name in ("name", "version")})
+
+        def find_misfit() -> _Misfit | None:
+            return _find_misfit(lambda: validate_server_result(method, version, result), ())
+
+        for problem in _remove_misfits(result, required, find_misfit).problems:
+            self._problems.add("server", "", problem, left_out=False)
+
+    async def _normalize_list(self, method: str, listing: _ListMethod, result: JsonObject, version: str) -> None:
+        items = result.get(listing.key)
+        if not isinstance(items, list):
+            if items is not None:
+                self._problems.add(listing.kind, "", f"{listing.key}: must be a list", left_out=True)
+            items = []
+        cursor = result.get("nextCursor")
+        if cursor is not None and not isinstance(cursor, str):
+            del result["nextCursor"]
+            self._problems.add(listing.kind, "", "nextCursor: must be a text", left_out=True)
+        accepted: list[JsonObject] = []
+        for number, item in enumerate(cast("list[Any]", items), start=1):
+            if self._normalize_item(method, listing, version, item):
+                accepted.append(item)
+            if number % _ITEMS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # other tasks run
+        result[listing.key] = accepted
+        if version in MODERN_PROTOCOL_VERSIONS:
+            _set_defaults(result)
+
+    def _normalize_item(self, method: str, listing: _ListMethod, version: str, item: Any) -> bool:
+        """Normalize an item in place; return whether it can be used."""
+        if not isinstance(item, dict):
+            self._problems.add(listing.kind, "", "must be an object", left_out=True)
+            return False
+        definition = cast("JsonObject", item)
+        name = definition.get(listing.required[0])
+        try:
+            measure_value(definition, max_nodes=MAX_ITEM_NODES, max_chars=MAX_ITEM_CHARS)
+        except SchemaTooLarge as error:
+            self._problems.add(listing.kind, name, str(error), left_out=True)
+            return False
+        is_modern = version in MODERN_PROTOCOL_VERSIONS
+        problems = _normalize_schemas(definition, is_modern=is_modern) if listing.kind == "tool" else []
+        if "name" in listing.required and not isinstance(definition.get("name"), str) and isinstance(name, str):
+            definition["name"] = name
+            problems.append("name: is missing")
+        result: JsonObject = {**(_MODERN_MEMBERS if is_modern else {}), listing.key: [definition]}
+
+        def find_misfit() -> _Misfit | None:
+            misfit = _find_misfit(lambda: validate_server_result(method, version, result), (listing.key, 0))
+            return misfit or _find_misfit(lambda: listing.model.model_validate(definition, by_name=False), ())
+
+        repair = _remove_misfits(definition, listing.required, find_misfit)
+        problems += repair.problems
+        if problems:
+            problem = "; ".join(problems[:_MAX_SHOWN_PROBLEMS])
+            self._problems.add(listing.kind, name, problem, left_out=not repair.is_usable)
+        return repair.is_usable
+
+
+def _set_defaults(result: JsonObject) -> None:
+    """Add what a result of the current protocol must have."""
+    for name, value in _MODERN_MEMBERS.items():
+        result.setdefault(name, value)
+
+
+def _normalize_schemas(tool: JsonObject, *, is_modern: bool) -> list[str]:
+    """Repair both schemas of a tool in place; return the problems."""
+    schema, output_schema = tool.get("inputSchema"), tool.get("outputSchema")
+    problems: list[str] = []
+    if schema is None or schema is True:
+        tool["inputSchema"] = {"type": "object"}
+        problems.append("inputSchema: is missing")
+    elif isinstance(schema, dict):
+        problems += _normalize_schema("inputSchema", cast("JsonObject", schema), must_be_object=True)
+    if isinstance(output_schema, dict):
+        problems += _normalize_schema("outputSchema", cast("JsonObject", output_schema), must_be_object=not is_modern)
+    return problems
+
+
+def _normalize_schema(name: str, schema: JsonObject, *, must_be_object: bool) -> list[str]:
+    problems = repair_schema(schema)
+    kind = schema.get("type")
+    if must_be_object and (kind is None or (isinstance(kind, list) and "object" in kind)):
+        schema["type"] = "object"
+        problems.append("type: must be object")
+    return [f"{name}.{problem}" for problem in problems]
+
+
+class _Misfit(NamedTuple):
+    """The place in a value that does not fit the protocol."""
+
+    path: tuple[int | str, ...]
+    message: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(map(str, self.path))}: {self.message[:1].lower()}{self.message[1:]}"
+
+
+class _Repair(NamedTuple):
+    problems: list[str]
+    is_usable: bool
+
+
+def _find_misfit(validate: Callable[[], object], prefix: tuple[int | str, ...]) -> _Misfit | None:
+    try:
+        validate()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        return _Misfit(first["loc"][len(prefix) :], first["msg"])
+    return None
+
+
+def _remove_misfits(value: JsonObject, required: tuple[str, ...], find_misfit: Callable[[], _Misfit | None]) -> _Repair:
+    """Remove from a value in place what does not fit the protocol.
+
+    It is not usable if a member that is `required` does not fit.
+    """
+    problems: list[str] = []
+    for _ in range(_MAX_REPAIRS):
+        misfit = find_misfit()
+        if misfit is None:
+            return _Repair(problems, True)
+        problems.append(str(misfit))
+        path = _find_existing(value, misfit.path)
+        if not path or (len(path) == 1 and path[0] in required):
+            break
+        container: Any = value
+        for part in path[:-1]:
+            container = container[part]
+        del container[path[-1]]
+    return _Repair(problems[-1:], False)
+
+
+def _find_existing(value: Any, path: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The longest beginning of a path that exists in a value."""
+    for depth, part in enumerate(path):
+        keys: Any = range(len(cast("list[Any]", value))) if isinstance(value, list) else value
+        if not isinstance(value, dict | list) or part not in keys:
+            return path[:depth]
+        value = cast("Any", value)[part]
+    return path
