@@ -84,16 +84,20 @@ def _parse_entry(name: str, entry: object, environment: Mapping[str, str]) -> Se
         expanded_entry = cast("JsonObject", _expand_variables(entry, environment))  # pyright: ignore[reportUnknownArgumentType]
         return ServerConfig.model_validate({**expanded_entry, "name": name})
     except ConfigError as error:
-        return _make_faulty(name, str(error))
+        return _make_faulty(name, str(error), cast("object", entry))
     except ValidationError as error:
         first_error = error.errors()[0]
         return _make_faulty(
-            name, f"{'.'.join(map(str, first_error['loc']))}: {first_error['msg'].removeprefix('Value error, ')}"
+            name,
+            f"{'.'.join(map(str, first_error['loc']))}: {first_error['msg'].removeprefix('Value error, ')}",
+            cast("object", entry),
         )
 
 
-def _make_faulty(name: str, fault: str) -> ServerConfig:
-    return ServerConfig.model_construct(name=name, fault=fault)
+def _make_faulty(name: str, fault: str, entry: object) -> ServerConfig:
+    """A server that is not used, but reserves its names."""
+    prefix = cast("JsonObject", entry).get("prefix") if isinstance(entry, dict) else None
+    return ServerConfig.model_construct(name=name, fault=fault, prefix=prefix if isinstance(prefix, str) else None)
 
 
 def _expand_variables(value: object, environment: Mapping[str, str]) -> object:

@@ -1,5 +1,6 @@
 """Names of tools when servers come and go."""
 
+import json
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from itertools import permutations
@@ -11,7 +12,9 @@ import pytest
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 
+from gateway.config import Settings
 from gateway.domain.messages import Principal
+from gateway.mcp_client.server_config import load_servers
 from gateway.mcp_client.tool_names import ExposedNames, make_exposed_name
 from gateway.ports.servers import ServerConfig
 from gateway.simulator import Simulator
@@ -165,3 +168,14 @@ async def test_tools_prompts_and_resources_of_equal_names_are_all_reachable(
             assert (await host.read_resource(uris[1])).contents[0].text == "two x://one"  # type: ignore[union-attr]
             with pytest.raises(MCPError):
                 await host.read_resource(uris[1].replace("two", "one"))
+
+
+async def test_entry_that_cannot_be_used_still_reserves_its_names(tmp_path: Path) -> None:
+    file = tmp_path / "mcp.json"
+    entry = {"url": "http://127.0.0.1:9/mcp", "prefix": "x", "headers": {"A": "${NOT_SET}"}}
+    file.write_text(json.dumps({"mcpServers": {"a": entry, "x_y": {"url": "http://127.0.0.1:9/mcp"}}}))
+    broken, other = load_servers(Settings(_env_file=None, mcp_config=file), {})  # type: ignore[call-arg]
+    working, _ = load_servers(Settings(_env_file=None, mcp_config=file), {"NOT_SET": "1"})  # type: ignore[call-arg]
+    assert broken.fault
+    assert not working.fault
+    assert ExposedNames([broken, other]).get_name(other, "c") == ExposedNames([working, other]).get_name(other, "c")
