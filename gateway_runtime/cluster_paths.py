@@ -22,6 +22,7 @@ from gateway_runtime.private_files import check_private_directory, make_data_dir
 SYSTEM_USER = "agent-gateway-pg"
 SYSTEM_HOME = Path("/var/lib/agent-gateway")
 SOCKET_NAME = ".s.PGSQL.5432"
+_LIBRARY_PLACES = ("usr/lib/*-linux-gnu*", "usr/lib64", "usr/lib")
 _MAX_SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
 
 
@@ -49,10 +50,12 @@ class ClusterPaths:
 
     def __init__(self, requested: Path) -> None:
         self.notes: list[str] = []
+        self._name_variables: dict[str, str] = {}
         self.user = _find_system_user(self.notes) if os.geteuid() == 0 else None
         requested = requested.expanduser().absolute()
         make_data_directory(requested)
         self.directory = self._choose_data_directory(requested)
+        self._name_variables = name_user(self.directory) if self.user is None else {}
         self.programs = self._find_programs()
         self.cluster = self.directory / "postgres"
         self.sockets = self._choose_socket_directory()
@@ -75,7 +78,7 @@ class ClusterPaths:
         """Return the arguments that make `subprocess` use the cluster's user."""
         return {
             "cwd": "/",  # the user may not be allowed to enter the current directory
-            "env": {"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+            "env": {"PATH": "/usr/bin:/bin", "LC_ALL": "C", **self._name_variables},
             "user": self.user.pw_uid if self.user else None,
             "group": self.user.pw_gid if self.user else None,
             "extra_groups": [] if self.user else None,
@@ -148,6 +151,32 @@ class ClusterPaths:
                 f"{directory} is not a private directory of the gateway's user: remove it, or set GATEWAY_DATA_DIR."
             ) from None
         return directory
+
+
+def name_user(directory: Path) -> dict[str, str]:
+    """Return variables that name this process's user.
+
+    They are empty if the system has a name. Postgres asks for it. OpenShift and `docker run --user` start containers as
+    users without an entry in /etc/passwd.
+
+    Raises:
+        EmbeddedPostgresError: nss_wrapper is not installed.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    with contextlib.suppress(KeyError):
+        pwd.getpwuid(uid)
+        return {}
+    library = next((path for place in _LIBRARY_PLACES for path in Path("/").glob(f"{place}/libnss_wrapper.so")), None)
+    if library is None:
+        raise EmbeddedPostgresError(
+            f"User {uid} has no entry in /etc/passwd, which the embedded Postgres needs: "
+            "set DATABASE_URL, or install libnss-wrapper."
+        )
+    passwd = directory / "passwd"
+    draft = passwd.with_name(f".passwd.{os.getpid()}")
+    draft.write_text(f"postgres:x:{uid}:{gid}:Embedded Postgres:{directory}:/bin/false\n")
+    draft.replace(passwd)
+    return {"LD_PRELOAD": str(library), "NSS_WRAPPER_PASSWD": str(passwd), "NSS_WRAPPER_GROUP": "/etc/group"}
 
 
 def _find_system_user(notes: list[str]) -> pwd.struct_passwd:

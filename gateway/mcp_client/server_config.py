@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -31,12 +32,18 @@ def load_servers(settings: Settings, environment: Mapping[str, str] = os.environ
         identity, audience = settings.mcp_server_identity or "none", None
         if settings.mcp_server_identity is None and settings.tools_server_secret is not None:
             identity, audience = "gateway", _LEGACY_AUDIENCE
+        elif settings.mcp_server_identity is None and _is_own_server(settings):
+            identity = "gateway"
         return [
             ServerConfig(name="tools", url=settings.mcp_server_url, prefix="", identity=identity, audience=audience)
         ]
     if DEFAULT_FILE.exists():
         return _read_file(DEFAULT_FILE, "mcp.json", environment)
     return []
+
+
+def _is_own_server(settings: Settings) -> bool:
+    return urlsplit(settings.mcp_server_url or "").hostname in settings.tools_server_names
 
 
 class ServerConfigFile(ServerConfigSource):
