@@ -152,3 +152,6 @@ class RecordingTurn(TurnContext):
 
     async def ask_inline(self, call_id: str, question: Question) -> Answer:
         raise AssertionError(f"{call_id} asks {question}")
+
+    async def withdraw_questions(self, call_id: str) -> None:
+        pass

@@ -375,8 +375,10 @@ class Runner:
         From then on it exists only in the database.
         """
         turn.begin_finishing()
+        # Not those whose answer this run has seen: the turn would wake, and wait for the others of the call, for ever.
+        open_inputs = turn.unanswered_input_ids
         try:
-            await turn.journal.suspend_turn(turn.log, turn.transcript.open_input_ids)
+            await turn.journal.suspend_turn(turn.log, open_inputs)
         except WRITE_REFUSALS as refusal:
             await self._finish_turn(turn, turn.drop_refused_content(refusal))
             return
@@ -386,7 +388,7 @@ class Runner:
         turn.log.close("input_required")
         log.info("turn_suspended", turn_id=str(turn.id))
         try:
-            if await self._storage.questions.wake_if_answered(turn.id, turn.transcript.open_input_ids):
+            if await self._storage.questions.wake_if_answered(turn.id, open_inputs):
                 self._storage.bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn.id))
         except GatewayError as error:
             log.warning("turn_wake_failed", turn_id=str(turn.id), code=error.code)

@@ -213,6 +213,7 @@ class ToolCallScheduler:
             started_at = time.perf_counter()
             result = await self._execute(call, spec, arguments, answers)
             duration_ms = round((time.perf_counter() - started_at) * 1000, 2)
+        await self._emitter.withdraw_questions(call.id)
         if isinstance(result, PendingInput):
             await self._emitter.ask_questions(call.id, result)
             return

@@ -76,6 +76,8 @@ class Transcript(EventFold):
             case e.ToolFinished():
                 step = self._call_steps[event.call_id]
                 step.results[event.call_id] = event
+                for input_id in self.open_inputs(event.call_id):  # its server no longer waits for an answer
+                    del self._open_inputs[input_id]
                 if step.calls[event.call_id].tool == FIND_TOOLS:
                     structured = cast("JsonObject", event.structured or {})
                     self.loaded_tools |= dict.fromkeys(structured.get("loaded", ()))

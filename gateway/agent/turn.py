@@ -69,6 +69,8 @@ _CANCEL_MESSAGES: dict[CancelReason, str] = {
 }
 _POLL_SECONDS = 2.0
 DEFAULT_MAX_TURN_BYTES = 64 * 1024 * 1024
+_WITHDRAWN = Answer("cancel", by="gateway")
+"""Answer to an inline question whose server has stopped waiting."""
 _CANNOT_ASK = "This call needs a person's answer, and a turn that is not stored cannot wait for one."
 
 
@@ -106,6 +108,8 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.takeover_error: GatewayError | None = None
         self.deadline: PausableTimeout | None = None
         self.has_new_answers = asyncio.Event()
+        self._inline_questions: list[StoredQuestion] = []
+        self._withdrawn_questions: list[StoredQuestion] = []
         self.stage: Literal["waiting", "running", "finishing"] = "waiting"
         self.started_at = time.perf_counter()
         self.first_token_ms: float | None = None
@@ -196,10 +200,40 @@ class ActiveTurn(TurnContext, TurnSpending):
             return Answer("decline", by="gateway")
         (stored_question,) = await self._show_questions(call_id, PendingInput((question,)))
         assert self.deadline is not None
-        with self.deadline.pause_timeout():
-            answer = await self._wait_for_answer(stored_question)
-        self.emit(build_input_resolved(stored_question, answer))
+        self._inline_questions.append(stored_question)
+        try:
+            with self.deadline.pause_timeout():
+                answer = await self._wait_for_answer(stored_question)
+        except asyncio.CancelledError:
+            if self.cancel_reason is None:
+                self._resolve_inline(stored_question, _WITHDRAWN)
+            raise
+        self._resolve_inline(stored_question, answer)
         return answer
+
+    async def withdraw_questions(self, call_id: str) -> None:
+        withdrawn = [stored for stored in self._inline_questions if stored.call_id == call_id]
+        for stored in withdrawn:
+            self._resolve_inline(stored, _WITHDRAWN)
+        for stored in [stored for stored in self._withdrawn_questions if stored.call_id == call_id]:
+            self._withdrawn_questions.remove(stored)
+            try:
+                await self._questions.answer_question(self.id, stored.id, _WITHDRAWN)
+            except GatewayError as error:  # an answer that came too late changes nothing
+                log.info("question_not_withdrawn", turn_id=str(self.id), code=error.code)
+
+    def _resolve_inline(self, stored: StoredQuestion, answer: Answer) -> None:
+        if stored in self._inline_questions:
+            self._inline_questions.remove(stored)
+            self.emit(build_input_resolved(stored, answer))
+            if answer is _WITHDRAWN:
+                self._withdrawn_questions.append(stored)
+
+    @property
+    def unanswered_input_ids(self) -> list[UUID]:
+        """Ids of the open questions that had no answer when this worker claimed the turn."""
+        answered = {stored.id for stored in self.inputs if stored.answer is not None}
+        return [input_id for input_id in self.transcript.open_input_ids if input_id not in answered]
 
     async def _show_questions(self, call_id: str, pending_input: PendingInput) -> list[StoredQuestion]:
         stored_questions = await self._questions.save_questions(

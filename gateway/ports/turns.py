@@ -63,6 +63,11 @@ class EventEmitter(Protocol):
         """
         ...
 
+    @abstractmethod
+    async def withdraw_questions(self, call_id: str) -> None:
+        """Close the inline questions of a call that has ended without an answer."""
+        ...
+
 
 class TurnSpending(Protocol):
     """A running turn, as budgets use it.

@@ -170,10 +170,10 @@ async def test_server_without_tools_capability_serves_its_resources(
 
 
 async def test_slow_list_lengthens_the_time_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tool_list, "_MIN_EXPECTED_SECONDS", 0.1)
+    monkeypatch.setattr(tool_list, "_MIN_EXPECTED_SECONDS", 0.5)
 
     async def answer_late(_server: OddHttpServer, request: Any, send: Any) -> None:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.0)
         await send_result(send, request, {"tools": [], "resultType": "complete", "ttlMs": 0, "cacheScope": "private"})
 
     odd = OddHttpServer(list=answer_late, listen=refuse(405))
