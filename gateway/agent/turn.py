@@ -231,7 +231,7 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     @property
     def unanswered_input_ids(self) -> list[UUID]:
-        """Ids of the open questions that had no answer when this worker claimed the turn."""
+        """Ids of the open questions without an answer at the claim."""
         answered = {stored.id for stored in self.inputs if stored.answer is not None}
         return [input_id for input_id in self.transcript.open_input_ids if input_id not in answered]
 

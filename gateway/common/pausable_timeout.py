@@ -1,4 +1,4 @@
-"""A timeout that can be paused.
+"""A timeout that can be paused and extended.
 
 It is paused, for example, while a turn waits for a person.
 """
@@ -10,12 +10,16 @@ from types import TracebackType
 
 
 class PausableTimeout:
-    """A timeout like `asyncio.timeout(seconds)` that does not count the time in pauses."""
+    """A timeout like `asyncio.timeout(seconds)` that does not count the time in pauses.
 
-    def __init__(self, seconds: float) -> None:
+    `extend_timeout()` restarts it, until `max_seconds` have passed since its start.
+    """
+
+    def __init__(self, seconds: float, max_seconds: float | None = None) -> None:
         self._timeout = asyncio.timeout(seconds)
         self._pauses = 0
-        self._remaining = seconds
+        self._seconds = self._remaining = seconds
+        self._extensible_seconds = max(0.0, (max_seconds or seconds) - seconds)
 
     async def __aenter__(self) -> "PausableTimeout":
         await self._timeout.__aenter__()
@@ -34,6 +38,22 @@ class PausableTimeout:
     @property
     def is_paused(self) -> bool:
         return self._pauses > 0
+
+    def extend_timeout(self) -> None:
+        """Restart the timeout, from any task.
+
+        Has no effect once it has expired or its maximum is used up.
+        """
+        when = self._timeout.when()
+        if self._pauses < 0 or self._extensible_seconds <= 0 or (when is None and self._pauses == 0):
+            return
+        now = asyncio.get_running_loop().time()
+        remaining = self._remaining if when is None else when - now
+        gain = min(self._seconds - remaining, self._extensible_seconds)
+        self._extensible_seconds -= gain
+        self._remaining = remaining + gain
+        if when is not None and not self._timeout.expired():
+            self._timeout.reschedule(now + self._remaining)
 
     @contextmanager
     def pause_timeout(self) -> Generator[None]:

@@ -85,6 +85,7 @@ class McpToolbox(ServerPool, Toolbox):
         self._grant_max_age_seconds = grant_max_age_seconds
         self._timeout = settings.tool_timeout
         self._max_message_bytes = settings.mcp_max_message_bytes
+        self._max_call_seconds = settings.tool_progress_timeout
         self._max_result_chars = settings.tool_result_max_chars
         self._specs: tuple[ToolSpec, ...] | None = None
         self._notifier = ChangeNotifier()
@@ -107,6 +108,7 @@ class McpToolbox(ServerPool, Toolbox):
             principal=principal,
             memory=self._find_memory(server),
             max_message_bytes=self._max_message_bytes,
+            max_call_seconds=self._max_call_seconds,
             tokens=AccessTokenProvider(
                 self._grants,
                 server,

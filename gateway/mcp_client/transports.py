@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 from mcp.client import Transport
@@ -10,6 +10,7 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 
 from gateway.mcp_client.caller_identity import TokenIssuer
+from gateway.mcp_client.http.call_lifetime import CallLifetimeTransport
 from gateway.mcp_client.http.event_limit import EventLimitingTransport, lift_event_limit
 from gateway.mcp_client.http.start_check import StartCheckingTransport
 from gateway.mcp_client.http_transport import FaultIsolatingTransport, get_ssl_context
@@ -42,6 +43,7 @@ class OpenTransport:
 @asynccontextmanager
 async def open_transport(
     config: ServerConfig,
+    kind: Literal["http", "sse", "stdio"],
     hooks: list[RequestHook],
     on_end: Callable[[], None],
     tokens: AccessTokenProvider,
@@ -49,7 +51,7 @@ async def open_transport(
     report: ProcessReport,
     max_bytes: int,
 ) -> AsyncGenerator[OpenTransport]:
-    """Open the transport that the configuration names.
+    """Open a transport of this kind.
 
     `on_end` is called when the only stream of one ends.
     """
@@ -57,8 +59,8 @@ async def open_transport(
     if config.identity == "gateway":
         http_transport = identity.create_transport(http_transport, config.token_audience)
     limited_transport = SizeLimitingTransport(http_transport, max_bytes)
-    authorized_transport = StartCheckingTransport(AuthorizedTransport(limited_transport, tokens))
-    match config.transport:
+    authorized_transport = CallLifetimeTransport(StartCheckingTransport(AuthorizedTransport(limited_transport, tokens)))
+    match kind:
         case "http":
             isolating_transport = FaultIsolatingTransport(authorized_transport)
             async with httpx2.AsyncClient(

@@ -82,10 +82,11 @@ class ServerConfig(BaseModel):
 
     @property
     def transport(self) -> Literal["http", "sse", "stdio"]:
-        """The transport that the entry asks for."""
+        """The transport that the entry asks for, or that its URL suggests."""
         if self.command:
             return "stdio"
-        return "sse" if self.type == "sse" else "http"
+        is_legacy_path = self.type is None and urlsplit(self.url).path.rstrip("/").endswith("/sse")
+        return "sse" if self.type == "sse" or is_legacy_path else "http"
 
     @property
     def allows_sign_in(self) -> bool:

@@ -65,7 +65,7 @@ class EventEmitter(Protocol):
 
     @abstractmethod
     async def withdraw_questions(self, call_id: str) -> None:
-        """Close the inline questions of a call that has ended without an answer."""
+        """Close the unanswered inline questions of a call that has ended."""
         ...
 
 

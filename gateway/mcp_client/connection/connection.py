@@ -15,7 +15,7 @@ from gateway.common.concurrency import Backoff, SupervisedTask, wait_or_poll
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.messages import PendingInput, Principal
 from gateway.mcp_client.caller_identity import TokenIssuer, acting_for, forward_header
-from gateway.mcp_client.connection.errors import describe_error
+from gateway.mcp_client.connection.errors import describe_error, is_wrong_transport
 from gateway.mcp_client.connection.negotiation import ConnectionMemory
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.requests import ClientRequest, RequestSender, T
@@ -63,6 +63,7 @@ class ServerConnection:
         principal: Principal | None = None,
         memory: ConnectionMemory | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        max_call_seconds: float = 0.0,
     ) -> None:
         self.config = config
         self.instructions = ""
@@ -85,14 +86,17 @@ class ServerConnection:
         self._report = ProcessReport()
         self._max_message_bytes = max_message_bytes
         self._memory = memory or ConnectionMemory()
-        self._watch = ServerWatch(self._tool_list, self._status, self._calls, is_http=config.transport == "http")
+        self._watch = ServerWatch(self._tool_list, self._status, self._calls, is_http=self._uses_http)
         self._requests = RequestSender(
             config,
             status=self._status,
             calls=self._calls,
             tokens=tokens,
+            uses_http=self._uses_http,
             connect_timeout_seconds=connect_timeout_seconds,
+            max_call_seconds=max_call_seconds,
         )
+        self._wrong_transport_reason: str | None = None
         self._is_stopping = False
         self._owner = SupervisedTask(f"mcp {config.name}", self._on_behalf(self._run_forever))
 
@@ -162,10 +166,20 @@ class ServerConnection:
         if self._tokens.is_refused:
             self._status.set_unavailable(_REFUSED_REASON, "needs_auth")
             return False
-        if self._memory.on_failed():
+        reason = self._report.reason or describe_error(error)
+        is_wrong = is_wrong_transport(error)
+        if is_wrong and self._memory.try_other_transport(self.config):
+            self._wrong_transport_reason = reason
             return True
-        self._status.set_unavailable(self._report.reason or describe_error(error))
+        if not is_wrong and self._memory.on_failed():
+            return True
+        self._memory.end_trial()
+        self._status.set_unavailable(self._wrong_transport_reason or reason)
+        self._wrong_transport_reason = None
         return False
+
+    def _uses_http(self) -> bool:
+        return self._memory.get_transport(self.config) == "http"
 
     async def _connect_and_watch(self) -> float:
         """Stay connected until the session breaks or must be closed.
@@ -244,7 +258,7 @@ class ServerConnection:
         return ServerStatus(
             name=self.config.name,
             url=strip_url_secrets(self.config.url) or None,
-            transport=self.config.transport,
+            transport=self._memory.get_transport(self.config),
             state=self._status.state,
             since=self._status.since.isoformat(timespec="milliseconds"),
             reason=self._status.reason,

@@ -18,6 +18,8 @@ _TOO_LARGE_MESSAGES = (
     "SSE stream failed: Server-sent event exceeded the ",
 )
 """How the SDK's messages for an answer that exceeds its limit begin."""
+_WRONG_TRANSPORT_MESSAGES = ("Not Found", "Server returned an error response", "Unexpected content type")
+"""How the SDK's messages for an answer without JSON-RPC begin."""
 
 
 class ToolCallError(Exception):
@@ -71,14 +73,29 @@ class RequestNotSent(Exception):
     """The request did not reach the tool and may be retried."""
 
 
+def _find_innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = cast(BaseException, error.exceptions[0])  # pyright: ignore[reportUnknownMemberType]
+    return error
+
+
+def is_wrong_transport(error: BaseException) -> bool:
+    """Return whether a failed start may be due to the transport."""
+    match _find_innermost(error):
+        case httpx2.HTTPStatusError() | httpx2.SSEError():
+            return True
+        case MCPError(message=message):
+            return message.startswith(_WRONG_TRANSPORT_MESSAGES)
+        case _:
+            return False
+
+
 def describe_error(error: BaseException) -> str:
     """Reason of a connection error for people.
 
     Names the innermost error's kind, without addresses or internals.
     """
-    while isinstance(error, BaseExceptionGroup):
-        error = cast(BaseException, error.exceptions[0])  # pyright: ignore[reportUnknownMemberType]
-    match error:
+    match error := _find_innermost(error):
         case GrantUnavailable():
             return "the sign-in to it cannot be read: the gateway's database is unavailable"
         case httpx2.ConnectError():

@@ -37,14 +37,14 @@ class ConnectionMemory:
     """Findings of earlier attempts to connect to a server.
 
     All connections to the server share it. `era` is that of the last session. `skips_probe`: `server/discover` may have
-    ended the last attempt, so the next one begins with the legacy handshake. `transport` replaces the one that the URL
-    suggests.
+    ended the last attempt, so the next one begins with the legacy handshake.
     """
 
     def __init__(self) -> None:
         self.era: Literal["legacy", "modern"] | None = None
         self.skips_probe = False
-        self.transport: Literal["http", "sse"] | None = None
+        self._transport: Literal["http", "sse"] | None = None
+        self._trial_transport: Literal["http", "sse"] | None = None
         self._is_probing = self._is_connected = self._has_retried = False
 
     def begin_attempt(self) -> None:
@@ -60,6 +60,25 @@ class ConnectionMemory:
         self.era = "legacy" if is_legacy else "modern"
         self.skips_probe = is_legacy
         self._is_connected, self._has_retried = True, False
+        self._transport, self._trial_transport = self._trial_transport or self._transport, None
+
+    def get_transport(self, config: ServerConfig) -> Literal["http", "sse", "stdio"]:
+        """The transport of the current or next attempt."""
+        return self._trial_transport or self._transport or config.transport
+
+    def try_other_transport(self, config: ServerConfig) -> bool:
+        """Use the other transport of HTTP next, if the entry names none.
+
+        Returns False if that was tried already.
+        """
+        if self._trial_transport is not None or config.type is not None or self._is_connected:
+            return False
+        self._trial_transport = "http" if self.get_transport(config) == "sse" else "sse"
+        return True
+
+    def end_trial(self) -> None:
+        """Return to the first transport."""
+        self._trial_transport = None
 
     def on_failed(self) -> bool:
         """Choose how the next attempt begins.

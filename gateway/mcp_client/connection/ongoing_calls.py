@@ -181,10 +181,12 @@ class OngoingCall:
 _current_call: contextvars.ContextVar[OngoingCall | None] = contextvars.ContextVar("mcp_call", default=None)
 
 
-def make_progress_callback(observer: CallObserver) -> ProgressFnT:
-    """The SDK's progress callback for an observer."""
+def make_progress_callback(observer: CallObserver | None, timeout: PausableTimeout) -> ProgressFnT:
+    """The SDK's progress callback: it extends the timeout, and notifies the observer."""
 
     async def report_progress(progress: float, total: float | None, message: str | None) -> None:
-        observer.on_progress(progress, total, message)
+        timeout.extend_timeout()
+        if observer is not None:
+            observer.on_progress(progress, total, message)
 
     return report_progress

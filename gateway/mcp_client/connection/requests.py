@@ -22,6 +22,7 @@ from gateway.mcp_client.connection.errors import (
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls, make_progress_callback
 from gateway.mcp_client.connection.status import ConnectionStatus
 from gateway.mcp_client.elicitation import UnsupportedElicitation, make_input_responses, parse_input_request
+from gateway.mcp_client.http.call_lifetime import lasting_exchange
 from gateway.mcp_client.http.start_check import checking_start
 from gateway.mcp_client.http_transport import CONNECTION_CLOSED
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
@@ -45,7 +46,8 @@ _PARSE_ERROR_PREFIX = "Failed to parse"
 class RequestSender:
     """Sends requests over one connection, from any task.
 
-    A request waits `connect_timeout_seconds` for a server that is starting, then fails.
+    A request waits `connect_timeout_seconds` for a server that is starting, then fails. A call that reports progress
+    may take `max_call_seconds`.
     """
 
     def __init__(
@@ -55,13 +57,17 @@ class RequestSender:
         status: ConnectionStatus,
         calls: OngoingCalls,
         tokens: AccessTokenProvider,
+        uses_http: Callable[[], bool],
         connect_timeout_seconds: float,
+        max_call_seconds: float,
     ) -> None:
         self._config = config
         self._status = status
         self._calls = calls
         self._tokens = tokens
+        self._uses_http = uses_http
         self._connect_timeout_seconds = connect_timeout_seconds
+        self._max_call_seconds = max_call_seconds
 
     @property
     def needs_sign_in(self) -> bool:
@@ -91,7 +97,7 @@ class RequestSender:
         client = await self.wait_for_client()
         try:
             async with Deadline.after(timeout).limit():
-                with acting_for(principal):
+                with acting_for(principal), lasting_exchange():
                     return await request(client)
         except TimeoutError:
             raise ToolCallError(f"There was no answer within {timeout:g} seconds.", did_run=None) from None
@@ -127,18 +133,18 @@ class RequestSender:
     async def _send_tool_call_once(self, request: ToolCallRequest, timeout: float) -> CallToolResult | PendingInput:
         tool, observer, answers = request.spec.tool, request.observer, request.answers
         client = await self.wait_for_client()
-        pausable = PausableTimeout(timeout)
-        has_one_stream = self._config.transport != "http" and client.protocol_version in _INLINE_QUESTION_VERSIONS
+        pausable = PausableTimeout(timeout, max_seconds=max(timeout, self._max_call_seconds))
+        has_one_stream = not self._uses_http() and client.protocol_version in _INLINE_QUESTION_VERSIONS
         turn_seconds = timeout if has_one_stream else None
         try:
             async with pausable, self._calls.track_call(tool, observer, pausable, turn_seconds=turn_seconds):
-                with acting_for(request.principal), checking_start(request.require_lease):
+                with acting_for(request.principal), checking_start(request.require_lease), lasting_exchange():
                     request.require_lease()
                     result = await client.session.call_tool(
                         tool,
                         request.arguments,
                         read_timeout_seconds=_NO_TIMEOUT_SECONDS,
-                        progress_callback=make_progress_callback(observer) if observer else None,
+                        progress_callback=make_progress_callback(observer, pausable),
                         input_responses=make_input_responses(answers),
                         request_state=answers[0].state if answers else None,
                         meta={IDEMPOTENCY_KEY_META: request.idempotency_key},
@@ -206,7 +212,7 @@ class RequestSender:
         if unsent:
             self._status.report_lost(client)
             return RequestNotSent()
-        if self._config.transport != "http":
+        if not self._uses_http():
             self._status.report_lost(client)
         message = f"The connection to the MCP server {self._config.name!r} was lost."
         return ToolCallError(message, did_run=None, connection_lost=True)

@@ -55,7 +55,9 @@ async def open_session(
         Exception: whatever the transport, the SDK or the server raises, also in exception groups.
     """
     limit_header_search()
-    transport_context = open_transport(config, hooks, on_end, tokens, identity, report, max_message_bytes)
+    transport_context = open_transport(
+        config, memory.get_transport(config), hooks, on_end, tokens, identity, report, max_message_bytes
+    )
     start_seconds = get_start_seconds(config)
     async with transport_context as transport:
         normalizer = ResultNormalizer(problems)

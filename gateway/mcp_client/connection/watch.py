@@ -1,6 +1,7 @@
 """Refreshes the tools of a connected server, and detects its failure."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Never
 
@@ -29,7 +30,7 @@ class ServerWatch:
     """
 
     def __init__(
-        self, tool_list: ServerToolList, status: ConnectionStatus, calls: OngoingCalls, *, is_http: bool
+        self, tool_list: ServerToolList, status: ConnectionStatus, calls: OngoingCalls, *, is_http: Callable[[], bool]
     ) -> None:
         self._tool_list = tool_list
         self._status = status
@@ -93,7 +94,7 @@ class ServerWatch:
                     return was_available  # it may do one thing at a time
                 was_available = False
                 self._status.set_unavailable(describe_error(error))
-                if not self._is_http:
+                if not self._is_http():
                     self._status.broken_event.set()  # only a new connection makes it available again
                     await asyncio.sleep(_MAX_RELISTEN_SECONDS)  # the owner cancels this task when it closes the session
                 await asyncio.sleep(backoff.next_delay())

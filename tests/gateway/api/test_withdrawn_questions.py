@@ -58,7 +58,7 @@ async def test_turn_ends_whose_server_stopped_waiting_for_its_question(
 
 
 def test_turn_that_looped_in_the_last_release_continues() -> None:
-    """The events that it has stored: a question that nothing resolves, and the result of its call."""
+    """Apply its stored events: a question, and the result of its call."""
     transcript = Transcript()
     transcript.apply(ToolCallStarted(step=1, call_id="c", server="s", tool="t", arguments={}))
     transcript.apply(StepCompleted(step=1, finish_reason="tool_calls", usage=Usage()))

@@ -38,3 +38,27 @@ async def test_time_after_a_pause_counts() -> None:
     with pytest.raises(TimeoutError):
         await work()
     assert deadline.has_expired
+
+
+async def test_extension_restarts_the_timeout_up_to_its_maximum() -> None:
+    async with PausableTimeout(10, max_seconds=25) as timeout:
+        now = asyncio.get_running_loop().time
+        started_at, inner = now(), timeout._timeout
+        inner.reschedule(now() + 2)
+        timeout.extend_timeout()
+        assert inner.when() == pytest.approx(started_at + 10, abs=1)
+        inner.reschedule(now() + 1)
+        with timeout.pause_timeout():
+            timeout.extend_timeout()
+            assert inner.when() is None
+        assert inner.when() == pytest.approx(started_at + 8, abs=1)  # 8 and 7 of 15 additional seconds
+        inner.reschedule(now() + 1)
+        timeout.extend_timeout()
+        assert inner.when() == pytest.approx(started_at + 1, abs=1)
+
+
+async def test_timeout_without_a_maximum_is_not_extended() -> None:
+    async with PausableTimeout(10) as timeout:
+        timeout._timeout.reschedule(when := asyncio.get_running_loop().time() + 1)
+        timeout.extend_timeout()
+        assert timeout._timeout.when() == when

@@ -24,6 +24,8 @@ class OddHttpServer:
         self._inner = self.trial.create_app(modern=modern)
         self.answers = answers
         self.counts: Counter[str] = Counter()
+        self.receives: dict[str, Any] = {}
+        """The last request of each method, to wait for its end."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -37,6 +39,7 @@ class OddHttpServer:
         request = json.loads(body)
         method = request.get("method", "")
         self.counts[method] += 1
+        self.receives[method] = receive
         answer = self.answers.get(method.rpartition("/")[2])
         if answer is not None:
             await answer(self, request, send)

@@ -10,6 +10,7 @@ from gateway.mcp_client.connection import negotiation, session, tool_list, watch
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
 from tests.eventually import eventually
+from tests.gateway.mcp_client.mcp_servers import TrialServer
 from tests.gateway.mcp_client.odd_http_server import (
     STREAM_HEADERS,
     OddHttpServer,
@@ -184,3 +185,17 @@ async def test_slow_list_lengthens_the_time_for_the_next_one(monkeypatch: pytest
 
 def test_start_and_list_have_the_sixty_seconds_that_are_documented() -> None:
     assert (session.START_SECONDS, tool_list._LIST_TIMEOUT_SECONDS) == (60, 60)
+
+
+@pytest.mark.parametrize(("kind", "path"), [("sse", "events"), ("http", "sse")])
+async def test_untyped_address_connects_by_the_transport_that_answers(kind: str, path: str) -> None:
+    mcp = TrialServer().mcp
+    app: Any = (
+        mcp.sse_app(sse_path=f"/{path}") if kind == "sse" else mcp.streamable_http_app(streamable_http_path="/sse")
+    )
+    async with serve_asgi(app) as address:
+        config = ServerConfig(name="odd", url=f"{address}/{path}", prefix="")
+        async with connect_toolbox(config) as toolbox:
+            status = toolbox.list_server_statuses()[0]
+            assert (status.state, status.reason, status.transport) == ("up", None, kind)
+            assert get_text(await call_tool(toolbox, "echo", text="hi")) == "hi"
