@@ -1,8 +1,6 @@
 """Reads `mcp.json`, in the format of Claude Desktop, Cursor and VS Code."""
 
-import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -12,9 +10,9 @@ from pydantic import ValidationError
 
 from gateway.config import ConfigError, Settings
 from gateway.domain.messages import JsonObject
+from gateway.mcp_client.config_text import expand_variables, parse_json_with_comments, read_env_file
 from gateway.ports.servers import ServerConfig, ServerConfigSource
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 DEFAULT_FILE = Path("mcp.json")
 _LEGACY_AUDIENCE = "tools-server"
 """Audience that a tool server of release 0.1.0 expects."""
@@ -68,7 +66,7 @@ class ServerConfigFile(ServerConfigSource):
 
 def _read_file(path: Path, setting: str, environment: Mapping[str, str]) -> list[ServerConfig]:
     try:
-        document = json.loads(path.read_text())
+        document = parse_json_with_comments(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{setting}: cannot read {path}: {error.strerror}") from None
     except ValueError as error:
@@ -76,10 +74,11 @@ def _read_file(path: Path, setting: str, environment: Mapping[str, str]) -> list
     entries = document.get("mcpServers", document.get("servers")) if isinstance(document, dict) else None  # pyright: ignore
     if not isinstance(entries, dict):
         raise ConfigError(f'{setting}: {path} must contain an object "mcpServers" with one entry per server')
-    return [_parse_entry(str(name), entry, environment) for name, entry in entries.items()]  # pyright: ignore
+    directory = path.absolute().parent
+    return [_parse_entry(str(name), entry, environment, directory) for name, entry in entries.items()]  # pyright: ignore
 
 
-def _parse_entry(name: str, entry: object, environment: Mapping[str, str]) -> ServerConfig:
+def _parse_entry(name: str, entry: object, environment: Mapping[str, str], directory: Path) -> ServerConfig:
     """The server's configuration; one with a `fault` if the entry is invalid."""
     try:
         if not isinstance(entry, dict):
@@ -88,8 +87,8 @@ def _parse_entry(name: str, entry: object, environment: Mapping[str, str]) -> Se
             raise ConfigError("the entry has neither a url nor a command")
         if "command" in entry and "url" in entry:
             raise ConfigError("the entry has both a url and a command")
-        expanded_entry = cast("JsonObject", _expand_variables(entry, environment))  # pyright: ignore[reportUnknownArgumentType]
-        return ServerConfig.model_validate({**expanded_entry, "name": name})
+        expanded_entry = cast("JsonObject", expand_variables(entry, environment))  # pyright: ignore[reportUnknownArgumentType]
+        return ServerConfig.model_validate({**expanded_entry, **_read_paths(expanded_entry, directory), "name": name})
     except ConfigError as error:
         return _make_faulty(name, str(error), cast("object", entry))
     except ValidationError as error:
@@ -107,17 +106,14 @@ def _make_faulty(name: str, fault: str, entry: object) -> ServerConfig:
     return ServerConfig.model_construct(name=name, fault=fault, prefix=prefix if isinstance(prefix, str) else None)
 
 
-def _expand_variables(value: object, environment: Mapping[str, str]) -> object:
-    """Replace `${NAME}` and `${NAME:-default}` in every string."""
-    if isinstance(value, dict):
-        return {key: _expand_variables(inner, environment) for key, inner in value.items()}  # pyright: ignore
-    if isinstance(value, list):
-        return [_expand_variables(inner, environment) for inner in value]  # pyright: ignore
-    return _VARIABLE.sub(lambda match: _get_variable(match, environment), value) if isinstance(value, str) else value
-
-
-def _get_variable(match: re.Match[str], environment: Mapping[str, str]) -> str:
-    value = environment.get(match[1], "").rstrip("\r\n") or match[2]
-    if value is None:
-        raise ConfigError(f"the environment variable {match[1]} is not set")
-    return value
+def _read_paths(entry: JsonObject, directory: Path) -> JsonObject:
+    """Return the fields that name paths, relative to the file's directory."""
+    fields: JsonObject = {}
+    if isinstance(cwd := entry.get("cwd"), str):
+        fields["cwd"] = str(directory / Path(cwd).expanduser())
+    env_file, env = entry.get("envFile"), entry.get("env")
+    if env_file is not None and not isinstance(env_file, str):
+        raise ConfigError("envFile: must be the path of a file")
+    if env_file and (env is None or isinstance(env, dict)):
+        fields["env"] = {**read_env_file(env_file, directory), **(env or {})}
+    return fields

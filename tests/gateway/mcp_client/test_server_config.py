@@ -66,6 +66,64 @@ def test_invalid_entry_is_disabled_and_others_are_used(tmp_path: Path, entry: An
     assert valid.fault is None
 
 
+COMMENTED = """// servers of the team
+{ /* a block
+  of lines */
+  "mcpServers": {
+    "one": {
+      "url": "http://h//mcp/*no comment*/", // the address
+      "headers": {"X-A": "a,}", "X-B": "\\"// no comment"},
+    }, // the last
+  },
+}
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_comments_trailing_commas_and_byte_order_marks_are_read(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "servers.json"
+    file.write_bytes(COMMENTED.encode(encoding))
+    (server,) = load_servers(Settings(_env_file=None, mcp_config=file), {})  # type: ignore[call-arg]
+    assert server.url == "http://h//mcp/*no comment*/"
+    assert server.headers == {"X-A": "a,}", "X-B": '"// no comment'}
+
+
+def test_error_in_a_commented_file_names_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="line 4 "):
+        load_config(tmp_path, '{ // a\n /* b\n c */ "mcpServers": {}\n oops }')
+
+
+def test_variables_paths_and_files_of_vs_code_are_used(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text('\ufeff# a comment\nexport A="from file"\nB=from file\nC=a#b ${X}\n')
+    entry = {
+        "command": "server",
+        "args": ["${env:X}", "${env:Y:-y}", "${1}"],
+        "cwd": "sub",
+        "envFile": ".env",
+        "env": {"B": "${env:X}"},
+    }
+    (server,) = load_config(tmp_path, {"servers": {"one": entry}}, {"X": "x"})
+    assert server.args == ("x", "y", "${1}")
+    assert server.cwd == str(tmp_path / "sub")
+    assert server.env == {"A": "from file", "B": "x", "C": "a#b ${X}"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"envFile": "none.env"}, "envFile: cannot read "),
+        ({"envFile": 5}, "envFile: must be"),
+        ({"args": ["${env:NOT_SET}"]}, "the environment variable NOT_SET is not set"),
+        ({"env": {"TOKEN": "${input:token}"}}, "the variable ${input:token} is not supported"),
+        ({"cwd": 5}, "cwd: Input should be"),
+        ({"protocol": "2019-01-01"}, "protocol: Input should be"),
+    ],
+)
+def test_unusable_field_of_a_command_is_refused_by_name(tmp_path: Path, fields: Any, message: str) -> None:
+    (server,) = load_config(tmp_path, {"mcpServers": {"one": {"command": "server", **fields}}})
+    assert server.fault.startswith(message)
+
+
 @pytest.mark.parametrize("document", ["{", "[]", "{}", '{"mcpServers": []}'])
 def test_invalid_file_is_a_config_error(tmp_path: Path, document: str) -> None:
     with pytest.raises(ConfigError, match=r"MCP_CONFIG: .*servers\.json"):

@@ -25,7 +25,7 @@ from tests.stack import find_free_port, serve_asgi
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_ACKNOWLEDGEMENT_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "_ACKNOWLEDGEMENT_SECONDS", 0.5)
     monkeypatch.setattr(watch, "_MAX_RELISTEN_SECONDS", 0.1)
     monkeypatch.setattr(negotiation, "_PROBE_SECONDS", 0.1)
 
@@ -78,7 +78,7 @@ async def test_server_without_a_working_listen_stream_stays_up(answer: Any) -> N
             states.add(get_state(toolbox))
             return odd.counts["subscriptions/listen"] >= times
 
-        await eventually(lambda: has_listened(3))
+        await eventually(lambda: has_listened(2))
         assert get_text(await call_tool(toolbox, "echo", text="hi")) == "hi"
         await odd.trial.add_tool("fresh")
         await eventually(lambda: toolbox.find_tool("fresh") is not None)
