@@ -13,6 +13,7 @@ from gateway.domain.messages import JsonObject
 from gateway.mcp_client.config_text import expand_variables, parse_json_with_comments, read_env_file
 from gateway.ports.servers import ServerConfig, ServerConfigSource
 
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 DEFAULT_FILE = Path("mcp.json")
 _LEGACY_AUDIENCE = "tools-server"
 """Audience that a tool server of release 0.1.0 expects."""
@@ -33,7 +34,14 @@ def load_servers(settings: Settings, environment: Mapping[str, str] = os.environ
         elif settings.mcp_server_identity is None and _is_own_server(settings):
             identity = "gateway"
         return [
-            ServerConfig(name="tools", url=settings.mcp_server_url, prefix="", identity=identity, audience=audience)
+            ServerConfig(
+                name="tools",
+                url=settings.mcp_server_url,
+                prefix="",
+                identity=identity,
+                audience=audience,
+                proxy=urlsplit(settings.mcp_server_url).hostname not in _LOOPBACK_HOSTS,
+            )
         ]
     if DEFAULT_FILE.exists():
         return _read_file(DEFAULT_FILE, "mcp.json", environment)

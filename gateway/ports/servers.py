@@ -49,6 +49,7 @@ class ServerConfig(BaseModel):
     args: tuple[str, ...] = ()
     env: dict[str, str] | None = Field(default=None, repr=False)
     cwd: str | None = Field(default=None, min_length=1)
+    proxy: bool = True
     headers: dict[str, str] = Field(default_factory=dict, repr=False)
     prefix: str | None = Field(default=None, max_length=64)
     timeout: float | None = Field(default=None, gt=0)
