@@ -16,7 +16,7 @@ def check_effects(outside: Outside) -> None:
 
 
 def add_row(journal: list[JournalEntry], row: list[JournalEntry]) -> None:
-    """Add the entries of a row to those of the rows before it.
+    """Add the entries of a row to a journal.
 
     Rows overlap if a commit whose answer was lost is repeated in smaller parts; readers skip what they have. The same
     number must be the same event.

@@ -23,7 +23,7 @@ _TERM = regex.compile(
     rf"|(?P<run>[[{_UNSPACED}]&&[\p{{L}}\p{{M}}\p{{N}}]]+)"
     r"|(?P<symbol>[[\p{Extended_Pictographic}\p{Regional_Indicator}]--[\u00a9\u00ae]])"
 )
-_ASCII_WORD = re.compile(r"[A-Za-z0-9]+")
+ASCII_WORD = re.compile(r"[A-Za-z0-9]+")
 _CAMEL_CASE = regex.compile(r"(?<=[\p{Ll}\p{N}])(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll})")
 _ACCENTS = regex.compile(
     r"[\p{Cf}\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670"
@@ -49,7 +49,7 @@ The kind is word, run (characters of a script without spaces) or symbol.
 def list_terms(text: str) -> Iterator[Term]:
     """Yield the terms of a text in order."""
     if text.isascii():
-        for word in _ASCII_WORD.findall(text):
+        for word in ASCII_WORD.findall(text):
             yield "word", word
         return
     for match in _TERM.finditer(_normalize("NFKC", text)):

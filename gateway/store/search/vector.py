@@ -4,7 +4,7 @@ The positions are those of the words, and of the characters in scripts without s
 characters at each position, and the last character alone, so a run of any length is found as a phrase of pairs.
 """
 
-from gateway.store.search.terms import fold_word, list_terms
+from gateway.store.search.terms import ASCII_WORD, MAX_LEXEME_LENGTH, fold_word, list_terms
 
 MAX_TEXT_LENGTH = 50_000
 """Searchable characters of a prompt or a response."""
@@ -17,6 +17,8 @@ _MAX_POSITION = 16_383
 _MAX_POSITIONS = 255
 """PostgreSQL ignores further positions of a term."""
 _ENTRY_BYTES = 4
+_SHORT_LENGTH = 10_000
+"""Characters of texts whose vector is within every limit."""
 
 
 def build_search_vector(*texts: str) -> str:
@@ -28,6 +30,9 @@ def build_search_vector(*texts: str) -> str:
     lexemes: dict[str, list[int]] = {}
     position = 1
     for text in texts:
+        if text.isascii():
+            position = _add_ascii_words(text[:MAX_TEXT_LENGTH], words, position)
+            continue
         for kind, term in list_terms(text[:MAX_TEXT_LENGTH]):
             if kind == "run":
                 for index in range(len(term)):
@@ -36,10 +41,36 @@ def build_search_vector(*texts: str) -> str:
             else:
                 words.setdefault(term, []).append(position)
                 position += 1
-    for word, positions in words.items():  # each word is folded once
-        for lexeme in fold_word(word):
-            lexemes.setdefault(lexeme, []).extend(positions)
+    _add_folded_words(words, lexemes)
+    if sum(map(len, texts)) <= _SHORT_LENGTH:
+        return " ".join(
+            [_format_entry(lexeme, found) if found[1:] else f"{lexeme}:{found[0]}" for lexeme, found in lexemes.items()]
+        )
     return _format_vector(lexemes)
+
+
+def _add_ascii_words(text: str, words: dict[str, list[int]], position: int) -> int:
+    """Add the words, and return the position behind them.
+
+    Most words occur once, so this takes no call for each: a turn's end has hundreds.
+    """
+    for word in ASCII_WORD.findall(text):
+        if word in words:
+            words[word].append(position)
+        else:
+            words[word] = [position]
+        position += 1
+    return position
+
+
+def _add_folded_words(words: dict[str, list[int]], lexemes: dict[str, list[int]]) -> None:
+    """Fold each word once. Nearly all are folded already."""
+    for word, lowered in zip(words, "\n".join(words).lower().split("\n"), strict=True) if words else ():
+        if word == lowered and word.isascii() and not word[MAX_LEXEME_LENGTH:] and word not in lexemes:
+            lexemes[word] = words[word]
+            continue
+        for lexeme in fold_word(word):
+            lexemes[lexeme] = [*lexemes.get(lexeme, ()), *words[word]]
 
 
 def _format_vector(lexemes: dict[str, list[int]]) -> str:
@@ -53,7 +84,11 @@ def _format_vector(lexemes: dict[str, list[int]]) -> str:
         size += len(lexeme.encode()) + _ENTRY_BYTES + 2 * len(positions)
         if size > MAX_VECTOR_BYTES:
             break
-        if len(positions) > _MAX_POSITIONS or max(positions) > _MAX_POSITION:
-            positions = [(position - 1) % _MAX_POSITION + 1 for position in positions[:_MAX_POSITIONS]]
-        entries.append(f"{lexeme}:{','.join(map(str, positions))}")
+        entries.append(_format_entry(lexeme, positions))
     return " ".join(entries)
+
+
+def _format_entry(lexeme: str, positions: list[int]) -> str:
+    if len(positions) > _MAX_POSITIONS or max(positions) > _MAX_POSITION:
+        positions = [(position - 1) % _MAX_POSITION + 1 for position in positions[:_MAX_POSITIONS]]
+    return f"{lexeme}:{','.join(map(str, positions))}"
