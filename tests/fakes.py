@@ -105,6 +105,8 @@ class GatedToolbox:
 class RecordingTurn(TurnContext):
     """A turn context without a runner, whose events are durable at once."""
 
+    is_stored = True
+
     def __init__(self) -> None:
         self.log = TurnLog(uuid4())
         self.transcript = Transcript()

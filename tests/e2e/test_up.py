@@ -258,7 +258,7 @@ def test_unreachable_database_is_a_one_line_error_without_password(directory: Pa
         )
         assert code == 2
         assert errors.count("\n") == 1
-        assert errors.startswith("DATABASE_URL: postgresql+asyncpg://me:***@127.0.0.1:9/none cannot be reached")
+        assert errors.startswith("DATABASE_URL: postgresql://me:***@127.0.0.1:9/none cannot be reached")
         assert "hunter2" not in errors
 
 

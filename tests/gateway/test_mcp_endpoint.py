@@ -245,7 +245,7 @@ async def test_mcp_endpoint_requires_the_api_key(database_url: str, simulator: S
 
 async def test_path_is_exact_and_foreign_origins_are_refused(gateway: Gateway) -> None:
     async with gateway.session.post(f"{gateway.base_url}/mcp/", json={}, allow_redirects=False) as response:
-        assert response.status == 404
+        assert response.status == 400  # as without the last slash
     headers = {"Origin": "http://evil.example", "Content-Type": "application/json"}
     async with gateway.session.post(f"{gateway.base_url}/mcp", data=b"{}", headers=headers) as response:
         assert response.status == 403

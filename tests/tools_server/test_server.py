@@ -123,7 +123,7 @@ async def test_legacy_session_left_open_expires_and_sessions_are_bounded() -> No
         "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
     }
     headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
-    limits = {"tools_server_session_idle_seconds": 0.5, "tools_server_max_sessions": 2}
+    limits = {"tools_server_session_idle_seconds": 0.5, "tools_server_max_sessions": 2, "tools_server_secret": None}
     async with (
         serve_tools(**limits) as address,
         httpx2.AsyncClient(timeout=TIMEOUT_SECONDS) as http,
