@@ -193,12 +193,12 @@ def _find_target(reference: object, root: JsonObject) -> object:
 def adapt_for_models(schema: JsonObject) -> JsonObject:
     """Adapt the schema of a tool's arguments to all model servers.
 
-    Some refuse a schema without properties, a reference at its root, or a boolean in place of a schema. It is the same
-    object if nothing changes.
+    Some refuse a schema without properties, a reference at its root, or a boolean in place of a schema.
     """
     adapted = _replace_booleans(resolve_root(schema))
     adapted.setdefault("properties", {})
-    return schema if adapted == schema else adapted
+    # A fixed order of the keywords keeps the prefix of the prompt the same, which model servers cache.
+    return {keyword: adapted[keyword] for keyword in sorted(adapted)}
 
 
 def _replace_booleans(schema: JsonObject) -> JsonObject:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.domain.errors import (
@@ -284,6 +284,7 @@ def test_answer_is_refused_when_it_has_too_many_tool_calls(build_delta: Callable
 _COUNTS = st.one_of(st.integers(0, 20), st.integers(0, 10**6))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # of a loaded machine
 @given(prompt=_COUNTS, completion=_COUNTS, total=_COUNTS, cached=st.none() | _COUNTS, reasoning=st.none() | _COUNTS)
 def test_usage_of_the_usual_form_is_read_as_that_of_any_other(
     prompt: int, completion: int, total: int, cached: int | None, reasoning: int | None
