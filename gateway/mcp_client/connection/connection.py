@@ -33,9 +33,11 @@ from gateway.ports.tools import ServerStatus, ToolCallRequest
 
 _MIN_BACKOFF_SECONDS = 0.2
 _MAX_BACKOFF_SECONDS = {"http": 5.0, "sse": 5.0, "stdio": 60.0}
-"""Longest pause before an attempt.
+"""Longest pause before an attempt."""
+_MIN_SESSION_SECONDS = {"http": 0.0, "sse": 0.0, "stdio": 60.0}
+"""Length of a session that resets the pause.
 
-A session at least as long resets the pause.
+A remote server that forgot its session is asked again soon; a command that crashes is not.
 """
 _STOP_SECONDS, _STOP_UNCONNECTED_SECONDS = 5.0, 0.1
 MAX_INSTRUCTIONS_LENGTH = 4_000
@@ -142,14 +144,13 @@ class ServerConnection:
         return run_identified
 
     async def _run_forever(self) -> None:
-        max_seconds = _MAX_BACKOFF_SECONDS[self.config.transport]
-        backoff = Backoff(_MIN_BACKOFF_SECONDS, max_seconds)
+        backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS[self.config.transport])
         while not self._is_stopping:
             self._status.broken_event.clear()
             self._memory.begin_attempt()
             retries_at_once = False
             try:
-                if await self._connect_and_watch() >= max_seconds:
+                if await self._connect_and_watch() >= _MIN_SESSION_SECONDS[self.config.transport]:
                     backoff.reset()
             except Exception as error:  # noqa: BLE001 - whatever ends a session, also a group, is followed by a retry
                 retries_at_once = self._on_failed_attempt(error)
