@@ -8,12 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 TOOLS = ("fine", "latin", "broken", "long", "endless", "flood", "chatter", "exit", "hang")
+HANGING = threading.Event()
+"""The tool `hang` answers its first call only."""
 
 
 def write(message: Any, encoding: str = "utf-8") -> None:
@@ -46,8 +49,11 @@ def answer_call(request_id: int, name: str) -> None:
             write({"id": request_id, "result": result})
         case "exit":
             os._exit(7)
-        case "hang":
+        case "hang" if HANGING.is_set():
             pass
+        case "hang":
+            HANGING.set()
+            write({"id": request_id, "result": result})
         case _:
             write({"id": request_id, "result": result})
 
