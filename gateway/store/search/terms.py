@@ -27,7 +27,7 @@ ASCII_WORD = re.compile(r"[A-Za-z0-9]+")
 _CAMEL_CASE = regex.compile(r"(?<=[\p{Ll}\p{N}])(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll})")
 _ACCENTS = regex.compile(
     r"[\p{Cf}\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670"
-    r"\u06d6-\u06dc\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe00-\ufe0f\ufe20-\ufe2f]"
+    r"\u06d6-\u06dc\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe00-\ufe0f\ufe20-\ufe2f]+"
 )
 """Accents and vowel points that are optional in writing.
 
@@ -54,7 +54,9 @@ def list_terms(text: str) -> Iterator[Term]:
         return
     for match in _TERM.finditer(_normalize("NFKC", text)):
         kind, found = match.lastgroup or "", match.group()
-        if kind != "word" or not _ACCENTS.fullmatch(found):
+        if kind == "word" and (accents := _ACCENTS.match(found)):
+            found = found[accents.end() :]
+        if found:
             yield kind, found
 
 

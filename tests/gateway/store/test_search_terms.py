@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 
 import asyncpg
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.store.search.query import parse_query
@@ -118,6 +118,8 @@ async def test_repeated_and_endless_words_fit_into_a_vector(connection: asyncpg.
 
 
 @settings(max_examples=150, deadline=None)
+@example(["\u00a8\u00ad"])
+@example(["\u0308" * MAX_LEXEME_LENGTH + "a"])
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=3))
 def test_any_text_is_a_vector_of_plain_lexemes(texts: list[str]) -> None:
     vector = build_search_vector(*texts)
