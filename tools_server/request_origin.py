@@ -10,14 +10,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 _OPEN_PATHS = ("/health", "/.well-known/")
 _BODY_METHODS = ("POST", "PUT", "PATCH")
+_PROGRAM_PATH = "/tools/call"
+_PROGRAM_TYPES = ([], ["application/x-www-form-urlencoded"])
+_BROWSER_HEADERS = ("origin", "sec-fetch-site", "sec-fetch-mode")
 
 
 class RequestOriginMiddleware:
     """ASGI middleware that checks every request's host, origin and content type.
 
     The host must be allowed, against DNS rebinding. The origin must be allowed or absent. A body must be declared as
-    JSON, which a page of another origin cannot do without a preflight request. A pattern may end with `:*`, for any
-    port.
+    JSON, which a page of another origin cannot do without a preflight request. Only at `/tools/call`, a program that
+    sends no header of a browser need not declare it, like `curl -d`. A pattern may end with `:*`, for any port.
     """
 
     def __init__(self, app: ASGIApp, *, hosts: list[str], origins: list[str]) -> None:
@@ -27,13 +30,13 @@ class RequestOriginMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not scope["path"].startswith(_OPEN_PATHS):
-            problem = self._find_problem(scope["method"], Headers(scope=scope))
+            problem = self._find_problem(scope["method"], scope["path"], Headers(scope=scope))
             if problem is not None:
                 await _send_error(send, *problem)
                 return
         await self._app(scope, receive, send)
 
-    def _find_problem(self, method: str, headers: Headers) -> tuple[int, str, str] | None:
+    def _find_problem(self, method: str, path: str, headers: Headers) -> tuple[int, str, str] | None:
         """Return status, code and message of a request that is refused."""
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not _matches_any(hosts[0], self._hosts):
@@ -46,7 +49,9 @@ class RequestOriginMiddleware:
             message = "Refused: pages of this origin may not call this server. See TOOLS_SERVER_ALLOWED_ORIGINS."
             return 403, "forbidden", message
         media_types = [value.partition(";")[0].strip().lower() for value in headers.getlist("content-type")]
-        if method in _BODY_METHODS and media_types != ["application/json"]:
+        is_program = path == _PROGRAM_PATH and not any(name in headers for name in _BROWSER_HEADERS)
+        is_declared = media_types == ["application/json"] or (is_program and media_types in _PROGRAM_TYPES)
+        if method in _BODY_METHODS and not is_declared:
             return 415, "unsupported_media_type", "Refused: the Content-Type must be application/json."
         return None
 

@@ -9,7 +9,7 @@ import pytest
 from tests.tools_server.conftest import serve_tools
 
 ADD_TASK = json.dumps({"name": "add_task", "arguments": {"title": "written by a page"}})
-EVIL, JSON_TYPE = "https://evil.example", "application/json"
+EVIL, JSON_TYPE, FORM = "https://evil.example", "application/json", "application/x-www-form-urlencoded"
 
 
 async def send(address: str, method: str = "POST", path: str = "/tools/call", **headers: str) -> httpx2.Response:
@@ -36,10 +36,13 @@ async def list_tasks(address: str) -> str:
         ({"Origin": "http://localhost:1@evil.example", "Content_Type": JSON_TYPE}, 403),
         ({"Host": "evil.example", "Content_Type": JSON_TYPE}, 421),
         ({"Content_Type": "text/plain"}, 415),
-        ({"Content_Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content_Type": FORM, "Origin": EVIL}, 403),
+        ({"Content_Type": FORM, "Origin": "null"}, 403),
+        ({"Content_Type": FORM, "Sec_Fetch_Site": "cross-site"}, 415),
+        ({"Content_Type": FORM, "Sec_Fetch_Mode": "no-cors"}, 415),
+        ({"Sec_Fetch_Site": "same-site"}, 415),
         ({"Content_Type": "text/plain; application/json"}, 415),
         ({"Content_Type": "application/jsonp"}, 415),
-        ({}, 415),
     ],
 )
 @pytest.mark.parametrize("path", ["/tools/call", "/mcp"])
@@ -51,6 +54,14 @@ async def test_simple_request_of_a_page_changes_nothing(
         error: Any = response.json()["error"]
         assert (response.status_code, bool(error["message"])) == (status, True)
         assert "written by a page" not in await list_tasks(address)
+
+
+async def test_program_need_not_declare_json_except_to_mcp(database_url: str) -> None:
+    async with serve_tools(tools_server_secret=None, database_url=database_url) as address:
+        for headers in ({}, {"Content_Type": FORM}):
+            assert (await send(address, path="/mcp", **headers)).status_code == 415
+            assert (await send(address, **headers)).status_code == 200
+        assert (await list_tasks(address)).count("written by a page") == 2
 
 
 async def test_own_pages_and_programs_may_call(database_url: str) -> None:
