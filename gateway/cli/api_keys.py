@@ -10,11 +10,13 @@ import typer
 from gateway.cli.database import run_with_database
 from gateway.cli.errors import report_config_errors
 from gateway.common.sanitize import escape_for_terminal
-from gateway.config import ConfigError
+from gateway.config import ConfigError, Settings
 from gateway.domain.messages import Area, Budget, KeyLimits
 
 if TYPE_CHECKING:
     from gateway.store.api_keys import KeyStore
+    from gateway.store.database import Database
+    from gateway.store.models import ApiKey
 
 T = TypeVar("T")
 _OPTION_NAMES = {"scopes": "scope", "models": "model", "servers": "server", "tools": "tool"}
@@ -25,7 +27,12 @@ app = typer.Typer(help="Create, list, rotate and revoke API keys.", no_args_is_h
 @app.command("create")
 def create_key(
     owner: Annotated[str, typer.Option(help="Owner of the key and of everything created with it.")],
-    role: Annotated[Literal["admin", "user", "viewer"], typer.Option(help="Role of the key.")] = "user",
+    role: Annotated[
+        Literal["admin", "user", "viewer"] | None,
+        typer.Option(
+            help="Role of the key. Default: admin for the first stored key where none is configured, else user."
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(help="Purpose of the key.")] = "",
     expires_days: Annotated[float | None, typer.Option(help="Days until the key expires. Default: never.")] = None,
     scope: Annotated[
@@ -49,9 +56,10 @@ def create_key(
 ) -> None:
     """Create a key and print it once.
 
-    The first key turns authentication on.
+    The first key turns authentication on. Where all keys are lost, use `recover`.
     """
-    from gateway.store.api_keys import NewKey
+    from gateway.api.security.authentication import accepts_jwt
+    from gateway.store.api_keys import KeyStore, NewKey
 
     budget = Budget(tokens_per_day, tokens_per_month, usd_per_day, usd_per_month)
     limits = KeyLimits(requests, window_seconds, streams)
@@ -81,8 +89,31 @@ def create_key(
         limits=None if requests is None and streams is None else limits,
         expires_at=expires_at,
     )
-    row, secret = _run_with_key_store(lambda store: store.create_key(new_key, by="cli"))
-    print(f"{secret}\n\nA key of {row.owner} ({row.role}). It is shown this once: only its hash is stored.")
+
+    def create(database: "Database", settings: Settings) -> "Awaitable[tuple[ApiKey, str]]":
+        is_configured = settings.api_key is not None or accepts_jwt(settings)
+        key = msgspec.structs.replace(new_key, role=role or ("user" if is_configured else None))
+        return KeyStore(database).create_key(key, by="cli")
+
+    _print_new_key(*run_with_database(create))
+
+
+@app.command("recover")
+def recover_access(
+    owner: Annotated[
+        str, typer.Option(help="Owner of the key. `local` owns what was created before the first key.")
+    ] = "local",
+) -> None:
+    """Create an admin key at this machine, and print it once.
+
+    It gives access back where every key is lost. The audit log records it.
+    """
+    from gateway.store.api_keys import NewKey
+
+    with report_config_errors():
+        _validate_key(owner=owner)
+    new_key = NewKey(owner, "recovered at the machine", "admin")
+    _print_new_key(*_run_with_key_store(lambda store: store.create_key(new_key, by="cli", action="key.recover")))
 
 
 @app.command("list")
@@ -124,6 +155,11 @@ def rotate_key(
 
     secret = _run_with_key_store(rotate_by_prefix)
     print(f"{secret}\n\nThe successor of {prefix}, which expires in {overlap_hours:g} hours. It is shown this once.")
+
+
+def _print_new_key(row: "ApiKey", secret: str) -> None:
+    print(f"{secret}\n\nA key of {row.owner} ({row.role}). It is shown this once: only its hash is stored.")
+    print(f"Try: agent-gateway chat --key {secret}")
 
 
 def _validate_key(**values: object) -> None:

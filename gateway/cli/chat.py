@@ -16,6 +16,10 @@ import aiohttp
 from gateway.common.sanitize import escape_for_terminal
 from gateway.domain.messages import JsonObject
 
+_KEY_ADVICE = (
+    "\nPass a key: `agent-gateway chat --key agw_…`. If you have none, make an admin's at the gateway's machine: "
+    "`agent-gateway keys recover`."
+)
 _DIM, _RED, _RESET = "\033[2m", "\033[31m", "\033[0m"
 
 
@@ -197,9 +201,10 @@ def _parse_value(line: str, schema: JsonObject) -> object:
 
 
 def _format_error(status: int, body: str) -> str:
+    advice = _KEY_ADVICE if status == 401 else ""
     try:
         error = json.loads(body)["error"]
-        return f"{error['message']} [{error['code']}]"
+        return f"{error['message']} [{error['code']}]{advice}"
     except (ValueError, KeyError, TypeError):
         return f"The gateway answered with status {status}."
 

@@ -75,6 +75,9 @@ def chat_in_terminal(
         str | None, typer.Option(help="URL of the gateway. Default: this machine, port GATEWAY_PORT.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model for the turns. Default: the gateway's.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="API key or token. Default: API_KEY. Other users of this machine see it.")
+    ] = None,
 ) -> None:
     """Chat with a running gateway."""
     from gateway.cli import chat
@@ -83,7 +86,8 @@ def chat_in_terminal(
     with report_config_errors():
         settings = load_settings()
         tls_context = None if url else tls.build_client_context(settings.tls_files)
-    key = settings.api_key.get_secret_value() if settings.api_key else None
+    if key is None and settings.api_key is not None:
+        key = settings.api_key.get_secret_value()
     code = chat.run_chat(prompt, url or settings.local_url, api_key=key, model=model, tls_context=tls_context)
     raise typer.Exit(code)
 

@@ -28,12 +28,13 @@ _CHANGE_MESSAGE = msgspec.json.encode(BusMessage(BusKind.KEYS_CHANGED, BusMessag
 class NewKey(msgspec.Struct, frozen=True):
     """Properties of a key to create.
 
-    A list of None allows everything. A key with an `expires_at` of None does not expire.
+    A role of None is admin for the first stored key, which enables authentication, and user for others. A list of None
+    allows everything. A key with an `expires_at` of None does not expire.
     """
 
     owner: str
     name: str = ""
-    role: UserRole = "user"
+    role: UserRole | None = "user"
     scopes: tuple[str, ...] | None = None
     models: tuple[str, ...] | None = None
     servers: tuple[str, ...] | None = None
@@ -52,17 +53,23 @@ class KeyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create_key(self, new: NewKey, *, by: str, made_with: str | None = None) -> tuple[ApiKey, str]:
+    async def create_key(
+        self, new: NewKey, *, by: str, made_with: str | None = None, action: str = "key.create"
+    ) -> tuple[ApiKey, str]:
         """Create a key; return its row and its secret.
 
-        The secret is not stored. `made_with` names the credential of the creator.
+        The secret is not stored. `made_with` names the credential of the creator, and `action` the entry of the audit
+        log.
 
         Raises:
             NotAuthenticated: the creator's key has been revoked.
         """
-        row, secret = _build_key(new, by, made_with)
         async with self._database.session() as session:
-            await self._add_key(session, row, new)
+            if new.role is None:
+                has_keys = (await session.exec(select(ApiKey.id).limit(1))).first() is not None
+                new = msgspec.structs.replace(new, role="user" if has_keys else "admin")
+            row, secret = _build_key(new, by, made_with)
+            await self._add_key(session, row, new, action)
         return row, secret
 
     async def rotate_key(
@@ -89,7 +96,7 @@ class KeyStore:
             session.add(make_audit_entry(by, "key.rotate", f"key {key.prefix}", detail))
         return row, secret
 
-    async def _add_key(self, session: AsyncSession, row: ApiKey, new: NewKey) -> None:
+    async def _add_key(self, session: AsyncSession, row: ApiKey, new: NewKey, action: str = "key.create") -> None:
         """Add a key.
 
         The maker's key is locked, so that its revocation finds this key.
@@ -104,7 +111,7 @@ class KeyStore:
                 raise NotAuthenticated("This API key has been revoked.")
         session.add(row)
         detail = msgspec.to_builtins(new) | {"prefix": row.prefix, "made_with": row.made_with}
-        session.add(make_audit_entry(row.created_by, "key.create", f"key {row.prefix}", detail))
+        session.add(make_audit_entry(row.created_by, action, f"key {row.prefix}", detail))
         await notify_key_change(session)
 
     async def list_keys(self, owner: str | None = None) -> list[ApiKey]:
@@ -233,7 +240,7 @@ def _build_key(new: NewKey, by: str, made_with: str | None) -> tuple[ApiKey, str
         prefix=prefix,
         name=new.name,
         owner=new.owner,
-        role=new.role,
+        role=new.role or "user",
         scopes=_to_list(new.scopes),
         models=_to_list(new.models),
         servers=_to_list(new.servers),

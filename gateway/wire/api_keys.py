@@ -115,7 +115,10 @@ class NewKeyBody(RequestModel):
 
     name: str = Field(default="", max_length=200, pattern=r"^[^\x00]*$")
     owner: UserName | None = None
-    role: UserRole | None = Field(default=None, description="Default: user, or the creator's role if lower.")
+    role: UserRole | None = Field(
+        default=None,
+        description="Default: user, or the creator's role if lower; admin for the first key of an open gateway.",
+    )
     scopes: ItemList[Area] | None = Field(default=None, max_length=len(get_args(Area)))
     models: GlobList = Field(default=None, description="Globs that match ids of models.")
     servers: GlobList = Field(default=None, description="Globs that match names of MCP servers.")

@@ -116,3 +116,53 @@ async def test_control_characters_in_the_name_of_a_key_do_not_reach_the_terminal
     listed = await run_keys_command(database_url, "list")
     assert r"x\x1b]52;c;aGk=\x07\u202e" in listed
     assert "\x1b" not in listed
+
+
+async def test_documented_first_key_locks_nobody_out(gateway: Gateway, database_url: str) -> None:
+    await gateway.chat("My name is Ada", conversation_id="before")
+    output = await run_keys_command(database_url, "create", "--owner", "ada")
+    secret = output.split()[0]
+    assert "A key of ada (admin)" in output
+    await wait_until_unauthorized(gateway)
+    headers = {"X-API-Key": secret}
+    assert (await gateway.get("/api/v1/admin/stats", headers=headers)).status == 200
+    assert "A key of bob (user)" in await run_keys_command(database_url, "create", "--owner", "bob")
+    process = await chat_in_process(gateway, "Hello")
+    assert (process.returncode, "agent-gateway keys recover" in process.stderr) == (1, True)
+    process = await chat_in_process(gateway, "What is 23*19?", "--key", secret)
+    assert (process.returncode, "437" in process.stdout) == (0, True), process.stderr
+
+
+async def chat_in_process(gateway: Gateway, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return await asyncio.to_thread(
+        subprocess.run,
+        gateway_command("chat", *arguments, "--url", gateway.base_url),
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+async def test_access_is_recovered_at_the_machine_and_audited(
+    gateway: Gateway, database_url: str, db: asyncpg.Connection
+) -> None:
+    await gateway.chat("My name is Ada", conversation_id="before")
+    secret = (await run_keys_command(database_url, "create", "--owner", "ada", "--role", "viewer")).split()[0]
+    await run_keys_command(database_url, "revoke", secret[:12])
+    await wait_until_unauthorized(gateway, headers={"X-API-Key": secret})
+    output = await run_keys_command(database_url, "recover")
+    recovered = {"X-API-Key": output.split()[0]}
+    assert "A key of local (admin)" in output
+    assert (await gateway.get("/api/v1/admin/stats", headers=recovered)).status == 200
+    assert (await gateway.get("/api/v1/conversations/before", headers=recovered)).status == 200
+    entry = await db.fetchrow("SELECT actor, subject FROM audit_log WHERE action = 'key.recover'")
+    assert entry is not None
+    assert dict(entry) == {"actor": "cli", "subject": f"key {recovered['X-API-Key'][:12]}"}
+    assert "--owner" in await run_keys_command(database_url, "recover", "--owner", "a b", code=2)
+
+
+async def test_first_key_beside_other_credentials_stays_a_users(database_url: str) -> None:
+    output = await run_command(database_url, "keys", "create", "--owner", "ada", API_KEY="a-static-key-of-the-tests")
+    assert "A key of ada (user)" in output

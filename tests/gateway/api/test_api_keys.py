@@ -310,3 +310,12 @@ async def test_mcp_session_is_rejected_for_another_user(keyring: Keyring) -> Non
         headers = accept | session | keyring.headers(owner)
         async with keyring.gateway.session.post(url, json=list_tools, headers=headers) as response:
             assert response.status == status
+
+
+async def test_first_key_without_a_role_is_an_admins_and_later_ones_are_users(gateway: Gateway) -> None:
+    first = (await gateway.post("/api/v1/keys", {"name": "laptop"})).body
+    assert first["role"] == "admin"
+    headers = {"X-API-Key": first["key"]}
+    await wait_for_status(gateway, 200, headers=headers)
+    second = (await gateway.post("/api/v1/keys", {"owner": "bob"}, headers=headers)).body
+    assert second["role"] == "user"

@@ -36,7 +36,8 @@ async def list_keys(principal: PrincipalDep, keys: ApiKeysDep) -> KeyList:
 async def create_key(body: NewKeyBody, principal: PrincipalDep, keys: ApiKeysDep, response: Response) -> CreatedKey:
     """Create a key with at most your own rights.
 
-    Only this response shows the secret. The first key enables authentication on every worker.
+    Only this response shows the secret. The first key enables authentication on every worker; its role is admin unless
+    the request names another, so that it locks nobody out.
     """
     response.headers["Cache-Control"] = "no-store"
     new = _build_new_key(body, principal)
@@ -126,8 +127,10 @@ def _build_new_key(body: NewKeyBody, creator: Principal) -> NewKey:
     if owner != creator.user and creator.role != "admin":
         raise Forbidden("Only admins may create keys for other users.")
     _reject_allowance(creator)
-    role: UserRole = body.role or ("user" if role_at_most("user", creator.role) else creator.role)
-    if not role_at_most(role, creator.role):
+    role = body.role
+    if role is None and creator.key is not None:
+        role = "user" if role_at_most("user", creator.role) else creator.role
+    if role is not None and not role_at_most(role, creator.role):
         raise Forbidden(f"The role {creator.role} may not create a key for the role {role}.")
     if body.expires_at is not None and body.expires_at <= datetime.now(UTC):
         raise InvalidRequest("expires_at: must be in the future.", param="expires_at")
