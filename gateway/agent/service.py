@@ -193,6 +193,11 @@ class TurnListener(EventListener):
         return self._log.close_reason
 
     @property
+    def is_over(self) -> bool:
+        """Whether the turn has ended, whether or not its last event has arrived."""
+        return self._turn.has_ended or self._log.has_ended
+
+    @property
     def turn_has_ended(self) -> bool:
         """Whether the turn's last event has arrived."""
         return self._log.has_ended

@@ -7,6 +7,7 @@ import asyncio
 from typing import Self
 from uuid import UUID
 
+from gateway.agent.journal_window import JournalWindow
 from gateway.agent.runner import Runner
 from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import Deadline, TaskSet, wait_or_poll
@@ -118,7 +119,10 @@ class TurnSubscriptions:
 
 
 class _JournalTail:
-    """Fills a turn's log from the journal while it has subscribers."""
+    """Fills a window of the journal while it has subscribers.
+
+    It reads on when one of them has read the window to its end.
+    """
 
     def __init__(
         self,
@@ -131,7 +135,7 @@ class _JournalTail:
         until_input: bool,
         storage_timeout_seconds: float,
     ) -> None:
-        self.log = TurnLog(turn_id)
+        self.log = JournalWindow(turn_id, turns.load_events)
         self.subscribers = 0
         self.has_news = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -156,6 +160,9 @@ class _JournalTail:
         """Read the journal until the turn has ended, or the log closes."""
         try:
             while not self.log.has_ended and not self.log.close_reason:
+                if not self.log.has_waiting_reader.is_set():
+                    await self.log.has_waiting_reader.wait()
+                    self._storage_deadline = Deadline.after(self._storage_timeout_seconds)
                 self.has_news.clear()
                 if not await self._try_to_read():
                     self._bus.publish(BusMessage(BusKind.WATCH_TURN, self.log.turn_id))

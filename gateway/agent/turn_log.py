@@ -17,8 +17,6 @@ from gateway.ports.journal import EventSource
 _DELTAS = Delta.__args__
 _MAX_BATCH = 1_000
 _MAX_BATCH_BYTES = 256 * 1024
-_SMALL_BATCH = 16
-"""Events whose bytes are not counted, to keep tokens cheap."""
 _ENDS = TurnEnd.__args__
 
 
@@ -41,6 +39,7 @@ class TurnLog(EventSource):
         self.on_failure: Callable[[GatewayError], None] | None = None
         self.size = 0
         """Bytes of the events that this worker has added."""
+        self._loaded_bytes = 0
         self._next_seq = 1
         self._synchronous = synchronous
         self._undurable: deque[tuple[int, int]] = deque()
@@ -63,6 +62,7 @@ class TurnLog(EventSource):
     def load_entries(self, entries: Iterable[JournalEntry]) -> None:
         """Load entries that another worker has journaled."""
         self.entries.extend(entries)
+        self._loaded_bytes = sum(len(entry.data) for entry in self.entries)
         self._taken_count = len(self.entries)
         self._committed_seq = self.last_seq
         self._next_seq = self.last_seq + 1
@@ -154,16 +154,16 @@ class TurnLog(EventSource):
         Ends when the turn ends or the log closes. A batch has a maximum, because the connection of a slow client
         buffers a whole batch.
         """
-        read_count = _index_after(self.entries, after)
+        read_count = index_after(self.entries, after)
         while True:
             visible = min(self.visible_count, read_count + _MAX_BATCH)
-            if visible - read_count > _SMALL_BATCH:
+            if visible - read_count > 1:
                 visible = self._limit_bytes(read_count, visible)
             if visible > read_count:
                 batch = self.entries[read_count:visible]
                 read_count += len(batch)
                 if batch[0].seq <= after:  # a journal tail may receive entries that its reader has seen
-                    batch = batch[_index_after(batch, after) :]
+                    batch = batch[index_after(batch, after) :]
                 if batch:
                     yield batch
             elif self.has_ended or self.close_reason:
@@ -174,8 +174,10 @@ class TurnLog(EventSource):
     def _limit_bytes(self, start: int, end: int) -> int:
         """Return the end of a batch within `_MAX_BATCH_BYTES`.
 
-        A batch has at least one entry.
+        A batch has at least one entry. Bytes are counted only where the whole log has more, to keep tokens cheap.
         """
+        if self.size + self._loaded_bytes <= _MAX_BATCH_BYTES:
+            return end
         size = 0
         for index in range(start, end):
             size += len(self.entries[index].data)
@@ -195,6 +197,6 @@ class TurnLog(EventSource):
                 reader.set_result(None)
 
 
-def _index_after(entries: list[JournalEntry], seq: int) -> int:
+def index_after(entries: list[JournalEntry], seq: int) -> int:
     """Return the index of the first entry after number `seq`."""
     return bisect_right(entries, seq, key=lambda entry: entry.seq)

@@ -24,11 +24,21 @@ from gateway.store.models import ToolCallRow, Turn, TurnEvents
 log = get_logger(__name__)
 
 MAX_ROWS = 2_000
+MAX_EVENT_BYTES = 512 * 1024
+"""Bytes of events after which a read of the journal ends."""
 _PRUNE_SECONDS = 3600.0
 _PRUNE_BATCH_SECONDS = 1.0
 _PRUNE_TIMEOUT_SECONDS = 60.0
 
-
+_EVENTS = f"""
+WITH following AS MATERIALIZED (
+    SELECT first_seq, payload, octet_length(payload) AS size FROM turn_events
+    WHERE turn_id = :turn_id AND last_seq > :after ORDER BY first_seq LIMIT {MAX_ROWS}
+), sized AS (
+    SELECT first_seq, payload, sum(size) OVER (ORDER BY first_seq) - size AS bytes_before FROM following
+)
+SELECT first_seq, payload FROM sized WHERE bytes_before < {MAX_EVENT_BYTES} ORDER BY first_seq
+"""  # noqa: S608
 _FAILED_TURNS = """
 SELECT turn_id AS id, at, owner, model_name AS model, error_code AS error, status, steps, conversation_id
 FROM turn_usage
@@ -87,17 +97,11 @@ class TurnStore(TurnRepository):
 
     async def load_events(self, turn_id: UUID, after: int) -> list[JournalEntry]:
         """See `TurnRepository.load_events`."""
-        query = (
-            select(TurnEvents)
-            .where(TurnEvents.turn_id == turn_id, TurnEvents.last_seq > after)
-            .order_by(col(TurnEvents.first_seq))
-            .limit(MAX_ROWS)
-        )
-        async with self._database.session() as session:
-            rows = (await session.exec(query)).all()
+        rows = await self._database.fetch_rows(_EVENTS, turn_id=turn_id, after=after)
         entries: list[JournalEntry] = []
-        for row in rows:  # a write that was committed twice, after a lost connection, may be in two overlapping rows
-            for entry in _parse_entries(row):
+        # A write that was committed twice, after a lost connection, may be in two overlapping rows.
+        for first_seq, payload in rows:
+            for entry in _parse_entries(turn_id, first_seq, payload):
                 if entry.seq > after:
                     entries.append(entry)
                     after = entry.seq
@@ -219,10 +223,11 @@ def _raise_unreadable(turn_id: UUID) -> Generator[None]:
         raise TurnUnreadable from error
 
 
-def _parse_entries(row: TurnEvents) -> list[JournalEntry]:
-    lines = row.payload.split("\n")
-    with _raise_unreadable(row.turn_id):
-        return [JournalEntry(row.first_seq + n, decode_event(line), line.encode()) for n, line in enumerate(lines)]
+def _parse_entries(turn_id: UUID, first_seq: int, payload: str) -> list[JournalEntry]:
+    with _raise_unreadable(turn_id):
+        return [
+            JournalEntry(first_seq + n, decode_event(line), line.encode()) for n, line in enumerate(payload.split("\n"))
+        ]
 
 
 def _parse_record(turn: Turn, claim: TurnClaim) -> TurnRecord:

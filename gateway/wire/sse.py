@@ -3,15 +3,21 @@
 import asyncio
 from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
+from types import TracebackType
+from typing import Protocol
 
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
+from gateway.common.concurrency import Deadline
 from gateway.domain.errors import ClientGone
 from gateway.domain.events import JournalEntry, get_event_type
 
 PING_SECONDS = 15.0
+DRAIN_SECONDS = 600.0
+"""Time for a client to read the rest of a stream whose turn has ended."""
+_MAX_WRITE_BYTES = 256 * 1024
 SSE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 WRITE_SCOPE_KEY = "gateway.write"
@@ -34,12 +40,28 @@ def format_unnumbered_event(event: str, data: bytes) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (event.encode(), data)
 
 
+class FrameSource(Protocol):
+    """Async context manager of the frames' source."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the turn has ended, so that only the client's reading takes time."""
+        ...
+
+    async def __aenter__(self) -> object: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> object: ...
+
+
 class FrameStream(EventSourceResponse):
-    """Response that sends byte strings of complete frames, one write each.
+    """Response that sends byte strings of complete frames.
 
     It is sse-starlette's response without its task group; see docs/adr/0004. It sends pings (only for SSE), detects
-    disconnects, and ends the stream if a write makes no progress between two pings. At shutdown the runner closes the
-    turn's log, which ends the frames.
+    disconnects, and ends the stream if a write makes no progress between two pings, or if the client has not read
+    everything `DRAIN_SECONDS` after the turn's end: until then the turn's log stays in memory. At shutdown the runner
+    closes the turn's log, which ends the frames.
 
     The response enters `listener`, the source of the frames, and always leaves it, even if the response never begins.
     `ready` is awaited before the response begins, and cancelled if the client disconnects. It returns further headers,
@@ -51,7 +73,7 @@ class FrameStream(EventSourceResponse):
         frames: AsyncGenerator[bytes],
         *,
         headers: Mapping[str, str],
-        listener: AbstractAsyncContextManager[object],
+        listener: FrameSource,
         ready: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
         ping: float = PING_SECONDS,
         media_type: str = SSE,
@@ -66,6 +88,7 @@ class FrameStream(EventSourceResponse):
         self._has_begun = False
         self._write_count = 0
         self._is_writing = False
+        self._drain_deadline: Deadline | None = None
         self._end_lock = asyncio.Lock()  # else a delayed ping could be written after the end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,6 +105,7 @@ class FrameStream(EventSourceResponse):
                 done, _ = await asyncio.wait(tasks, timeout=self.ping_interval, return_when=FIRST_COMPLETED)
                 if done:
                     break
+                self._check_drain_deadline()
                 if not self._is_writing:
                     await self._send_ping(send)
                 elif pending_write == self._write_count:
@@ -95,6 +119,13 @@ class FrameStream(EventSourceResponse):
             disconnect.cancel()
             await asyncio.wait(tasks)
 
+    def _check_drain_deadline(self) -> None:
+        if self._drain_deadline is None:
+            if self._listener.is_over:
+                self._drain_deadline = Deadline.after(DRAIN_SECONDS)
+        elif self._drain_deadline.is_over:
+            raise SendTimeoutError
+
     async def _send_all(self, send: Send, write: Send) -> None:
         if self._ready is not None:
             self.headers.update(await self._ready())
@@ -103,12 +134,22 @@ class FrameStream(EventSourceResponse):
         async with aclosing(self._frames) as frames:
             async for chunk in frames:
                 self._is_writing = True
-                await write({"type": "http.response.body", "body": chunk, "more_body": True})
+                if len(chunk) > _MAX_WRITE_BYTES:
+                    await self._write_pieces(write, chunk)
+                else:
+                    await write({"type": "http.response.body", "body": chunk, "more_body": True})
                 self._is_writing = False
                 self._write_count += 1
         async with self._end_lock:
             self.active = False
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write_pieces(self, write: Send, chunk: bytes) -> None:
+        """Write a large chunk in pieces, each of which counts as progress."""
+        for start in range(0, len(chunk), _MAX_WRITE_BYTES):
+            piece = chunk[start : start + _MAX_WRITE_BYTES]
+            await write({"type": "http.response.body", "body": piece, "more_body": True})
+            self._write_count += 1
 
     async def _send_ping(self, send: Send) -> None:
         if not self._sends_pings or not self._has_begun:

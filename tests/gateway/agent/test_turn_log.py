@@ -3,6 +3,8 @@
 import asyncio
 from uuid import uuid4
 
+import pytest
+
 from gateway.agent.turn_log import TurnLog
 from gateway.domain.errors import ErrorInfo
 from gateway.domain.events import JournalEntry, StepCompleted, TextDelta, TurnCancelled
@@ -89,11 +91,16 @@ async def test_take_unwritten_returns_each_entry_once() -> None:
     assert isinstance(first[0], JournalEntry)
 
 
-async def test_batch_of_a_slow_reader_is_bounded_in_bytes() -> None:
+@pytest.mark.parametrize(("count", "size"), [(400, 10_000), (12, 200_000), (2, 3_000_000)])
+@pytest.mark.parametrize("is_loaded", [False, True])
+async def test_batch_of_a_slow_reader_is_bounded_in_bytes(count: int, size: int, is_loaded: bool) -> None:
     log = TurnLog(uuid4())
-    for _ in range(400):
-        log.append(TextDelta(step=1, text="a" * 10_000))
+    for _ in range(count):
+        log.append(TextDelta(step=1, text="a" * size))
+    if is_loaded:  # as in a turn that was taken over
+        entries, log = log.entries, TurnLog(uuid4())
+        log.load_entries(entries)
     log.close("done")
     batches = [batch async for batch in log.follow()]
-    assert sum(map(len, batches)) == 400
-    assert max(sum(len(entry.data) for entry in batch) for batch in batches) <= 16 * 10_100 + 256 * 1024
+    assert sum(map(len, batches)) == count
+    assert max(sum(len(entry.data) for entry in batch) for batch in batches) <= max(size + 100, 256 * 1024)
