@@ -4,54 +4,60 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway gateway_runtime tools_server
 
-.PHONY: run test test-quick test-all schedules chaos fuzz check format lock audit sbom image-digests schema node previous-release pre-commit conformance mcpb docs release-schemas bench bench-quick figures clean
+.PHONY: help run dev test test-quick test-all schedules chaos fuzz check format lock audit sbom image-digests schema node previous-release pre-commit conformance mcpb docs release-schemas bench bench-quick figures clean
 
-run: .venv/.run
+run: .venv/.run ## install everything and run it: Postgres, a simulated Groq, the tool server, the gateway
 	@exec $(BIN)/agent-gateway up
+
+dev: .venv/.run ## like run; starts again when the source changes, and allows pages of development servers (CORS)
+	@CORS_ORIGINS="$(or $(CORS_ORIGINS),dev)" exec $(BIN)/agent-gateway up --reload
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # Three tiers, each without network and in any order. ARGS="--no-shortcuts" replaces nothing to run faster.
 PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 COVERAGE := --cov --cov-report=term
 
 # Without a database, processes and Node: under a minute.
-test-quick: .venv/.dev
+test-quick: .venv/.dev ## tests without a database, processes and Node: under a minute
 	$(PYTEST) -m "not database and not slow and not node and not faults" $(ARGS)
 
 # Without Node and faults: under six minutes on two idle cores.
-test: .venv/.dev
+test: .venv/.dev ## tests without Node and faults: under six minutes
 	$(PYTEST) -m "not node and not faults" $(ARGS)
 
 # Everything: what CI runs. Prints the coverage of the code that runs in the test process; measuring it costs minutes. Tests that lack Node, or what `make node` installs, are skipped, or fail where CI is set.
-test-all: .venv/.dev
+test-all: .venv/.dev ## all tests, with coverage: what CI runs
 	TURN_SCHEDULES=$(or $(TURN_SCHEDULES),200) $(PYTEST) $(COVERAGE) $(ARGS)
 
 # Thousands of random schedules of faults against the runner and a real Postgres; `make test` runs the first 20.
-schedules: .venv/.dev
+schedules: .venv/.dev ## thousands of random schedules of faults
 	TURN_SCHEDULES=$(or $(TURN_SCHEDULES),3000) $(BIN)/pytest tests/turn_schedules $(ARGS)
 
 # Random faults of real processes for ten minutes; prints counts of broken promises. ARGS="--minutes 1 --seed 2".
-chaos: .venv/.dev
+chaos: .venv/.dev ## random faults of real processes for ten minutes
 	PYTHONPATH=. $(BIN)/python -m tests.chaos $(ARGS)
 
 # Random bytes of ten seeds to both servers, with lag and memory watched, and Schemathesis over every route.
-fuzz: .venv/.dev
+fuzz: .venv/.dev ## random bytes and requests to both servers
 	FUZZ_SEEDS=$(or $(FUZZ_SEEDS),10) $(BIN)/pytest tests/fuzz tests/gateway/api/test_contract.py $(ARGS)
 
-check: .venv/.dev
+check: .venv/.dev ## format, lint, types, import rules and documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/pytest -q tests/test_architecture.py tests/test_docstrings.py
 	@$(MAKE) --no-print-directory docs
 
-format: .venv/.dev
+format: .venv/.dev ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # The lock files contain versions and hashes but no URLs, so they work with any mirror of the package index.
 LOCK := pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" pyproject.toml
 LOCK_TOOLS := pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock"
-lock: | $(UV)
+lock: | $(UV) ## update the lock files
 	$(UV) $(LOCK) --extra dev -o requirements-dev.lock
 	$(UV) $(LOCK) -c requirements-dev.lock -o requirements.lock
 	$(UV) $(LOCK_TOOLS) requirements-uv.in -o requirements-uv.lock
@@ -59,65 +65,65 @@ lock: | $(UV)
 
 # Checks the locked packages for published vulnerabilities. Needs the JSON API of the package index (or of OSV, with
 # ARGS="-s osv"). With --strict, it fails if a package cannot be checked.
-audit: .tools/.installed
+audit: .tools/.installed ## check the locked packages for vulnerabilities
 	.tools/bin/pip-audit -r requirements.lock --require-hashes --disable-pip --strict $(ARGS)
 
 # The bill of materials of the locked packages, with their hashes: CycloneDX 1.6 in build/sbom.json. An image's system
 # packages are listed by `docker buildx build --sbom=true`.
-sbom: .tools/.installed
+sbom: .tools/.installed ## write the bill of materials to build/sbom.json
 	@mkdir -p build
 	.tools/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.json requirements.lock
 
 # Pins the images of the Dockerfile and compose.yaml to the digests that Docker Hub has for their tags. Needs network
 # access, and no container engine.
-image-digests:
+image-digests: ## pin the container images to digests
 	$(PYTHON) packaging/image_digests.py $(ARGS)
 
 # The combined result of all migrations, for a new embedded Postgres. A test fails if the file is out of date.
-schema: .venv/.dev
+schema: .venv/.dev ## update migrations/schema.sql after a new migration
 	DATABASE_URL=postgresql+asyncpg:// $(BIN)/alembic upgrade heads --sql > migrations/schema.sql
 
 # The Node clients that some tests use; without them, these tests are skipped.
-node:
+node: ## install the Node clients that some tests use (Node 22.19 or newer)
 	cd tests/node && npm ci --silent
 
 # The previous release in .upgrade/, with its own lock file, for tests/upgrade; without it, these tests are skipped.
-previous-release: .venv/.dev
+previous-release: .venv/.dev ## install the previous release for tests/upgrade
 	$(BIN)/python packaging/previous_release.py $(abspath $(UV)) $(PYTHON)
 
 # Installs the hooks of .pre-commit-config.yaml in this clone: ruff and the import rules run before each commit.
-pre-commit: .venv/.dev .tools/.installed
+pre-commit: .venv/.dev .tools/.installed ## install the git hooks
 	.tools/bin/pre-commit install
 
 # Only the official MCP conformance suite; `make test-all` includes it after `make node`.
-conformance: .venv/.dev node
+conformance: .venv/.dev node ## the official MCP conformance suite
 	$(BIN)/pytest tests/e2e/test_conformance.py $(ARGS)
 
 # The documentation site, in build/site. A broken link or a page that is missing in the navigation is an error.
-docs: .venv/.dev
+docs: .venv/.dev ## build the documentation site in build/site
 	$(BIN)/python packaging/docs_site.py
 	$(BIN)/zensical build --clean --strict
 
 # The public schemas of a release, from its commit: docs/releases/<version>, for tests/test_compatibility.py.
-release-schemas: .venv/.dev
+release-schemas: .venv/.dev ## write the public schemas of a release
 	$(BIN)/python packaging/release_schemas.py $(VERSION) $(or $(COMMIT),HEAD)
 
 # Builds the tool server's bundle for Claude Desktop in build/.
-mcpb: .venv/.dev node
+mcpb: .venv/.dev node ## build the bundle for Claude Desktop in build/
 	PYTHONPATH=. $(BIN)/python packaging/mcpb.py build
 
 # The gateway and its peers under the same loads: benchmarks/RESULTS.md. The quick variant writes no file.
-bench: .venv/.dev
+bench: .venv/.dev ## compare the gateway with its peers, and write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-quick: .venv/.dev
+bench-quick: .venv/.dev ## the same, quickly and without a file
 	$(BIN)/python -m benchmarks --quick $(ARGS)
 
 # Figures on names and sizes in the code. ARGS="--names" lists what to change, ARGS="--against 8781ab0" compares.
-figures: .venv/.dev
+figures: .venv/.dev ## figures on names and sizes in the code
 	$(BIN)/python -m benchmarks.code_figures $(ARGS)
 
-clean:
+clean: ## remove everything that make installs, and the data in .data
 	rm -rf .venv .uv .tools .bench .data .upgrade tests/node/node_modules
 
 .uv/bin/uv: requirements-uv.lock

@@ -15,6 +15,7 @@ from uuid import UUID
 from gateway.config import ConfigError, Settings
 from gateway.mcp_client.server_config import load_servers
 from gateway.server.child_environment import build_simulator_environment, build_tool_server_environment
+from gateway.server.source_watcher import SourceWatcher, list_source_directories
 from gateway.server.startup_report import report_stack_ready, report_workers_ready
 from gateway.server.supervisor import ManagedProcess, Supervisor
 from gateway_runtime import tls
@@ -27,11 +28,11 @@ _DATABASE_WAIT_SECONDS = "30"
 _RELEASE_TIMEOUT_SECONDS = 5.0
 
 
-def run_stack(settings: Settings) -> int:
+def run_stack(settings: Settings, *, reload: bool = False) -> int:
     """Run the gateway and the servers that it needs.
 
-    The servers are Postgres, the simulated Groq and the tool server, as far as the settings ask for them. Returns the
-    exit code.
+    The servers are Postgres, the simulated Groq and the tool server, as far as the settings ask for them. `reload`:
+    start the processes again when the source changes. Returns the exit code.
 
     Raises:
         ConfigError: a port is taken, or the certificate, the database or the MCP servers that the settings name cannot
@@ -59,7 +60,10 @@ def run_stack(settings: Settings) -> int:
         )
         workers = build_workers(settings, env, port, settings.gateway_workers)
         supervisor = Supervisor(
-            [*simulators, tool_server, *workers], postgres, release_worker=_build_release(settings, env)
+            [*simulators, tool_server, *workers],
+            postgres,
+            release_worker=_build_release(settings, env),
+            source=SourceWatcher(list_source_directories()) if reload else None,
         )
         report = report_stack_ready(settings, postgres, listener.getsockname()[1], started_at)
         return asyncio.run(_run_supervisor(supervisor, report))

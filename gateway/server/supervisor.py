@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 from uuid import UUID, uuid4
 
+from gateway.server.source_watcher import SourceWatcher
 from gateway_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from gateway_runtime.parent_watchdog import READY
 from gateway_runtime.postgres_keeper import PostgresKeeper
@@ -62,6 +63,7 @@ class ManagedProcess:
     process: asyncio.subprocess.Process | None = None
     parent_socket: socket.socket | None = None
     startup_error: asyncio.Task[str] | None = None
+    restart_requested: asyncio.Event = field(default_factory=asyncio.Event)
     death_times: deque[float] = field(default_factory=deque[float])
 
 
@@ -73,7 +75,8 @@ class Supervisor:
     process. A socket as each child's standard input tells it when this process is gone; see
     `gateway_runtime.parent_watchdog`.
 
-    `stop_on_hangup`: SIGHUP stops everything; without it, SIGHUP is passed on to the workers.
+    `stop_on_hangup`: SIGHUP stops everything; without it, SIGHUP is passed on to the workers. `source`: restart the
+    processes when it changes; a process that fails then waits for the next change.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Supervisor:
         stop_on_hangup: bool = True,
         restart_policy: RestartPolicy | None = None,
         release_worker: Callable[[UUID], Coroutine[None, None, None]] | None = None,
+        source: SourceWatcher | None = None,
     ) -> None:
         self._processes = processes
         self._workers = [process for process in processes if process.port is not None]
@@ -92,9 +96,11 @@ class Supervisor:
         self._stop_on_hangup = stop_on_hangup
         self._restart_policy = restart_policy or RestartPolicy()
         self._release_worker = release_worker
+        self._source = source
         self._stop = asyncio.Event()
         self._exit_code = STOPPED
         self._stopping = False
+        self._is_stop_requested = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -114,6 +120,8 @@ class Supervisor:
             for process in self._processes:
                 await self._start_process(process)
                 self._spawn(self._keep_process_running(process), self._on_keeper_done)
+            if self._source is not None:
+                self.spawn_task(self._restart_at_changes(self._source))
             if keeper is not None:
                 await asyncio.wrap_future(keeper.started)
             await self._stop.wait()
@@ -123,6 +131,7 @@ class Supervisor:
         finally:
             await self._stop_all()
             if keeper is not None:
+                self._report_stop("Stopping Postgres: at most 10 seconds.")
                 await asyncio.to_thread(keeper.stop)
         return self._exit_code
 
@@ -151,6 +160,7 @@ class Supervisor:
         if self._stopping:  # a second signal: do not wait for an orderly stop
             for process in self._processes:
                 _send_signal(process, signal.SIGKILL)
+        self._is_stop_requested = True
         self._stop.set()
 
     def _on_reload_signal(self) -> None:
@@ -209,6 +219,14 @@ class Supervisor:
             parent_socket.send(READY)
         return ""
 
+    async def _restart_at_changes(self, source: SourceWatcher) -> None:
+        while True:
+            await source.wait_for_change()
+            print_line("The source has changed: starting everything again", sys.stderr)
+            for process in self._processes:
+                process.restart_requested.set()
+            await asyncio.gather(*(_stop_process(process) for process in self._processes))
+
     async def _keep_process_running(self, process: ManagedProcess) -> None:
         policy = self._restart_policy
         backoff = policy.min_backoff_seconds
@@ -217,6 +235,9 @@ class Supervisor:
             if self._stopping:
                 return
             process.is_ready = False
+            if await self._is_restart_wanted(process, code):
+                await self._start_process(process)
+                continue
             if process.worker_id is not None and self._release_worker is not None:
                 self.spawn_task(self._release_worker(process.worker_id))
             reason = await process.startup_error if code == MISCONFIGURED and process.startup_error is not None else ""
@@ -234,6 +255,21 @@ class Supervisor:
             backoff = min(backoff * 2, policy.max_backoff_seconds)
             await self._start_process(process)
 
+    async def _is_restart_wanted(self, process: ManagedProcess, code: int) -> bool:
+        """Return whether a process that has ended is started again because of the source.
+
+        A process that failed waits until the source changes.
+        """
+        if self._source is None or (code in (STOPPED, MISCONFIGURED) and not process.restart_requested.is_set()):
+            return False
+        if not process.restart_requested.is_set():
+            print_line(
+                f"{process.name} ended with {_describe_exit(code)}: waiting for a change of the source", sys.stderr
+            )
+            await process.restart_requested.wait()
+        process.restart_requested.clear()
+        return True
+
     def _died_too_often(self, process: ManagedProcess) -> bool:
         """Record a death; return whether that was the last one allowed."""
         policy, now = self._restart_policy, time.monotonic()
@@ -242,13 +278,21 @@ class Supervisor:
             process.death_times.popleft()
         return len(process.death_times) >= policy.max_deaths
 
+    def _report_stop(self, line: str) -> None:
+        """Tell the person who asked for the stop what it waits for."""
+        if self._is_stop_requested:
+            print_line(line, sys.stderr)
+
     async def _stop_all(self) -> None:
         self._stopping = True
         startup_errors = [worker.startup_error for worker in self._workers if worker.startup_error is not None]
         for task in (*self._tasks, *startup_errors):
             task.cancel()
         for rank in sorted({process.stop_rank for process in self._processes}):
-            await asyncio.gather(*(_stop_process(process) for process in self._processes if process.stop_rank == rank))
+            running = [process for process in self._processes if process.stop_rank == rank and _is_running(process)]
+            if running:
+                self._report_stop(_describe_wait(running))
+            await asyncio.gather(*(_stop_process(process) for process in running))
 
 
 def _build_keeper(postgres: EmbeddedPostgres) -> PostgresKeeper:
@@ -301,6 +345,17 @@ async def _stop_process(process: ManagedProcess) -> None:
         print_line(f"{process.name} did not stop in {seconds} seconds: killed", sys.stderr)
         _send_signal(process, signal.SIGKILL)
         await process.process.wait()
+
+
+def _is_running(process: ManagedProcess) -> bool:
+    return process.process is not None and process.process.returncode is None
+
+
+def _describe_wait(processes: list[ManagedProcess]) -> str:
+    """Name the processes that a stop waits for, and for how long."""
+    names = ", ".join(process.name for process in processes)
+    seconds = max(process.stop_timeout_seconds for process in processes)
+    return f"Stopping {names}: at most {seconds:g} seconds. Ctrl-C again stops everything at once."
 
 
 def _send_signal(process: ManagedProcess, number: signal.Signals) -> None:
