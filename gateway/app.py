@@ -17,10 +17,14 @@ from gateway.api.mcp.endpoint import McpRoute
 from gateway.api.rate_limit.limiter import RATE_HEADERS
 from gateway.api.routes.registration import register_routes
 from gateway.api.security.middleware import SecurityMiddleware
+from gateway.api.security.origins import PreflightMiddleware
+from gateway.common.logging import get_logger
 from gateway.common.timeouts import Timeouts
 from gateway.composition import build_gateway
 from gateway.config import ConfigError, Settings
 from gateway.mcp_client.server_config import load_servers
+
+log = get_logger(__name__)
 
 _EXPOSED_HEADERS = ("X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Mcp-Session-Id", "Retry-After")
 
@@ -77,6 +81,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[*_EXPOSED_HEADERS, *RATE_HEADERS],
         )
+    app.add_middleware(PreflightMiddleware, allowed_origins=settings.cors_origins)
     app.add_middleware(RequestContextMiddleware)
     if settings.root_path:
         app.add_middleware(RootPathMiddleware, root_path=settings.root_path)
@@ -93,6 +98,8 @@ async def stop_gateway(app: FastAPI, grace_seconds: float) -> None:
     Turns have `grace_seconds` to end. No effect before the start.
     """
     if hasattr(app.state, "stop"):
+        running = app.state.turn_service.running_turns
+        log.info("gateway_stopping", running_turns=running, at_most_seconds=grace_seconds)
         await app.state.stop(grace_seconds)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode
 
+from gateway.settings.origins import expand_dev_origins
 from gateway.settings.values import CommaSeparated
 from gateway_runtime.placeholders import is_placeholder
 from gateway_runtime.settings.hosts import normalize_host_pattern, normalize_origin
@@ -81,6 +82,11 @@ class AccessSettings(BaseSettings):
         if not set(self.jwt_algorithms) <= supported:
             raise ValueError(f"JWT_ALGORITHMS: only {', '.join(sorted(supported))} fit this kind of key")
         return self
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _expand_dev_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return expand_dev_origins(value)
 
     @field_validator("gateway_encryption_old_keys", mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from gateway.api.http.request_context import HEADERS_SCOPE_KEY
 from gateway.api.rate_limit.admission import AdmissionGate
 from gateway.api.rate_limit.limiter import RateLimiter
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator, has_credential
+from gateway.api.security.origins import describe_refused_origin, is_allowed_origin
 from gateway.api.security.permissions import (
     ANYONE,
     PERMISSION_SCOPE_KEY,
@@ -152,8 +153,8 @@ class SecurityMiddleware:
         if origin is None or scope["method"] in _SAFE_METHODS or (principal is not None and principal.key is not None):
             return
         is_same_origin = urlsplit(origin).netloc == headers.get("host")
-        if not is_same_origin and origin not in self._allowed_origins and "*" not in self._allowed_origins:
-            raise Forbidden("Pages of this origin may not call the gateway: see CORS_ORIGINS.")
+        if not is_same_origin and not is_allowed_origin(origin, self._allowed_origins):
+            raise Forbidden(describe_refused_origin(origin, self._allowed_origins))
 
 
 def _get_authenticator(scope: Scope) -> Authenticator:

@@ -1,0 +1,54 @@
+"""The origins whose pages may call the gateway, and how an operator allows one."""
+
+import re
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.api.http.errors import error_response
+from gateway.domain.errors import Forbidden
+
+_ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})(:[0-9]{1,5})?", re.IGNORECASE)
+
+
+def is_allowed_origin(origin: str, allowed_origins: tuple[str, ...]) -> bool:
+    """Return whether CORS_ORIGINS allows an origin."""
+    return "*" in allowed_origins or origin in allowed_origins
+
+
+def describe_refused_origin(origin: str, allowed_origins: tuple[str, ...]) -> str:
+    """Tell an operator which line allows an origin.
+
+    The message does not list the allowed origins, which may be names of internal hosts.
+    """
+    if not _ORIGIN.fullmatch(origin):
+        return "This page has no origin that CORS_ORIGINS can allow. Serve it over http or https, not from a file."
+    if allowed_origins:
+        line = f"append ,{origin} to the line CORS_ORIGINS=… in .env"
+    else:
+        line = f"add the line CORS_ORIGINS={origin} to .env"
+    return f"Pages of {origin} may not call the gateway. To allow them, {line}, and restart the gateway."
+
+
+class PreflightMiddleware:
+    """Refuses preflight requests of other origins with a message that names the setting.
+
+    Starlette's middleware answers them with an empty reason, and without allowed origins it is not installed.
+    """
+
+    def __init__(self, app: ASGIApp, allowed_origins: tuple[str, ...]) -> None:
+        self._app = app
+        self._allowed_origins = allowed_origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "OPTIONS":
+            headers = Headers(scope=scope)
+            origin = headers.get("origin", "")
+            is_preflight = origin and "access-control-request-method" in headers
+            if is_preflight and not is_allowed_origin(origin, self._allowed_origins):
+                message = describe_refused_origin(origin, self._allowed_origins)
+                response = error_response(Request(scope), Forbidden.status, Forbidden.code, message)
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
