@@ -126,11 +126,12 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("DELETE", "/mcp"): RoutePermission("tools", route_class="mcp"),
 }
 PUBLIC_DOCUMENTS: dict[tuple[str, str], RoutePermission] = {
+    ("GET", "/"): _UNCOUNTED._replace(detailed=True),
     ("GET", "/docs/assets/{name}"): _PUBLIC,
     # MCP servers fetch it, under any name of the gateway.
     ("GET", "/.well-known/jwks.json"): _UNCOUNTED,
 }
-"""Documents outside the API that are the same for every caller."""
+"""Documents outside the API, which need no credential."""
 _PARAMETERS_WITH_SLASHES = {"model"}
 
 
@@ -163,7 +164,9 @@ def require_permission(principal: Principal, permission: RoutePermission) -> Non
     """
     area = permission.area
     if area is not None and not principal.has_scope(area):
-        raise Forbidden(f"Your key does not permit {area!r}: it has the scopes {list(principal.scopes or ())}.")
+        raise Forbidden(
+            f"Your key does not permit {area!r}: its scopes: {', '.join(principal.scopes or ()) or 'none'}."
+        )
     if _ROLE_RANKS[principal.role] < _ROLE_RANKS[permission.role]:
         required_role = "an admin" if permission.role == "admin" else "a user"
         raise Forbidden(f"This needs the role of {required_role}; yours is {principal.role}.")

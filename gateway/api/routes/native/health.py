@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from gateway import __version__
+from gateway.agent.service import TurnService
 from gateway.api.deps import (
     ModelHealthDep,
     SettingsDep,
@@ -18,7 +19,12 @@ from gateway.api.deps import (
 )
 from gateway.api.routes.native.tools import ServerView
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
+from gateway.common.concurrency import TaskRegistry
+from gateway.config import Settings
 from gateway.domain.messages import Principal
+from gateway.ports.tools import Toolbox
+from gateway.store.health import StorageHealth
+from gateway_runtime.cached_value import CachedValue
 
 router = APIRouter(tags=["health"])
 
@@ -99,24 +105,38 @@ async def ready(
     If only the model or an MCP server is unavailable, the status code is 200. The state of the database may be a second
     old, that of the model ten seconds. Only admins, with their credential, see reasons and MCP servers.
     """
+    readiness = await get_readiness(storage, model_health, toolbox, turn_service, tasks, settings)
+    if readiness.status == "unavailable":
+        response.status_code = 503
+    return readiness if is_admin(request.scope.get(PRINCIPAL_SCOPE_KEY)) else _without_details(readiness)
+
+
+async def get_readiness(
+    storage: StorageHealth,
+    model_health: CachedValue[str | None],
+    toolbox: Toolbox,
+    turn_service: TurnService,
+    tasks: TaskRegistry,
+    settings: Settings,
+) -> Readiness:
+    """Check everything that turns need. The result has details for admins."""
     database, model = await asyncio.gather(storage.find_problem(), model_health.get())
     servers = [ServerView.model_validate(server, from_attributes=True) for server in toolbox.list_server_statuses()]
     dependencies_up = model is None and all(server.state in ("up", "disabled") for server in servers)
     down_tasks = tasks.down_vital_tasks
-    if database is not None or down_tasks or turn_service.is_stopping:
-        response.status_code = 503
-    readiness = Readiness(
-        status="unavailable" if response.status_code == 503 else "ready" if dependencies_up else "degraded",
+    is_unavailable = database is not None or down_tasks or turn_service.is_stopping
+    return Readiness(
+        status="unavailable" if is_unavailable else "ready" if dependencies_up else "degraded",
         database=Check(ok=database is None, reason=database),
         model=Check(ok=model is None, reason=model),
         background_tasks=Check(ok=not down_tasks, reason=f"failed: {', '.join(down_tasks)}" if down_tasks else None),
         simulated=settings.groq_simulated,
         mcp_servers=servers,
     )
-    return readiness if _is_admin(request.scope.get(PRINCIPAL_SCOPE_KEY)) else _without_details(readiness)
 
 
-def _is_admin(principal: Principal | None) -> bool:
+def is_admin(principal: Principal | None) -> bool:
+    """Return whether a caller sees reasons and MCP servers."""
     return principal is not None and principal.role == "admin" and principal.has_scope("admin")
 
 
