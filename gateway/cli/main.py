@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import api_keys, audit, compose, tools_token, users
+from gateway.cli import api_keys, audit, compose, mcp, tools_token, users
 from gateway.cli.errors import report_config_errors
 from gateway.cli.serve import open_postgres, serve_gateway
 from gateway.config import load_settings
@@ -20,13 +20,16 @@ db = typer.Typer(help="Manage the database schema.", no_args_is_help=True)
 app.add_typer(db, name="db")
 app.add_typer(api_keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
+app.add_typer(mcp.app, name="mcp")
 app.add_typer(users.app, name="users")
 app.command("compose-secrets")(compose.write_secrets)
 app.command("tools-token")(tools_token.print_token)
 
 
 @app.command("up")
-def run_everything() -> None:
+def run_everything(
+    reload: Annotated[bool, typer.Option("--reload", help="Start again when the source changes.")] = False,
+) -> None:
     """Run everything on this machine.
 
     Postgres, the simulated Groq (without a key), the tool server, the gateway.
@@ -39,7 +42,7 @@ def run_everything() -> None:
             from gateway.store import database
 
             asyncio.run(database.wait_for_addresses(settings.postgres_url, settings))
-        code = run_stack(settings)
+        code = run_stack(settings, reload=reload)
     raise typer.Exit(code)
 
 
@@ -104,6 +107,25 @@ def upgrade_database() -> None:
             with database.raise_database_error(direct_url):
                 migrations.upgrade_schema(direct_url)
     print("The database is up to date.")
+
+
+@db.command("shell")
+def open_database_shell(
+    arguments: Annotated[list[str] | None, typer.Argument(help="Arguments for psql, after `--`.")] = None,
+) -> None:
+    """Open psql on the gateway's database.
+
+    It starts the embedded Postgres if that does not run. For example: agent-gateway db shell -- -c "SELECT 1".
+    """
+    from gateway.cli.psql import run_psql
+    from gateway.store import database
+
+    with report_config_errors():
+        settings = load_settings()
+        with open_postgres(settings) as url:
+            asyncio.run(database.wait_until_ready(url, settings.database_wait_seconds))
+            code = run_psql(url, arguments or [])
+    raise typer.Exit(code)
 
 
 @db.command("reencrypt")

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import asyncpg
 import msgspec
+from sqlalchemy import text
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.common.concurrency import Backoff, SupervisedTask, wait_or_poll
 from gateway.common.logging import get_logger
@@ -31,6 +33,12 @@ _decode = msgspec.json.Decoder(BusMessage).decode
 def encode_message(message: BusMessage) -> str:
     """Encode a message for a `NOTIFY` in a transaction of its own."""
     return _encode(message).decode()
+
+
+async def notify_at_commit(session: AsyncSession, kind: BusKind) -> None:
+    """Notify all workers of this database at the commit, also from a process without a bus."""
+    payload = encode_message(BusMessage(kind, BusMessage.NO_TURN))
+    await (await session.connection()).execute(text(NOTIFY), {"channel": CHANNEL, "payload": payload})
 
 
 class PostgresBus(Bus):

@@ -8,11 +8,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, select
 
 from gateway.common.urls import strip_url_secrets
+from gateway.domain.bus import BusKind
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject
 from gateway.ports.servers import ServerRecord, ServerRepository
 from gateway.ports.tools import INSTRUCTIONS, ToolDefinitionStore
 from gateway.store.audit import make_audit_entry
+from gateway.store.bus import notify_at_commit
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.encryption import Cipher
 from gateway.store.models import McpServerRow, McpToolRow
@@ -47,6 +49,7 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
             await session.exec(row.on_conflict_do_update(index_elements=["name"], set_=changed))
             detail = {"disabled": disabled, "url": strip_url_secrets((config or {}).get("url", "")) or None}
             session.add(make_audit_entry(by, "server.put", f"server {name}", detail))
+            await notify_at_commit(session, BusKind.SERVERS_CHANGED)
 
     def _encrypt(self, config: JsonObject) -> JsonObject:
         if ENCRYPTED_FIELD in config:  # this worker has another encryption key
@@ -67,6 +70,7 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
             await session.exec(delete(McpServerRow).where(col(McpServerRow.name) == name))
             await session.exec(delete(McpToolRow).where(col(McpToolRow.server) == name))
             session.add(make_audit_entry(by, "server.remove", f"server {name}", {}))
+            await notify_at_commit(session, BusKind.SERVERS_CHANGED)
 
     # --- definitions
 

@@ -13,6 +13,8 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 T = TypeVar("T")
 _MAX_NAME_LENGTH = 100
+UNION_TAG_PREFIX = "~"
+"""First character of the tags of a union of bodies, which error messages leave out."""
 
 ItemList = Annotated[list[T], Field(fail_fast=True)]
 """List whose first invalid item is the only one that is described."""

@@ -17,6 +17,7 @@ from gateway.common.validation_errors import describe_problem
 from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge, ServerStopping
 from gateway.domain.messages import JsonObject
 from gateway.wire.openai_chat_answers import build_error_body
+from gateway.wire.request_model import UNION_TAG_PREFIX
 
 log = get_logger(__name__)
 
@@ -82,7 +83,7 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if first["type"] == "json_invalid":
         return error_response(request, 422, InvalidRequest.code, "The body is not valid JSON.")
     source, *location = first["loc"]  # the source: body, query, path, header or cookie
-    param, reason = describe_problem(first, location)
+    param, reason = describe_problem(first, [part for part in location if not str(part).startswith(UNION_TAG_PREFIX)])
     message = f"{param or source}: {reason}"
     if (others := len(error.errors()) - 1) > 0:
         message += f" (and {others} more problem{'s' if others > 1 else ''})"

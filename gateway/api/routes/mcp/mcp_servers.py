@@ -1,18 +1,19 @@
 """`/api/v1/mcp/servers`: list, add, change and remove MCP servers while the gateway runs."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Path
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from gateway.api.deps import PrincipalDep, ServerAdminDep, ServersDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
+from gateway.api.routes.mcp.server_bodies import ServerCreate, ServersBody
 from gateway.common.sanitize import reveal_text, reveal_value
-from gateway.domain.errors import Forbidden, NotFound
-from gateway.domain.messages import Approval, JsonObject, Principal
+from gateway.domain.errors import Conflict, Forbidden, NotFound
+from gateway.domain.messages import JsonObject, Principal
 from gateway.ports.tools import INSTRUCTIONS
-from gateway.wire.request_model import ItemList, RequestModel, limit_entries
+from gateway.wire.request_model import RequestModel
 
 router = APIRouter(prefix="/api/v1/mcp/servers", tags=["MCP servers"])
 
@@ -104,26 +105,6 @@ class McpServerList(BaseModel):
     changed_instructions: list[ChangedInstructions]
 
 
-class ServerCreate(RequestModel):
-    """MCP server to connect to over HTTP.
-
-    Commands are not accepted, and environment variables are not expanded.
-    """
-
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    url: str = Field(max_length=2_000)
-    type: Literal["http", "sse"] = "http"
-    headers: Annotated[dict[str, str], limit_entries(50)] = Field(default_factory=dict, max_length=50)
-    prefix: str | None = Field(default=None, max_length=64)
-    timeout: float | None = Field(default=None, gt=0, le=3_600)
-    allow: ItemList[str] = Field(default=["*"], max_length=200)
-    deny: ItemList[str] = Field(default=[], max_length=200)
-    approval: Approval = "never"
-    share: Literal["all", "user"] = "all"
-    on_change: Literal["flag", "hold"] = "flag"
-    idempotency: bool = False
-
-
 class ServerPatch(RequestModel):
     """Change of an MCP server."""
 
@@ -181,19 +162,25 @@ async def list_servers(
     )
 
 
-@router.post("", summary="Add an MCP server", status_code=201, responses=_ERRORS)
+@router.post("", summary="Add MCP servers", status_code=201, responses=_ERRORS)
 async def add_server(
-    body: ServerCreate, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
+    body: ServersBody, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
 ) -> McpServerList:
-    """Connect every worker to an MCP server.
+    """Connect every worker to an MCP server, or to all servers of a pasted `{"mcpServers": …}`.
 
-    The server's tools are available as soon as its state is `up`.
+    A server's tools are available as soon as its state is `up`.
     """
     _require_admin(principal)
-    if not principal.can_use_server(body.name):
-        raise Forbidden("Your key does not permit a server of this name.")
-    config = body.model_dump(mode="json", exclude={"name"}, exclude_none=True)
-    await admin.add_server(body.name, config, by=principal.user)
+    new_servers = [(body, False)] if isinstance(body, ServerCreate) else body.list_servers()
+    for server, _ in new_servers:
+        if not principal.can_use_server(server.name):
+            raise Forbidden(f"Your key does not permit a server of this name: {server.name}.")
+        if admin.get_source(server.name) is not None:
+            raise Conflict(f"There is an MCP server {server.name!r} already.", param="name")
+    for server, is_disabled in new_servers:
+        await admin.add_server(server.name, server.to_config(), by=principal.user)
+        if is_disabled:
+            await admin.set_disabled(server.name, disabled=True, by=principal.user)
     return await list_servers(principal, admin, servers, toolbox)
 
 
