@@ -21,6 +21,14 @@ _KEY_ADVICE = (
     "`agent-gateway keys recover`."
 )
 _DIM, _RED, _RESET = "\033[2m", "\033[31m", "\033[0m"
+_MAX_LINE_BYTES = 80 * 1024 * 1024
+"""Longest line of a stream. An event is at most as long as all events of a turn, by default 64 MiB."""
+_HELP = """\
+/help   show these commands
+/new    start a new conversation
+/exit   end the chat, as Ctrl-D does
+Ctrl-C cancels the turn that runs. Any other line is sent to the model.
+"""
 
 
 class ChatError(Exception):
@@ -57,6 +65,10 @@ class ChatTerminal:
         self._tls_context = tls_context
         self._conversation = "new"
         self._at_line_start = True
+
+    def start_conversation(self) -> None:
+        """Begin a new conversation with the next prompt."""
+        self._conversation = "new"
 
     async def send_prompt(self, prompt: str) -> None:
         """Send one message of the conversation and print the turn.
@@ -161,15 +173,36 @@ class ChatTerminal:
             self._write_text("\n")
 
 
-async def _iterate_events(lines: aiohttp.StreamReader) -> AsyncGenerator[tuple[int | None, JsonObject]]:
+async def _iterate_events(stream: aiohttp.StreamReader) -> AsyncGenerator[tuple[int | None, JsonObject]]:
     """Yield the number and the JSON of each frame, until `[DONE]`."""
     number = None
-    async for line in lines:
+    async for line in _iterate_lines(stream):
         if line.startswith(b"id: "):
             number = int(line[4:])
         elif line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
             yield number, json.loads(line[6:])
             number = None
+
+
+async def _iterate_lines(stream: aiohttp.StreamReader) -> AsyncGenerator[bytes]:
+    """Yield each line without its end.
+
+    aiohttp itself refuses lines of more than 128 KiB, and the event of a tool's result may be longer.
+
+    Raises:
+        ChatError: a line is longer than any event.
+    """
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in stream.iter_any():
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            yield b"".join((*parts, end))
+            parts, size = [], 0
+        parts.append(rest)
+        size += len(rest)
+        if size > _MAX_LINE_BYTES:
+            raise ChatError("The gateway sent an event that is too long.")
 
 
 def _read_answer(question: JsonObject, read_line: Callable[[str], str]) -> JsonObject:
@@ -237,12 +270,24 @@ def run_chat(
     )
     if prompt is not None:
         return _send_prompt(terminal, prompt)
+    if sys.stdin.isatty():
+        print("Type a prompt, /help for the commands, /exit to end.", file=sys.stderr)
     code = 0
     while (line := _read_prompt()) is not None:
-        if line in ("exit", "quit"):
-            break
-        if line:
-            code = _send_prompt(terminal, line)
+        match line.lower():
+            case "/exit" | "/quit" | "exit" | "quit":
+                break
+            case "/help" | "/?":
+                print(_HELP, end="", file=sys.stderr)
+            case "/new":
+                terminal.start_conversation()
+            case command if command.startswith("/") and command[1:].isalpha():
+                print(f"There is no command {line}. /help lists the commands.", file=sys.stderr)
+                code = 2
+            case "":
+                pass
+            case _:
+                code = _send_prompt(terminal, line)
     return 0 if sys.stdin.isatty() else code
 
 

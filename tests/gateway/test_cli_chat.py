@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from gateway.cli.chat import ChatError, ChatTerminal, _send_prompt
+from gateway.cli.chat import ChatError, ChatTerminal, _send_prompt, run_chat
 from gateway.simulator import Fault
 from tests.stack import Gateway, find_free_port
 from tests.tools_server.conftest import serve_web
@@ -146,3 +146,38 @@ async def test_control_characters_of_an_error_do_not_reach_the_terminal(capsys: 
     shown = capsys.readouterr().err
     assert r"No\x1b]52" in shown
     assert not any(char in shown for char in "\x1b\x07\x9b\u202e")
+
+
+async def test_events_of_any_length_are_printed() -> None:
+    """The library itself refuses lines of more than 128 KiB, and a tool's result may be longer."""
+    long_text = "long " * 200_000
+    events = [
+        {"type": "turn.started", "conversation_id": None, "warnings": []},
+        {"type": "tool.result", "outcome": "ok", "content": [{"type": "text", "text": long_text}], "duration_ms": 1},
+        {"type": "text.delta", "text": long_text},
+    ]
+
+    async def answer(_request: web.Request) -> web.Response:
+        frames = "".join(f"id: {number}\ndata: {json.dumps(event)}\n\n" for number, event in enumerate(events, 1))
+        return web.Response(text=f"{frames}data: [DONE]\n\n", headers={"X-Turn-Id": "1"})
+
+    async with serve_web(answer) as url:
+        session = ChatSession(url)
+        await session.terminal.send_prompt("Hello")
+    assert session.output.getvalue().strip() == long_text.strip()
+    assert "← ok long" in session.notes.getvalue()
+
+
+async def test_commands_of_the_chat_are_not_sent_to_the_model(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = "/help\n/nonsense\nMy dog is called Bello.\n/new\nHello again\n/exit\nNever sent\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    assert await asyncio.to_thread(run_chat, None, gateway.base_url, api_key=None, model=None) == 0
+    shown = capsys.readouterr().err
+    assert "/exit" in shown
+    assert "There is no command /nonsense" in shown
+    prompts = [str(request["messages"]) for request in gateway.simulator.requests]
+    assert len(prompts) == 2
+    assert "Hello again" in prompts[1]
+    assert "Bello" not in prompts[1]
