@@ -22,7 +22,7 @@ from gateway_runtime.settings.hosts import normalize_host_pattern
 
 __all__ = ["ConfigError", "Settings", "list_renamed_settings", "load_settings"]
 
-_SECRETS = ("api_key", "jwt_secret", "tools_server_secret", "groq_api_key", "gateway_encryption_key")
+_SECRETS = ("api_key", "jwt_secret", "tools_server_secret", "gateway_encryption_key")
 
 RENAMED_SETTINGS = {
     "MODEL_PATIENCE": "MODEL_RETRY_MAX_WAIT",

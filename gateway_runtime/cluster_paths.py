@@ -192,7 +192,12 @@ def _find_system_user(notes: list[str]) -> pwd.struct_passwd:
         env = select_variables(os.environ)
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=env, check=False)  # noqa: S603
         with contextlib.suppress(KeyError):
-            return pwd.getpwnam(SYSTEM_USER)
+            user = pwd.getpwnam(SYSTEM_USER)
+            notes.append(
+                f"Postgres does not run as root, so the system user {SYSTEM_USER} was created to run it."
+                f" Remove it with `userdel {SYSTEM_USER}`."
+            )
+            return user
     notes.append(f"The user {SYSTEM_USER} could not be created: Postgres runs as the user nobody.")
     return pwd.getpwnam("nobody")
 

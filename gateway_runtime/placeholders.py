@@ -3,8 +3,8 @@
 import re
 
 _PLACEHOLDER = re.compile(
-    r"<.*>|.*(\.{3}|…|\*{3})|([a-z]{1,9}[-_]){0,3}x{3,}"
-    r"|(your|my|insert|enter|add)[-_ ].*(key|secret|token|password)([-_ ]here)?"
+    r"([a-z]{1,9}[-_]){0,3}<.*>|.*(\.{3}|…|\*{3})|([a-z]{1,9}[-_]){0,3}x{3,}"
+    r"|(gsk[-_]|sk[-_])?(your|my|insert|enter|add)[-_ ].*(key|secret|token|password)([-_ ]here)?"
     r"|.*change[-_ ]?me.*|replace[-_ ]?(me|this)|placeholder"
     r"|secret|password|api[-_ ]?key|example|default|admin|none|null",
     re.IGNORECASE,

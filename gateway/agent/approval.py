@@ -1,5 +1,7 @@
 """Decides which tool calls a person must approve."""
 
+import msgspec
+
 from gateway.common.sanitize import clean_text
 from gateway.domain.messages import Approval, JsonObject, PendingInput, Question, ToolSpec
 
@@ -22,5 +24,15 @@ def build_approval_request(spec: ToolSpec, arguments: JsonObject) -> PendingInpu
     An accepting answer may contain other arguments, which must match the tool's schema.
     """
     schema = {"type": "object", "properties": {"arguments": spec.input_schema}, "additionalProperties": False}
-    message = f"May the tool {spec.title or spec.name} of the server {spec.server} run with {arguments}?"
+    message = (
+        f"May the tool {spec.title or spec.name} of the server {spec.server} run {_describe_arguments(arguments)}?"
+    )
     return PendingInput((Question("approval", "approval", clean_text(message, _MAX_MESSAGE_LENGTH), schema),))
+
+
+def _describe_arguments(arguments: JsonObject) -> str:
+    """Write arguments for a person, for example `with title "Buy milk" and done true`."""
+    if not arguments:
+        return "without arguments"
+    *others, last = [f"{name} {msgspec.json.encode(value).decode()}" for name, value in arguments.items()]
+    return f"with {', '.join(others)} and {last}" if others else f"with {last}"

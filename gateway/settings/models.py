@@ -55,8 +55,21 @@ class ModelSettings(BaseSettings):
         """
         key, host = self.openai_api_key, urlsplit(self.openai_base_url).hostname
         if host == "api.openai.com" and key is not None and is_placeholder(key.get_secret_value()):
-            raise ValueError("OPENAI_API_KEY: is a placeholder: set the key that OpenAI issued to you")
+            raise ValueError(
+                "OPENAI_API_KEY: is a placeholder: set the key that OpenAI issued to you, or leave it empty for the"
+                " simulated Groq"
+            )
         return self
+
+    @field_validator("groq_api_key")
+    @classmethod
+    def _reject_placeholder_groq_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and is_placeholder(value.get_secret_value()):
+            raise ValueError(
+                "is a placeholder: set a key from https://console.groq.com/keys, or leave it empty for the simulated"
+                " Groq"
+            )
+        return value
 
     @field_validator("groq_base_url")
     @classmethod

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.config import ConfigError, Settings, list_renamed_settings, load_settings
 from gateway.mcp_client.server_config import ServerConfig
+from gateway_runtime.placeholders import is_placeholder
 from gateway_runtime.renamed_settings import RenamedSetting
 from tools_server.config import ConfigError as ToolsConfigError
 from tools_server.config import Settings as ToolsSettings
@@ -209,3 +210,27 @@ def test_old_setting_name_in_the_env_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("MODEL_PATIENCE=3\n")
     assert load_settings().model_retry_max_wait == 3.0
     assert list_renamed_settings() == [RenamedSetting("MODEL_PATIENCE", "MODEL_RETRY_MAX_WAIT")]
+
+
+@pytest.mark.parametrize(
+    "key", ["gsk_<...>", "gsk_<your key>", "<key>", "gsk_...", "gsk_xxxx", "gsk_your_api_key", "gsk-your-key-here"]
+)
+def test_advice_for_a_placeholder_key_fits_the_provider(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", key)
+    with pytest.raises(ConfigError, match="GROQ_API_KEY: is a placeholder") as raised:
+        load_settings()
+    assert "console.groq.com" in str(raised.value)
+    assert "openssl" not in str(raised.value)
+    assert "simulated" in str(raised.value)
+
+
+@pytest.mark.parametrize("password", ["p<a>ss!", "a<b", "x>y<z"])
+def test_password_with_angle_brackets_is_no_placeholder(password: str) -> None:
+    assert not is_placeholder(password)
+
+
+def test_dev_stands_for_development_servers_beside_other_origins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", "dev,https://app.example.com")
+    origins = load_settings().cors_origins
+    assert {"http://localhost:3000", "http://127.0.0.1:5173", "https://app.example.com"} <= set(origins)
+    assert "dev" not in origins

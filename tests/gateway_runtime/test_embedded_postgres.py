@@ -200,3 +200,17 @@ def test_programs_that_postgres_cannot_reach_are_copied_once(data_dir: Path, mon
         with run_postgres(data_dir / "data") as server:
             assert fetch_value(server, "SELECT 1") == 1
     assert len(list(home.glob("programs-*"))) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("useradd") is None, reason="only root creates system users")
+def test_creation_of_a_system_user_is_noted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"agw-test-{os.getpid()}"
+    monkeypatch.setattr(cluster_paths, "SYSTEM_USER", name)
+    notes: list[str] = []
+    try:
+        assert cluster_paths._find_system_user(notes).pw_name == name
+        assert cluster_paths._find_system_user(notes).pw_name == name
+    finally:
+        subprocess.run(["userdel", name], check=False, capture_output=True)
+    assert len(notes) == 1
+    assert f"the system user {name} was created" in notes[0]

@@ -54,7 +54,7 @@ class RequestContextMiddleware:
         def send_with_headers(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = int(message["status"])  # the MCP SDK passes an enum, which the log would show as its repr
                 scope[STARTED_SCOPE_KEY] = True
                 present = {name.lower() for name, _ in message["headers"]}
                 missing = [header for header in security_headers if header[0] not in present]

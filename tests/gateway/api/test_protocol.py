@@ -166,3 +166,14 @@ async def test_failure_after_the_response_start_closes_the_connection(
     answer = await send_raw(gateway, b"GET /mcp HTTP/1.1\r\n" + HOST + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 200")
     assert answer.endswith(b"so far")
+
+
+@pytest.mark.parametrize("log_text", [False], indirect=True)
+async def test_access_log_has_statuses_as_numbers(gateway: Gateway, log_text: io.StringIO) -> None:
+    """The MCP SDK answers with an enum, whose repr is not the number."""
+    headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
+    notification = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+    async with gateway.session.post(f"{gateway.base_url}/mcp", json=notification, headers=headers) as response:
+        status = response.status
+    assert f"status={status}" in log_text.getvalue()
+    assert "HTTPStatus" not in log_text.getvalue()

@@ -50,6 +50,19 @@ async def read_to_end(gateway: Gateway, turn_id: str) -> list[Event]:
         return await read_turn_events(gateway, turn_id)
 
 
+async def test_approval_describes_the_call_in_words(gateway: Gateway) -> None:
+    calls = [{"name": "add_task", "arguments": json.dumps({"title": "O'Brien's milk", "description": "fresh"})}]
+    gateway.simulator.faults.add_faults(Fault(kind="tool_calls", calls=calls, match="Call it"))
+    _, question = await start_turn_with_approval(gateway, "Call it")
+    expected = """run with title "O'Brien's milk" and description "fresh"?"""
+    assert question["message"].endswith(expected)
+    gateway.simulator.faults.add_faults(
+        Fault(kind="tool_calls", calls=[{"name": "list_tasks", "arguments": "{}"}], match="List them")
+    )
+    _, question = await start_turn_with_approval(gateway, "List them")
+    assert question["message"].endswith("run without arguments?")
+
+
 async def test_turn_waiting_for_approval_uses_no_worker(gateway: Gateway, db: asyncpg.Connection) -> None:
     turn_id, question = await start_turn_with_approval(gateway)
     assert question["kind"] == "approval"
