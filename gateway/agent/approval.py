@@ -31,7 +31,10 @@ def build_approval_request(spec: ToolSpec, arguments: JsonObject) -> PendingInpu
 
 
 def _describe_arguments(arguments: JsonObject) -> str:
-    """Write arguments for a person, for example `with title "Buy milk" and done true`."""
+    """Write arguments for a person.
+
+    For example, `with title "Buy milk" and done true`.
+    """
     if not arguments:
         return "without arguments"
     *others, last = [f"{name} {msgspec.json.encode(value).decode()}" for name, value in arguments.items()]

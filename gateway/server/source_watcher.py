@@ -24,7 +24,7 @@ class SourceWatcher:
         self._times = self._read_times()
 
     async def wait_for_change(self) -> None:
-        """Return as soon as a file is changed, added or removed since the last return."""
+        """Wait until a file is changed, added or removed."""
         before = self._times
         while self._times == before:
             await asyncio.sleep(self._poll_seconds)

@@ -256,7 +256,7 @@ class Supervisor:
             await self._start_process(process)
 
     async def _is_restart_wanted(self, process: ManagedProcess, code: int) -> bool:
-        """Return whether a process that has ended is started again because of the source.
+        """Return whether a changed source starts a process again.
 
         A process that failed waits until the source changes.
         """

@@ -36,7 +36,10 @@ def encode_message(message: BusMessage) -> str:
 
 
 async def notify_at_commit(session: AsyncSession, kind: BusKind) -> None:
-    """Notify all workers of this database at the commit, also from a process without a bus."""
+    """Notify all workers of this database at the commit.
+
+    The caller may be a process without a bus.
+    """
     payload = encode_message(BusMessage(kind, BusMessage.NO_TURN))
     await (await session.connection()).execute(text(NOTIFY), {"channel": CHANNEL, "payload": payload})
 

@@ -14,7 +14,10 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 T = TypeVar("T")
 _MAX_NAME_LENGTH = 100
 UNION_TAG_PREFIX = "~"
-"""First character of the tags of a union of bodies, which error messages leave out."""
+"""First character of tags that error messages leave out.
+
+The tags are those of a union of bodies.
+"""
 
 ItemList = Annotated[list[T], Field(fail_fast=True)]
 """List whose first invalid item is the only one that is described."""

@@ -149,7 +149,7 @@ async def test_control_characters_of_an_error_do_not_reach_the_terminal(capsys: 
 
 
 async def test_events_of_any_length_are_printed() -> None:
-    """The library itself refuses lines of more than 128 KiB, and a tool's result may be longer."""
+    """The HTTP client itself refuses lines of more than 128 KiB."""
     long_text = "long " * 200_000
     events = [
         {"type": "turn.started", "conversation_id": None, "warnings": []},

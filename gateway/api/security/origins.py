@@ -1,4 +1,4 @@
-"""The origins whose pages may call the gateway, and how an operator allows one."""
+"""Origins whose pages may call the gateway, and their refusal."""
 
 import re
 
@@ -32,9 +32,10 @@ def describe_refused_origin(origin: str, allowed_origins: tuple[str, ...]) -> st
 
 
 class PreflightMiddleware:
-    """Refuses preflight requests of other origins with a message that names the setting.
+    """Refuses preflight requests of other origins.
 
-    Starlette's middleware answers them with an empty reason, and without allowed origins it is not installed.
+    The message names the setting. Starlette's middleware answers them with an empty reason, and without allowed origins
+    it is not installed.
     """
 
     def __init__(self, app: ASGIApp, allowed_origins: tuple[str, ...]) -> None:

@@ -56,7 +56,7 @@ async def test_page_shows_servers_and_addresses_to_admins_only(database_url: str
 
 
 async def test_page_of_a_foreign_host_has_no_details(gateway: Gateway) -> None:
-    """A web page that rebinds its name to this machine reads what this response has."""
+    """Show nothing to a page that rebinds its name."""
     _, _, page = await fetch_page(gateway, Host="evil.example")
     assert "<td>tools</td>" not in page
     assert "Shown to admins only." in page

@@ -170,7 +170,7 @@ async def test_failure_after_the_response_start_closes_the_connection(
 
 @pytest.mark.parametrize("log_text", [False], indirect=True)
 async def test_access_log_has_statuses_as_numbers(gateway: Gateway, log_text: io.StringIO) -> None:
-    """The MCP SDK answers with an enum, whose repr is not the number."""
+    """The SDK answers with an enum, whose repr is no number."""
     headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
     notification = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
     async with gateway.session.post(f"{gateway.base_url}/mcp", json=notification, headers=headers) as response:

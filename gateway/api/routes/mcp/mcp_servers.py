@@ -166,9 +166,9 @@ async def list_servers(
 async def add_server(
     body: ServersBody, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
 ) -> McpServerList:
-    """Connect every worker to an MCP server, or to all servers of a pasted `{"mcpServers": …}`.
+    """Connect every worker to an MCP server.
 
-    A server's tools are available as soon as its state is `up`.
+    A pasted `{"mcpServers": …}` adds all of its servers. A server's tools are available as soon as its state is `up`.
     """
     _require_admin(principal)
     new_servers = [(body, False)] if isinstance(body, ServerCreate) else body.list_servers()

@@ -1,4 +1,7 @@
-"""Request bodies that add MCP servers: one server, or a pasted configuration file."""
+"""Request bodies that add MCP servers.
+
+A body has one server, or is a pasted configuration file.
+"""
 
 import re
 from typing import Annotated, Any, Literal, cast
@@ -39,9 +42,10 @@ class ServerCreate(RequestModel):
 
 
 class PastedServers(BaseModel):
-    """Content of a host's configuration file, such as Claude Desktop's, Cursor's or VS Code's.
+    """Content of a host's configuration file.
 
-    All of its servers are added, or none. Commands are not accepted, and environment variables are not expanded.
+    Hosts are Claude Desktop, Cursor, VS Code and others. All of its servers are added, or none. Commands are not
+    accepted, and environment variables are not expanded.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -87,7 +91,7 @@ def _read_entry(name: str, entry: JsonObject) -> ServerCreate:
 
 
 def _list_texts(fields: JsonObject) -> list[tuple[str, str]]:
-    """List the address and the values of the headers, each with its path."""
+    """List the address and the headers' values, each with its path."""
     headers = fields.get("headers")
     values = cast("dict[str, object]", headers).items() if isinstance(headers, dict) else ()
     texts = [("url", fields["url"]), *((f"headers.{name}", value) for name, value in values)]

@@ -1,4 +1,4 @@
-"""`/`: a page that says what runs where, and in which state it is."""
+"""The page `/`, which shows what runs where, and its state."""
 
 import base64
 import hashlib
@@ -75,9 +75,9 @@ async def show_home(
     settings: SettingsDep,
     started_at: StartTimeDep,
 ) -> Response:
-    """Show the state of this worker, as `/ready` has it, and the addresses of the APIs.
+    """Show the state of this worker, and the addresses of the APIs.
 
-    Only admins see reasons, MCP servers and the addresses of other servers.
+    The state is that of `/ready`. Only admins see reasons, MCP servers and the addresses of other servers.
     """
     readiness = await get_readiness(storage, model_health, toolbox, turn_service, tasks, settings)
     detailed = is_admin(request.scope.get(PRINCIPAL_SCOPE_KEY))
