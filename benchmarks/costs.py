@@ -23,7 +23,7 @@ from benchmarks.session import create_work_directory, print_line, stop_at_end
 from benchmarks.subjects import GatewayWorkers, SharedServers, ToolServer, UpstreamServer
 from benchmarks.upstream import build_prompt
 from gateway_runtime import embedded_postgres
-from gateway_runtime.postgres_url import plain_dsn
+from gateway_runtime.postgres.url import plain_dsn
 
 COSTS_FILE = Path(__file__).with_name("costs.json")
 SCALING_PAGE = ROOT / "docs" / "scaling.md"

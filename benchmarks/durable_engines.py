@@ -31,7 +31,7 @@ from benchmarks.session import create_work_directory, print_line, stop_at_end
 from benchmarks.subjects import SharedServers, Subject, ToolServer, UpstreamServer
 from benchmarks.upstream import build_prompt
 from gateway_runtime.embedded_postgres import EmbeddedPostgres, start_or_attach
-from gateway_runtime.postgres_url import plain_dsn
+from gateway_runtime.postgres.url import plain_dsn
 
 _MODES = ("plain", "steps", "flush", "token")
 _SETTLE_SECONDS = 0.5

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.subjects import BENCH_DIRECTORY, Gateway, SharedServers, Subject, build_post_request, install_packages
 from gateway_runtime.embedded_postgres import EmbeddedPostgres
-from gateway_runtime.postgres_url import plain_dsn
+from gateway_runtime.postgres.url import plain_dsn
 
 DBOS_DATABASE = "bench_dbos"
 

@@ -16,7 +16,7 @@ from benchmarks.processes import limit_cpu_share, read_cpu_seconds
 from benchmarks.subjects import Gateway, GatewayWorkers, SharedServers, Subject, UpCommand, build_get_request
 from benchmarks.upstream import build_prompt
 from gateway_runtime import embedded_postgres
-from gateway_runtime.postgres_url import plain_dsn
+from gateway_runtime.postgres.url import plain_dsn
 
 TURN_COUNT = 100_000
 FOLLOWER_COUNT = 100

@@ -24,7 +24,7 @@ from gateway.store.database import Database
 from gateway.store.history import HistoryStore
 from gateway.store.search.indexer import SearchIndexer
 from gateway_runtime import embedded_postgres
-from gateway_runtime.postgres_url import plain_dsn
+from gateway_runtime.postgres.url import plain_dsn
 
 MAX_RATIO = 1.5
 _OWNER = "local"

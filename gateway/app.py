@@ -70,6 +70,16 @@ def create_app(
         docs_url=None,  # FastAPI's own pages load their scripts from another host
         redoc_url=None,
     )
+    _add_middleware(app, settings, timeouts)
+    errors.register_error_handlers(app)
+    register_routes(app)
+    openapi.install_openapi(app)
+    app.router.routes.append(Route("/mcp", McpRoute(app.state), include_in_schema=False))
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, timeouts: Timeouts) -> None:
+    """Add what handles each request before its route, the innermost first."""
     app.add_middleware(RequestBodyMiddleware, settings=settings, timeout_seconds=timeouts.body)
     app.add_middleware(SecurityMiddleware, settings=settings)
     app.add_middleware(errors.ServerErrorMiddleware)
@@ -85,11 +95,6 @@ def create_app(
     app.add_middleware(RequestContextMiddleware)
     if settings.root_path:
         app.add_middleware(RootPathMiddleware, root_path=settings.root_path)
-    errors.register_error_handlers(app)
-    register_routes(app)
-    openapi.install_openapi(app)
-    app.router.routes.append(Route("/mcp", McpRoute(app.state), include_in_schema=False))
-    return app
 
 
 async def stop_gateway(app: FastAPI, grace_seconds: float) -> None:

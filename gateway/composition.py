@@ -63,7 +63,7 @@ from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
 from gateway.store.workers import WorkerStore
 from gateway_runtime.cached_value import CachedValue
-from gateway_runtime.postgres_connections import ConnectionLimits
+from gateway_runtime.postgres.connections import ConnectionTimeouts
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ async def _stop(mcp: McpEndpoint, turn_service: TurnService, grace_seconds: floa
 
 def _create_database(settings: Settings) -> Database:
     assert settings.postgres_url is not None
-    limits = ConnectionLimits(
+    limits = ConnectionTimeouts(
         statement=settings.database_statement_timeout_seconds,
         lock=settings.database_lock_timeout_seconds,
         silence=settings.database_silence_timeout_seconds,

@@ -14,7 +14,7 @@ import gateway.store.models  # noqa: F401
 import tools_server.tasks.models  # noqa: F401
 from gateway.config import load_settings
 from gateway.store.migrations import list_heads
-from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConnector
+from gateway_runtime.postgres.connections import ConnectionTimeouts, PostgresConnector
 
 config = context.config
 LOCK_ID = zlib.crc32(b"agent-gateway migrations")
@@ -122,7 +122,7 @@ def run_migrations(connection: Connection) -> None:
 
 async def run_online() -> None:
     # A migration may take long, and may wait for another process that migrates.
-    limits = ConnectionLimits(statement=0, lock=0)
+    limits = ConnectionTimeouts(statement=0, lock=0)
     engine = PostgresConnector(get_url(), limits).create_engine(poolclass=pool.NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(run_migrations)

@@ -17,7 +17,7 @@ from uuid_utils import uuid4
 from gateway.simulator import Simulator, SimulatorSettings, serve_simulator
 from gateway.store import migrations
 from gateway_runtime import embedded_postgres
-from gateway_runtime.postgres_url import plain_dsn as dsn
+from gateway_runtime.postgres.url import plain_dsn as dsn
 from tests.shortcuts import install_shortcuts
 from tests.stack import Gateway, ServeSharedGateway, serve_gateway, serve_tools
 

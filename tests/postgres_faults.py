@@ -14,7 +14,7 @@ import asyncpg
 from gateway_runtime import embedded_postgres
 from gateway_runtime.cluster_paths import ClusterPaths
 from gateway_runtime.embedded_postgres import EmbeddedPostgres
-from gateway_runtime.postgres_url import list_hosts, plain_dsn
+from gateway_runtime.postgres.url import list_hosts, plain_dsn
 
 FAST_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "16MB"}
 

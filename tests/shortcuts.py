@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import LRUCache
 
 import gateway.app
-from gateway_runtime import postgres_connections
+from gateway_runtime.postgres import connections
 
 _UVICORN_POLL_SECONDS = 0.005
 
@@ -41,7 +41,7 @@ def install_shortcuts() -> Generator[None]:
         patch.setattr(mcp_tools, "func_metadata", _FuncMetadataCache())
         options = {"compiled_cache": LRUCache(2_000)}
         create_engine = partial(create_async_engine, execution_options=options)
-        patch.setattr(postgres_connections, "create_async_engine", create_engine)
+        patch.setattr(connections, "create_async_engine", create_engine)
         patch.setattr(PGDialect_asyncpg, "__hash__", _hash_dialect)
         patch.setattr(PGDialect_asyncpg, "__eq__", _compare_dialects)
         yield

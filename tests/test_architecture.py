@@ -176,8 +176,8 @@ def list_matched_classes(match: ast.Match) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", MODULES, ids=get_module_name)
 def test_database_connections_are_opened_in_one_module(path: Path) -> None:
-    """A connection without the limits of `gateway_runtime.postgres_connections` may wait for ever."""
-    if get_module_name(path) == "gateway_runtime.postgres_connections":
+    """A connection without the limits of `gateway_runtime.postgres.connections` may wait for ever."""
+    if get_module_name(path) == "gateway_runtime.postgres.connections":
         return
     names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
     source = path.read_text()

@@ -20,7 +20,7 @@ from gateway_runtime import embedded_postgres, tls
 from gateway_runtime.child_processes import keep_descriptors_private
 from gateway_runtime.event_loop import event_loop_factory
 from gateway_runtime.parent_watchdog import stop_with_parent
-from gateway_runtime.postgres_keeper import PostgresKeeper
+from gateway_runtime.postgres.keeper import PostgresKeeper
 from gateway_runtime.sockets import bind_socket
 from tools_server.config import ConfigError, Settings, list_renamed_settings, load_settings
 from tools_server.http_server import HttpServer, log_tls_doubt

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from gateway_runtime.errors import ConfigError
-from gateway_runtime.postgres_address.settings import PostgresSettings
+from gateway_runtime.postgres.settings import PostgresSettings
 from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings, read_parent_fd
 from gateway_runtime.settings.hosts import normalize_host_pattern, normalize_origin, split_list
 from gateway_runtime.tls import TlsFiles

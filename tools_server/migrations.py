@@ -9,8 +9,8 @@ from pathlib import Path
 
 import structlog
 
-from gateway_runtime.postgres_connections import PostgresConnector
-from gateway_runtime.postgres_errors import is_database_error
+from gateway_runtime.postgres.connections import PostgresConnector
+from gateway_runtime.postgres.errors import is_database_error
 from tools_server.thread_pool import BoundedThreadPool
 
 ROOT = Path(__file__).resolve().parent.parent

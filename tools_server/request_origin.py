@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 _OPEN_PATHS = ("/health", "/.well-known/")
 _BODY_METHODS = ("POST", "PUT", "PATCH")
 _PROGRAM_PATH = "/tools/call"
-_PROGRAM_TYPES = ([], ["application/x-www-form-urlencoded"])
+_PROGRAM_TYPES: tuple[list[str], ...] = ([], ["application/x-www-form-urlencoded"])
 _BROWSER_HEADERS = ("origin", "sec-fetch-site", "sec-fetch-mode")
 
 

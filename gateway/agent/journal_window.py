@@ -1,4 +1,4 @@
-"""The newest events of a stored turn that another worker runs, or that has ended."""
+"""Newest events of a stored turn that runs elsewhere or ended."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
@@ -28,7 +28,7 @@ class JournalWindow(TurnLog):
         self._dropped_seq = 0
 
     def load_entries(self, entries: Iterable[JournalEntry]) -> None:
-        """Add entries of the journal, and drop the oldest ones beyond the maximum size."""
+        """Add entries of the journal, and drop the oldest beyond the maximum."""
         last_seq = self.last_seq
         super().load_entries(entries)
         if self.last_seq > last_seq:
@@ -60,7 +60,10 @@ class JournalWindow(TurnLog):
         return self.entries[start : self._limit_bytes(start, len(self.entries))]
 
     async def _load_batch(self, after: int) -> list[JournalEntry]:
-        """Load entries that have left the window; close the log if they cannot be read."""
+        """Load entries that have left the window.
+
+        Where they cannot be read, the log is closed.
+        """
         try:
             batch = await self._load_events(self.turn_id, after)
         except (StorageUnavailable, TimeoutError):

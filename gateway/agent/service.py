@@ -194,7 +194,10 @@ class TurnListener(EventListener):
 
     @property
     def is_over(self) -> bool:
-        """Whether the turn has ended, whether or not its last event has arrived."""
+        """Whether the turn has ended.
+
+        Its last event may not have arrived yet.
+        """
         return self._turn.has_ended or self._log.has_ended
 
     @property

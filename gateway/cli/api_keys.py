@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
 
 import msgspec
@@ -14,7 +15,7 @@ from gateway.config import ConfigError, Settings
 from gateway.domain.messages import Area, Budget, KeyLimits
 
 if TYPE_CHECKING:
-    from gateway.store.api_keys import KeyStore
+    from gateway.store.api_keys import KeyStore, NewKey
     from gateway.store.database import Database
     from gateway.store.models import ApiKey
 
@@ -58,8 +59,7 @@ def create_key(
 
     The first key turns authentication on. Where all keys are lost, use `recover`.
     """
-    from gateway.api.security.authentication import accepts_jwt
-    from gateway.store.api_keys import KeyStore, NewKey
+    from gateway.store.api_keys import NewKey
 
     budget = Budget(tokens_per_day, tokens_per_month, usd_per_day, usd_per_month)
     limits = KeyLimits(requests, window_seconds, streams)
@@ -73,29 +73,32 @@ def create_key(
             models=model,
             servers=server,
             tools=tool,
-            budget=msgspec.to_builtins(budget),
-            limits=msgspec.to_builtins(limits),
+            **msgspec.to_builtins({"budget": budget, "limits": limits}),
             expires_at=expires_at,
         )
-    new_key = NewKey(
+    key = NewKey(
         owner,
         name,
         role,
-        _to_optional_tuple(scope),
-        _to_optional_tuple(model),
-        _to_optional_tuple(server),
-        _to_optional_tuple(tool),
+        *map(_to_optional_tuple, (scope, model, server, tool)),
         budget=None if budget == Budget() else budget,
         limits=None if requests is None and streams is None else limits,
         expires_at=expires_at,
     )
+    _print_new_key(*run_with_database(partial(_store_new_key, key)))
 
-    def create(database: "Database", settings: Settings) -> "Awaitable[tuple[ApiKey, str]]":
-        is_configured = settings.api_key is not None or accepts_jwt(settings)
-        key = msgspec.structs.replace(new_key, role=role or ("user" if is_configured else None))
-        return KeyStore(database).create_key(key, by="cli")
 
-    _print_new_key(*run_with_database(create))
+def _store_new_key(key: "NewKey", database: "Database", settings: Settings) -> "Awaitable[tuple[ApiKey, str]]":
+    """Store a key.
+
+    Where it has no role and keys are configured otherwise, it is a user's.
+    """
+    from gateway.api.security.authentication import accepts_jwt
+    from gateway.store.api_keys import KeyStore
+
+    is_configured = settings.api_key is not None or accepts_jwt(settings)
+    key = msgspec.structs.replace(key, role=key.role or ("user" if is_configured else None))
+    return KeyStore(database).create_key(key, by="cli")
 
 
 @app.command("recover")

@@ -12,7 +12,7 @@ import typer
 from gateway.cli.errors import report_config_errors
 from gateway.config import ConfigError
 from gateway.settings.values import is_loopback
-from gateway_runtime.postgres_url import PostgresAddress, build_url, parse_address
+from gateway_runtime.postgres.url import PostgresAddress, build_url, parse_address
 
 _POSTGRES_HOSTS = ("postgres", "db")
 """Names of compose.yaml's own Postgres."""

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gateway.config import ConfigError
-from gateway_runtime.postgres_url import parse_address
+from gateway_runtime.postgres.url import parse_address
 
 
 def run_psql(url: str, arguments: Sequence[str]) -> int:

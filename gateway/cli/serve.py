@@ -184,7 +184,7 @@ def open_postgres(settings: Settings) -> Generator[str]:
         return
     from gateway.common.logging import get_logger
     from gateway_runtime.embedded_postgres import find_cluster
-    from gateway_runtime.postgres_keeper import PostgresKeeper
+    from gateway_runtime.postgres.keeper import PostgresKeeper
 
     log = get_logger(__name__)
     server = find_cluster(settings.gateway_data_dir)

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator
+from types import TracebackType
 from typing import Protocol
 
 from gateway.domain.events import Event, JournalEntry
@@ -33,3 +34,18 @@ class EventFold(Protocol):
     def apply(self, event: Event) -> bool | None:
         """Apply the next event. True: the events after it are not needed."""
         ...
+
+
+class FrameSource(Protocol):
+    """Async context manager of the frames' source."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether only the client's reading takes time, because the turn ended."""
+        ...
+
+    async def __aenter__(self) -> object: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> object: ...

@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 from gateway.server.source_watcher import SourceWatcher
 from gateway_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from gateway_runtime.parent_watchdog import READY
-from gateway_runtime.postgres_keeper import PostgresKeeper
+from gateway_runtime.postgres.keeper import PostgresKeeper
 from gateway_runtime.sockets import SharedPort
 
 _MAX_MESSAGE_BYTES = 65_536

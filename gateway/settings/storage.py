@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 
 from gateway.settings.values import is_loopback
 from gateway_runtime.placeholders import is_placeholder
-from gateway_runtime.postgres_address.settings import PostgresSettings
-from gateway_runtime.postgres_url import parse_address
+from gateway_runtime.postgres.settings import PostgresSettings
+from gateway_runtime.postgres.url import parse_address
 
 
 class StorageSettings(PostgresSettings):

@@ -17,7 +17,7 @@ from gateway.common.logging import get_logger
 from gateway.domain.bus import BusKind, BusMessage
 from gateway.ports.store import Bus
 from gateway.store.errors import is_database_error
-from gateway_runtime.postgres_connections import PostgresConnector
+from gateway_runtime.postgres.connections import PostgresConnector
 
 log = get_logger(__name__)
 

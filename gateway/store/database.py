@@ -20,8 +20,8 @@ from gateway.config import ConfigError, Settings
 from gateway.domain.errors import GatewayError
 from gateway.store.errors import get_driver_error, is_database_error, raise_gateway_errors
 from gateway.store.start.checks import find_problem, is_temporary
-from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConnector
-from gateway_runtime.postgres_url import mask_password
+from gateway_runtime.postgres.connections import ConnectionTimeouts, PostgresConnector
+from gateway_runtime.postgres.url import mask_password
 
 log = get_logger(__name__)
 
@@ -57,9 +57,9 @@ class Database:
     """
 
     def __init__(
-        self, url: str, *, direct_url: str | None = None, pool_size: int = 5, limits: ConnectionLimits | None = None
+        self, url: str, *, direct_url: str | None = None, pool_size: int = 5, limits: ConnectionTimeouts | None = None
     ) -> None:
-        self.connector = PostgresConnector(url, limits or ConnectionLimits())
+        self.connector = PostgresConnector(url, limits or ConnectionTimeouts())
         self.direct = PostgresConnector(direct_url, self.connector.limits) if direct_url else self.connector
         self.engine: AsyncEngine = self.connector.create_engine(
             pool_size=pool_size, max_overflow=pool_size, pool_timeout=5, json_serializer=encode_jsonb

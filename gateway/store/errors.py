@@ -12,7 +12,7 @@ from gateway.domain.errors import (
     StorageUnavailable,
     TurnTakenOver,
 )
-from gateway_runtime.postgres_errors import (
+from gateway_runtime.postgres.errors import (
     TAKEN_OVER_SQLSTATE,
     StorageFailure,
     classify_error,

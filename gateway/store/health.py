@@ -12,7 +12,7 @@ from gateway.store.errors import get_sqlstate
 from gateway.store.journal.postgres_journal import PostgresJournal
 from gateway.store.models import Turn
 from gateway_runtime.cached_value import CachedValue
-from gateway_runtime.postgres_connections import ConnectionLimits
+from gateway_runtime.postgres.connections import ConnectionTimeouts
 
 CHECK_SECONDS = 2.0
 COUNT_SECONDS = 1.0
@@ -86,7 +86,7 @@ class StorageHealth:
         journal: PostgresJournal,
         has_lease: Callable[[], bool],
         *,
-        limits: ConnectionLimits,
+        limits: ConnectionTimeouts,
         max_age_seconds: float,
     ) -> None:
         self._database = Database(url, pool_size=1, limits=limits)

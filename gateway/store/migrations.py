@@ -6,7 +6,7 @@ Alembic is imported only to migrate. See docs/adr/0016.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway_runtime.postgres_connections import PostgresConnector
+from gateway_runtime.postgres.connections import PostgresConnector
 
 if TYPE_CHECKING:
     from alembic.config import Config

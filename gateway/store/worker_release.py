@@ -7,7 +7,7 @@ import msgspec
 from gateway.domain.bus import BusKind, BusMessage
 from gateway.store.bus import CHANNEL
 from gateway.store.errors import raise_gateway_errors
-from gateway_runtime.postgres_connections import PostgresConnector
+from gateway_runtime.postgres.connections import PostgresConnector
 
 
 async def release_dead_worker(url: str, worker_id: UUID) -> None:

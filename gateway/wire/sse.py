@@ -4,8 +4,6 @@ import asyncio
 from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from types import TracebackType
-from typing import Protocol
 
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
@@ -13,10 +11,11 @@ from starlette.types import Receive, Scope, Send
 from gateway.common.concurrency import Deadline
 from gateway.domain.errors import ClientGone
 from gateway.domain.events import JournalEntry, get_event_type
+from gateway.ports.listener import FrameSource
 
 PING_SECONDS = 15.0
 DRAIN_SECONDS = 600.0
-"""Time for a client to read the rest of a stream whose turn has ended."""
+"""Time to read the rest of a stream after its turn."""
 _MAX_WRITE_BYTES = 256 * 1024
 SSE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
@@ -38,21 +37,6 @@ def format_unnumbered_event(event: str, data: bytes) -> bytes:
     It has no number, because a client must not resume after it.
     """
     return b"event: %s\ndata: %s\n\n" % (event.encode(), data)
-
-
-class FrameSource(Protocol):
-    """Async context manager of the frames' source."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the turn has ended, so that only the client's reading takes time."""
-        ...
-
-    async def __aenter__(self) -> object: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> object: ...
 
 
 class FrameStream(EventSourceResponse):

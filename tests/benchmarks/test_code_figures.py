@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.code_figures import Tree, format_offenders, main, read_tree
+from benchmarks.code_figures import LIMITS, ROOT, Tree, format_offenders, main, read_tree
 
 PORTS = """
 from typing import Any, Protocol
@@ -153,3 +153,9 @@ def test_revision_is_read_from_git(
     monkeypatch.setattr("benchmarks.code_figures.ROOT", root)
     main(["--tree", str(root), "--against", "HEAD"])
     assert capsys.readouterr().out.splitlines()[1].split()[-3:] == ["87.5", "75.0", "35"]
+
+
+def test_figures_of_this_source_tree_are_within_their_limits() -> None:
+    tree = read_tree(ROOT)
+    exceeded = {name: figure for name, figure in tree.compute_figures().items() if figure > LIMITS[name].maximum}
+    assert exceeded == {}, format_offenders(tree)

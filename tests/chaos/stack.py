@@ -14,7 +14,7 @@ import asyncpg
 
 from gateway_runtime import embedded_postgres
 from gateway_runtime.embedded_postgres import EmbeddedPostgres
-from gateway_runtime.postgres_url import list_hosts, plain_dsn
+from gateway_runtime.postgres.url import list_hosts, plain_dsn
 from tests.chaos.effects import IMMORTAL
 from tests.chaos.proxy import DatabaseProxy
 from tests.e2e.running_stack import ROOT, clean_environment, gateway_command

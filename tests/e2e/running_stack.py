@@ -16,7 +16,7 @@ import aiohttp
 import asyncpg
 
 from gateway_runtime import embedded_postgres
-from gateway_runtime.postgres_url import plain_dsn
+from gateway_runtime.postgres.url import plain_dsn
 from tests.eventually import eventually
 from tests.stack import Client, find_free_port
 

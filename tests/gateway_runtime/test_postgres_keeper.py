@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from gateway_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError, find_cluster
-from gateway_runtime.postgres_keeper import PostgresKeeper
+from gateway_runtime.postgres.keeper import PostgresKeeper
 from tests.conftest import FAST_POSTGRES_SETTINGS
 from tests.eventually import eventually_blocking
 from tests.gateway_runtime.test_embedded_postgres import fetch_value, read_postmaster_pid

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway_runtime.postgres_url import (
+from gateway_runtime.postgres.url import (
     list_hosts,
     list_parameters,
     mask_password,

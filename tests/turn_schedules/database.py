@@ -5,7 +5,7 @@ from pathlib import Path
 
 import asyncpg
 
-from gateway_runtime.postgres_url import list_hosts, plain_dsn
+from gateway_runtime.postgres.url import list_hosts, plain_dsn
 
 INSTALL = """
 CREATE SCHEMA clock;

@@ -29,7 +29,7 @@ from gateway.composition import Llm, Store, Tools, build_agent, build_store
 from gateway.domain.events import JournalEntry
 from gateway.domain.messages import Message, TurnRequest
 from gateway.llm.catalog import Catalog
-from gateway_runtime.postgres_url import plain_dsn
+from gateway_runtime.postgres.url import plain_dsn
 from tests.stack import _GatewaySettings
 from tests.turn_schedules.checks import add_row, check_client, check_effects, check_journal
 from tests.turn_schedules.clock import SteppedLoop, VirtualClock

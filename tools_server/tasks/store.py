@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConnector
-from gateway_runtime.postgres_errors import StorageFailure, classify_error, is_database_error
+from gateway_runtime.postgres.connections import ConnectionTimeouts, PostgresConnector
+from gateway_runtime.postgres.errors import StorageFailure, classify_error, is_database_error
 from tools_server.tasks import calls
 from tools_server.tasks.calls import CallKey
 from tools_server.tasks.models import Task, TaskCounter
@@ -90,7 +90,7 @@ class TaskStore:
 
     def __init__(self, url: str, *, timeout_seconds: float = 10.0) -> None:
         self._timeout_seconds = timeout_seconds
-        limits = ConnectionLimits(
+        limits = ConnectionTimeouts(
             connect=min(3.0, timeout_seconds), statement=timeout_seconds, lock=timeout_seconds, silence=timeout_seconds
         )
         self._engine = PostgresConnector(url, limits).create_engine(

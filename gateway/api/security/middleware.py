@@ -52,7 +52,8 @@ class SecurityMiddleware:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._admission_gate = AdmissionGate()
-        self._allowed_origins = (*settings.cors_origins, settings.public_origin)
+        public_origins = () if settings.public_origin is None else (settings.public_origin,)
+        self._allowed_origins = (*settings.cors_origins, *public_origins)
         self._trusted_hosts = tuple(_escape_brackets(host) for host in settings.list_trusted_hosts())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -32,7 +32,7 @@ from gateway.store.journal import redaction, statements
 from gateway.store.journal.queue import JournalQueue, NullEventSource, PendingWrite
 from gateway.store.journal.statements import Fence, Row
 from gateway.store.journal.writer import CommitPolicy, Connection, JournalWriter, SlowWriter
-from gateway_runtime.postgres_connections import PostgresConnector
+from gateway_runtime.postgres.connections import PostgresConnector
 
 log = get_logger(__name__)
 

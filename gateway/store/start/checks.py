@@ -3,7 +3,7 @@
 import asyncpg
 
 from gateway.store.errors import StorageFailure, classify_error, is_database_error
-from gateway_runtime.postgres_connections import PostgresConnector
+from gateway_runtime.postgres.connections import PostgresConnector
 
 _POOLER_ROUNDS = 3
 _FINAL_CLASSES = ("28", "3D", "3F", "42501")

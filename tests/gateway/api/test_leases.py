@@ -12,7 +12,7 @@ import pytest
 
 from gateway.simulator import Fault, Simulator
 from gateway.store import migrations
-from gateway_runtime.postgres_url import plain_dsn
+from gateway_runtime.postgres.url import plain_dsn
 from tests.effect_server import CALLS, make_payment_prompt, serve_effects
 from tests.eventually import eventually
 from tests.gateway.api.test_refused_writes import TERMINATE, Outage, read_only

@@ -90,7 +90,7 @@ class _Listener:
 
 
 async def send_slowly(chunks: list[bytes], *, seconds: float) -> list[int]:
-    """Send frames to a client that reads; return the sizes of the writes."""
+    """Sizes of the writes to a client that reads the frames."""
     sizes: list[int] = []
 
     async def generate() -> Any:
@@ -111,7 +111,7 @@ async def send_slowly(chunks: list[bytes], *, seconds: float) -> list[int]:
 
 
 async def test_rest_of_a_stream_has_a_deadline_after_the_turn_s_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each write makes progress, but the client would take too long for all."""
+    """Writes make progress, but a client would take too long for all."""
     monkeypatch.setattr(sse, "DRAIN_SECONDS", 0.2)
     async with asyncio.timeout(30):
         with pytest.raises(SendTimeoutError):

@@ -9,7 +9,7 @@ from sqlalchemy import make_url
 
 from gateway.simulator import Simulator
 from gateway.store import usage
-from gateway_runtime.postgres_url import plain_dsn
+from gateway_runtime.postgres.url import plain_dsn
 from tests.auth_helpers import Keyring
 from tests.stack import serve_gateway
 

@@ -15,7 +15,7 @@ from gateway.domain.errors import StorageUnavailable
 from gateway.simulator import Simulator
 from gateway.store.database import DatabaseError, wait_until_ready
 from gateway_runtime.embedded_postgres import EmbeddedPostgres
-from gateway_runtime.postgres_url import plain_dsn
+from gateway_runtime.postgres.url import plain_dsn
 from tests.eventually import eventually
 from tests.postgres_faults import (
     build_url_of_hosts,

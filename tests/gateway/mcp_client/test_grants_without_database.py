@@ -27,8 +27,8 @@ from gateway.store.encryption import Cipher
 from gateway.store.mcp_servers import ServerStore
 from gateway.store.oauth_grants import PostgresGrantStore
 from gateway_runtime import embedded_postgres
-from gateway_runtime.postgres_connections import ConnectionLimits
-from gateway_runtime.postgres_url import plain_dsn
+from gateway_runtime.postgres.connections import ConnectionTimeouts
+from gateway_runtime.postgres.url import plain_dsn
 from tests.conftest import FAST_POSTGRES_SETTINGS
 from tests.eventually import eventually
 from tests.gateway.mcp_client.mcp_servers import TrialServer
@@ -61,7 +61,7 @@ class CountingGrantStore(PostgresGrantStore):
 
 @asynccontextmanager
 async def connect_toolbox(
-    database_url: str, *servers: ServerConfig, limits: ConnectionLimits | None = None, **options: float
+    database_url: str, *servers: ServerConfig, limits: ConnectionTimeouts | None = None, **options: float
 ) -> AsyncGenerator[tuple[McpToolbox, Any]]:
     """Connect a toolbox whose sign-ins are in this database."""
     database = Database(database_url, limits=limits)
@@ -309,7 +309,7 @@ async def test_slow_authorization_server_refreshes_once_for_all_workers(
 
     monkeypatch.setattr(vault, "exchange_refresh_token", exchange_slowly)
     server = ServerConfig(name="vault", url=vault.url)
-    limits = ConnectionLimits(statement=0.9, lock=0.5, silence=1.0)
+    limits = ConnectionTimeouts(statement=0.9, lock=0.5, silence=1.0)
     async with (
         connect_toolbox(database_url, server, limits=limits) as (first, first_store),
         connect_toolbox(database_url, server, limits=limits) as (second, second_store),

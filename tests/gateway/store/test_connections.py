@@ -17,18 +17,18 @@ from gateway.store.bus import PostgresBus
 from gateway.store.database import Database
 from gateway.store.errors import get_sqlstate
 from gateway.store.journal.postgres_journal import PostgresJournal
-from gateway_runtime.postgres_connections import CLOSE_SECONDS, ConnectionLimits, PostgresConnector
+from gateway_runtime.postgres.connections import CLOSE_SECONDS, ConnectionTimeouts, PostgresConnector
 from tests.eventually import eventually
 from tests.postgres_faults import build_url_of_hosts, execute, serve_proxy, set_read_only, start_cluster
 
-SHORT = ConnectionLimits(connect=5, statement=0.5, lock=0.1, silence=1.0)
+SHORT = ConnectionTimeouts(connect=5, statement=0.5, lock=0.1, silence=1.0)
 LIMITED = ("statement", "transaction")
 STALLED_SECONDS = 30.0
 """Bound of a test that would otherwise wait for ever."""
 
 
 @asynccontextmanager
-async def open_database(url: str, limits: ConnectionLimits = SHORT, pool_size: int = 5) -> AsyncGenerator[Database]:
+async def open_database(url: str, limits: ConnectionTimeouts = SHORT, pool_size: int = 5) -> AsyncGenerator[Database]:
     database = Database(url, limits=limits, pool_size=pool_size)
     try:
         yield database
@@ -70,7 +70,7 @@ async def find_pid_eventually(database: Database) -> int:
 
 
 async def test_statement_that_takes_too_long_is_ended_by_the_server(database_url: str, db: asyncpg.Connection) -> None:
-    async with open_database(database_url, ConnectionLimits(statement=0.2), pool_size=1) as database:
+    async with open_database(database_url, ConnectionTimeouts(statement=0.2), pool_size=1) as database:
         pid = await find_pid(database)
         with pytest.raises(StorageUnavailable):
             await database.fetch_rows("SELECT pg_sleep(3600)")
@@ -79,7 +79,7 @@ async def test_statement_that_takes_too_long_is_ended_by_the_server(database_url
 
 
 async def test_wait_for_a_lock_ends(database_url: str, db: asyncpg.Connection) -> None:
-    async with open_database(database_url, ConnectionLimits(lock=0.1)) as database, db.transaction():
+    async with open_database(database_url, ConnectionTimeouts(lock=0.1)) as database, db.transaction():
         await db.execute("LOCK TABLE conversations")
         with pytest.raises(StorageUnavailable) as raised:
             await database.fetch_rows("SELECT * FROM conversations")
@@ -87,7 +87,7 @@ async def test_wait_for_a_lock_ends(database_url: str, db: asyncpg.Connection) -
 
 
 async def test_session_ends_although_each_of_its_statements_is_fast(database_url: str) -> None:
-    async with open_database(database_url, ConnectionLimits(statement=0.2, silence=0.5), pool_size=1) as database:
+    async with open_database(database_url, ConnectionTimeouts(statement=0.2, silence=0.5), pool_size=1) as database:
         with pytest.raises(StorageUnavailable):
             await sleep_in_a_session(database)
         assert await find_pid_eventually(database)  # the pool has replaced the connection
@@ -102,7 +102,7 @@ async def sleep_in_a_session(database: Database) -> None:
 
 async def test_long_session_may_take_longer_than_the_usual_limit(database_url: str) -> None:
     async with (
-        open_database(database_url, ConnectionLimits(statement=0.1, silence=0.2)) as database,
+        open_database(database_url, ConnectionTimeouts(statement=0.1, silence=0.2)) as database,
         database.session(seconds=60) as session,
     ):
         connection = await session.connection()
@@ -132,7 +132,7 @@ async def test_transaction_that_takes_too_long_is_ended_by_the_server_with_its_l
 async def test_commit_that_is_cut_off_midway_holds_its_locks_no_longer_than_an_attempt(
     database_url: str, db: asyncpg.Connection
 ) -> None:
-    limits = ConnectionLimits(statement=50.0, lock=50.0, silence=60.0)  # would hold the lock for a minute
+    limits = ConnectionTimeouts(statement=50.0, lock=50.0, silence=60.0)  # would hold the lock for a minute
     async with serve_proxy(database_url) as (proxy, url):
         journal = PostgresJournal(PostgresConnector(url, limits), uuid4(), retry_seconds=3.0)
         connection = await journal._connect()
@@ -174,8 +174,8 @@ async def test_silence_of_one_connection_replaces_all_of_the_pool(database_url: 
 
 def test_silence_is_found_within_ten_seconds_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DATABASE_SILENCE_TIMEOUT_SECONDS", raising=False)
-    assert ConnectionLimits().silence == load_settings(_env_file=None).database_silence_timeout_seconds
-    assert ConnectionLimits().silence + CLOSE_SECONDS < 10
+    assert ConnectionTimeouts().silence == load_settings(_env_file=None).database_silence_timeout_seconds
+    assert ConnectionTimeouts().silence + CLOSE_SECONDS < 10
 
 
 async def test_bus_finds_a_silent_connection_and_delivers_again(database_url: str) -> None:
@@ -206,7 +206,7 @@ async def test_bus_finds_a_silent_connection_and_delivers_again(database_url: st
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the names of the options are Linux's")
 async def test_tcp_connection_is_ended_by_the_kernel_without_acknowledgements(database_url: str) -> None:
-    limits = ConnectionLimits(silence=9.0)
+    limits = ConnectionTimeouts(silence=9.0)
     async with serve_proxy(database_url) as (_, url):
         connection = await PostgresConnector(url, limits).connect()
         tcp: socket.socket = connection._transport.get_extra_info("socket")
@@ -218,26 +218,26 @@ async def test_tcp_connection_is_ended_by_the_kernel_without_acknowledgements(da
 
 
 async def test_server_knows_the_limits_of_a_session(database_url: str) -> None:
-    async with open_database(database_url, ConnectionLimits(statement=6, lock=3, silence=8)) as database:
+    async with open_database(database_url, ConnectionTimeouts(statement=6, lock=3, silence=8)) as database:
         names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
         values = [(await database.fetch_rows(f"SHOW {name}"))[0][0] for name in names]
     assert values == ["6s", "3s", "8s", "8s"]
 
 
 async def test_limit_in_the_address_has_precedence(database_url: str) -> None:
-    async with open_database(f"{database_url}&statement_timeout=1234", ConnectionLimits()) as database:
+    async with open_database(f"{database_url}&statement_timeout=1234", ConnectionTimeouts()) as database:
         assert await database.fetch_rows("SHOW statement_timeout") == [("1234ms",)]
 
 
 async def test_parameters_of_libpq_are_accepted(database_url: str) -> None:
-    async with open_database(f"{database_url}&sslmode=disable&application_name=me", ConnectionLimits()) as database:
+    async with open_database(f"{database_url}&sslmode=disable&application_name=me", ConnectionTimeouts()) as database:
         assert await database.fetch_rows("SHOW application_name") == [("me",)]
 
 
 async def test_connection_that_the_server_closed_is_replaced_without_an_error(
     database_url: str, db: asyncpg.Connection
 ) -> None:
-    async with open_database(database_url, ConnectionLimits(), pool_size=1) as database:
+    async with open_database(database_url, ConnectionTimeouts(), pool_size=1) as database:
         pid = await find_pid(database)
         await db.execute("SELECT pg_terminate_backend($1)", pid)
         await eventually(lambda: db.fetchval("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $1", pid))
@@ -250,7 +250,7 @@ async def test_demoted_primary_is_left_for_the_new_one() -> None:
         await set_read_only(new, value=True)
         url = build_url_of_hosts([old, new])
         await execute(old.build_url(), "CREATE TABLE written (host text)")
-        async with open_database(url, ConnectionLimits()) as database:
+        async with open_database(url, ConnectionTimeouts()) as database:
             write = "INSERT INTO written VALUES ('here')"
             for _ in range(3):
                 await database.fetch_rows(f"{write} RETURNING host")
@@ -272,6 +272,6 @@ async def test_silent_first_host_does_not_hide_the_second(database_url: str) -> 
         host = url.partition("@")[2].partition("/")[0]
         good = database_url.partition("host=")[2]
         both = database_url.replace(f"host={good}", f"host={host},{good}")
-        async with open_database(both, ConnectionLimits(connect=1.0)) as database:
+        async with open_database(both, ConnectionTimeouts(connect=1.0)) as database:
             assert await find_pid(database)
             assert proxy.silent_bytes > 0

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.config import ConfigError, load_settings
 from gateway.store.database import Database, wait_until_ready
-from gateway_runtime.postgres_url import plain_dsn
+from gateway_runtime.postgres.url import plain_dsn
 from tests.tcp_postgres import PASSWORD, TcpPostgres, serve_tcp_postgres
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]

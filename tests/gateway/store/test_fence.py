@@ -17,7 +17,7 @@ from gateway.store.journal import statements
 from gateway.store.journal.postgres_journal import PostgresJournal
 from gateway.store.questions import QuestionStore
 from gateway.store.usage import UsageStore
-from gateway_runtime.postgres_connections import PostgresConnector
+from gateway_runtime.postgres.connections import PostgresConnector
 from tests.conftest import dsn
 from tests.eventually import eventually
 from tests.gateway.store.test_journal import TURN_END, begin_turn, make_outcome, read_events

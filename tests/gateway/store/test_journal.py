@@ -13,7 +13,7 @@ from gateway.domain.errors import StorageRefused, StorageUnavailable
 from gateway.domain.messages import Message, TurnOutcome, TurnRecord, TurnRequest, Usage, text_block
 from gateway.store.journal import statements
 from gateway.store.journal.postgres_journal import PostgresJournal
-from gateway_runtime.postgres_connections import PostgresConnector
+from gateway_runtime.postgres.connections import PostgresConnector
 from tests.call_counter import count_instructions
 from tests.eventually import eventually
 

@@ -23,7 +23,7 @@ from gateway.api.routes.native.health import Check, Readiness, get_readiness, is
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.urls import strip_url_secrets
 from gateway.config import Settings
-from gateway_runtime.postgres_url import list_hosts
+from gateway_runtime.postgres.url import list_hosts
 
 router = APIRouter(include_in_schema=False)
 

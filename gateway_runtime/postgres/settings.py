@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from gateway_runtime.postgres_url import build_url, normalize_url, parse_address
+from gateway_runtime.postgres.url import build_url, normalize_url, parse_address
 from gateway_runtime.settings.secrets import SecretSettings
 
 

@@ -11,7 +11,7 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from gateway_runtime.postgres_address.parameters import (
+from gateway_runtime.postgres.parameters import (
     CONNECTION_PARAMETERS,
     POOLED,
     join_options,

@@ -17,11 +17,11 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from gateway_runtime.postgres_address.tls import build_system_tls
-from gateway_runtime.postgres_errors import is_database_error, must_reconnect
-from gateway_runtime.postgres_url import PostgresAddress, parse_address
+from gateway_runtime.postgres.errors import is_database_error, must_reconnect
+from gateway_runtime.postgres.tls import build_system_tls
+from gateway_runtime.postgres.url import PostgresAddress, parse_address
 
-__all__ = ["CLOSE_SECONDS", "ConnectionLimits", "PostgresConnector"]
+__all__ = ["CLOSE_SECONDS", "ConnectionTimeouts", "PostgresConnector"]
 
 CLOSE_SECONDS = 1.0
 """Seconds for a graceful close, before the connection is aborted."""
@@ -31,7 +31,7 @@ _TRANSACTION_TIMEOUT_VERSION = 17
 
 
 @dataclass(frozen=True)
-class ConnectionLimits:
+class ConnectionTimeouts:
     """Time limits of a connection, in seconds. 0 means no limit."""
 
     connect: float = 5.0
@@ -59,7 +59,7 @@ class PostgresConnector:
         ValueError: `url` is not an address of PostgreSQL.
     """
 
-    def __init__(self, url: str, limits: ConnectionLimits = ConnectionLimits()) -> None:
+    def __init__(self, url: str, limits: ConnectionTimeouts = ConnectionTimeouts()) -> None:
         self.address = parse_address(url)
         self.dsn = self.address.to_dsn()
         self.limits = replace(limits, connect=self.address.connect_timeout or limits.connect)
@@ -177,7 +177,7 @@ class PostgresConnector:
         raise next((error for error in errors if not isinstance(error, is_read_only)), errors[0])
 
 
-def _build_set_statements(limits: ConnectionLimits, address: PostgresAddress) -> str:
+def _build_set_statements(limits: ConnectionTimeouts, address: PostgresAddress) -> str:
     """Build the SQL that makes the settings of a session.
 
     Behind a pooler, they are those of a transaction.

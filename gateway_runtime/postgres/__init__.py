@@ -1,0 +1,1 @@
+"""Connections to PostgreSQL, their addresses and their errors."""

@@ -1,1 +1,0 @@
-"""Parts of an address of PostgreSQL: its parameters and its TLS context."""
