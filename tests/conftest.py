@@ -36,11 +36,18 @@ SLOW_TESTS = (
 )
 """Tests that start processes or databases of their own."""
 FAULT_TESTS = (
+    "e2e/test_certificate_reload.py",
+    "e2e/test_child_processes.py",
+    "e2e/test_compose.py",
     "e2e/test_conversation_order.py",
+    "e2e/test_data_directory.py",
+    "e2e/test_deadly_turns.py",
     "e2e/test_full_disk.py",
     "e2e/test_leases.py",
     "e2e/test_mcp_sessions.py",
+    "e2e/test_random_uid.py",
     "e2e/test_serve.py",
+    "e2e/test_sources.py",
     "e2e/test_workers.py",
     "fuzz/",
     "gateway/api/test_followers.py",
@@ -53,7 +60,7 @@ FAULT_TESTS = (
     "gateway_runtime/test_postgres_keeper.py",
     "upgrade/",
 )
-"""Tests that break processes, databases or connections."""
+"""Tests that break processes, databases or connections, or start whole deployments."""
 SLOW_TIMEOUT_SECONDS = 240
 _RESERVED_SECONDS = 10.0
 """Part of a test's time limit that is reserved for its fixtures."""

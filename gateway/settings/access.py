@@ -53,7 +53,7 @@ class AccessSettings(BaseSettings):
     @field_validator("cors_origins")
     @classmethod
     def _normalize_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(normalize_origin, origins))
+        return tuple(map(normalize_origin, expand_dev_origins(origins)))
 
     @field_validator("trusted_hosts")
     @classmethod
@@ -82,11 +82,6 @@ class AccessSettings(BaseSettings):
         if not set(self.jwt_algorithms) <= supported:
             raise ValueError(f"JWT_ALGORITHMS: only {', '.join(sorted(supported))} fit this kind of key")
         return self
-
-    @field_validator("cors_origins")
-    @classmethod
-    def _expand_dev_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return expand_dev_origins(value)
 
     @field_validator("gateway_encryption_old_keys", mode="before")
     @classmethod

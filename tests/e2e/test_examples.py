@@ -76,7 +76,7 @@ async def test_resume_stream_reads_the_remaining_events(stack: RunningStack) -> 
 async def test_tool_call_runs_only_if_the_user_approves_it(stack: RunningStack, answer: str, created: bool) -> None:
     title = f"answer {answer}"
     out = await run_example(stack, "approve_tool_call.py", f"Add a task to {title}", stdin=answer)
-    assert f"{{'title': '{title}'}}" in out
+    assert f'with title "{title}"?' in out
     assert ((title,) in await stack.query("SELECT title FROM tools.tasks")) is created
 
 
