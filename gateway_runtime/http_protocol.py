@@ -5,7 +5,9 @@ Request heads, connections and what waits for a slow reader are bounded. Invalid
 
 import asyncio
 import json
+from collections.abc import MutableMapping
 from http import HTTPStatus
+from typing import Any
 
 import structlog
 import uuid_utils
@@ -35,6 +37,13 @@ def get_security_headers(*, over_tls: bool, page: bool = False) -> tuple[tuple[b
     """Return the security headers of every response: no sniffing, no framing."""
     headers = _SECURITY_HEADERS if page else _API_HEADERS
     return (*headers, _HSTS_HEADER) if over_tls else headers
+
+
+def remove_last_slash(scope: MutableMapping[str, Any]) -> None:
+    """Make a path with a last slash the path without it."""
+    if len(scope["path"]) > 1 and scope["path"].endswith("/"):
+        scope["path"] = scope["path"].rstrip("/") or "/"
+        scope["raw_path"] = scope.get("raw_path", b"").rstrip(b"/") or b"/"
 
 
 class RequestRefused(Exception):

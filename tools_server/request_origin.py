@@ -4,9 +4,13 @@ A browser sends a page's "simple" requests to any address, also to this machine'
 """
 
 import json
+from collections.abc import Collection
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway_runtime.http_protocol import remove_last_slash
+from gateway_runtime.settings.hosts import is_host_allowed
 
 _OPEN_PATHS = ("/health", "/.well-known/")
 _BODY_METHODS = ("POST", "PUT", "PATCH")
@@ -20,15 +24,18 @@ class RequestOriginMiddleware:
 
     The host must be allowed, against DNS rebinding. The origin must be allowed or absent. A body must be declared as
     JSON, which a page of another origin cannot do without a preflight request. Only at `/tools/call`, a program that
-    sends no header of a browser need not declare it, like `curl -d`. A pattern may end with `:*`, for any port.
+    sends no header of a browser need not declare it, like `curl -d`. A pattern of an origin may end with `:*`, for any
+    port. A path with a last slash is the path without it.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: list[str], origins: list[str]) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str], origins: Collection[str]) -> None:
         self._app = app
-        self._hosts = [host.lower() for host in hosts]
+        self._hosts = hosts
         self._origins = [origin.lower() for origin in origins]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            remove_last_slash(scope)
         if scope["type"] == "http" and not scope["path"].startswith(_OPEN_PATHS):
             problem = self._find_problem(scope["method"], scope["path"], Headers(scope=scope))
             if problem is not None:
@@ -39,7 +46,7 @@ class RequestOriginMiddleware:
     def _find_problem(self, method: str, path: str, headers: Headers) -> tuple[int, str, str] | None:
         """Return status, code and message of a request that is refused."""
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or not _matches_any(hosts[0], self._hosts):
+        if len(hosts) != 1 or not is_host_allowed(hosts[0], self._hosts):
             return (
                 421,
                 "wrong_host",
@@ -56,8 +63,8 @@ class RequestOriginMiddleware:
         return None
 
 
-def _matches_any(value: str, patterns: list[str]) -> bool:
-    """Whether a host or origin matches a pattern."""
+def _matches_any(value: str, patterns: Collection[str]) -> bool:
+    """Whether an origin matches a pattern."""
     value = value.lower()
     name, separator, port = value.rpartition(":")
     is_port = bool(separator) and port.isascii() and port.isdigit()

@@ -9,11 +9,13 @@ from typing import TypedDict, TypeGuard
 import httpx2
 from mcp.shared.inbound import encode_header_value
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 _PROTOCOL_VERSION = "2026-07-28"
+_MAX_FIELD_LENGTH = 64
 _META = {
     "io.modelcontextprotocol/protocolVersion": _PROTOCOL_VERSION,
     "io.modelcontextprotocol/clientInfo": {"name": "plain-http", "version": "1"},
@@ -59,13 +61,13 @@ class _McpResponse(TypedDict, total=False):
 class _RequestError(Exception):
     """Error that answers a request.
 
-    It has the HTTP status, and the code and message of the body.
+    It has the HTTP status, and the code, message and field of the body.
     """
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.body = {"error": {"code": code, "message": message}}
+        self.body = {"error": {"code": code, "message": message} | ({"param": param} if param else {})}
 
 
 def add_rest_routes(app: Starlette) -> None:
@@ -75,7 +77,10 @@ def add_rest_routes(app: Starlette) -> None:
     """
 
     async def list_tools(request: Request) -> JSONResponse:
-        result = await _call_mcp(app, request, "tools/list", {})
+        try:
+            result = await _call_mcp(app, request, "tools/list", {})
+        except _RequestError as error:
+            return JSONResponse(error.body, error.status)
         return JSONResponse({"tools": result.get("tools")})
 
     async def call_tool(request: Request) -> JSONResponse:
@@ -90,11 +95,19 @@ def add_rest_routes(app: Starlette) -> None:
     app.add_route("/tools/call", call_tool, methods=["POST"])
 
 
+async def answer_http_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer an unknown path or method in the form of all errors."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse({"error": {"code": code, "message": message}}, error.status_code, error.headers)
+
+
 async def _parse_tool_call(request: Request) -> tuple[str, dict[str, object]]:
     """Parse the tool's name and arguments from the body.
 
     Raises:
-        _RequestError: the body is not JSON, or has other fields.
+        _RequestError: the body is not JSON, or has other fields. The message names the field.
     """
     body = await request.body()
     example = '{"name": "calculator", "arguments": {"expression": "5*9"}}'
@@ -104,11 +117,20 @@ async def _parse_tool_call(request: Request) -> tuple[str, dict[str, object]]:
         json.dumps(call, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise _RequestError(422, "invalid_request", f"The body must be JSON such as {example}.") from None
-    if _is_json_object(call) and set(call) <= {"name", "arguments"}:
-        name, arguments = call.get("name"), call.get("arguments", {})
-        if isinstance(name, str) and _is_json_object(arguments):
-            return name, arguments
-    raise _RequestError(422, "invalid_request", f"The body must hold only a name and arguments, such as {example}.")
+    if not _is_json_object(call):
+        raise _RequestError(422, "invalid_request", f"The body must be an object such as {example}.")
+    for field in sorted(set(call) - {"name", "arguments"}):
+        raise _make_field_error(field[:_MAX_FIELD_LENGTH], f"unknown field: send only name and arguments: {example}")
+    name, arguments = call.get("name"), call.get("arguments")
+    if not isinstance(name, str):
+        raise _make_field_error("name", f"must be the name of a tool: {example}")
+    if arguments is not None and not _is_json_object(arguments):
+        raise _make_field_error("arguments", f"must be an object: {example}")
+    return name, arguments or {}
+
+
+def _make_field_error(field: str, problem: str) -> _RequestError:
+    return _RequestError(422, "invalid_request", f"{field}: {problem}", field)
 
 
 def _is_json_object(value: object) -> TypeGuard[dict[str, object]]:
@@ -148,7 +170,10 @@ def _decode_response(response: httpx2.Response) -> _McpResponse:
     if response.headers.get("content-type", "").startswith("text/event-stream"):
         messages = [json.loads(line[5:]) for line in response.text.splitlines() if line.startswith("data:")]
         return next(message for message in messages if "id" in message)
-    return response.json()
+    try:
+        return response.json()
+    except ValueError:  # the SDK answers some refusals in words
+        raise _RequestError(response.status_code, "refused", response.text or response.reason_phrase) from None
 
 
 def _to_json_response(result: _McpResult) -> JSONResponse:

@@ -14,7 +14,6 @@ from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.request_state import RequestStateSecurity
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp
 from mcp.server.subscriptions import ListenHandler
-from mcp.server.transport_security import TransportSecuritySettings
 from mcp.types import (
     INVALID_PARAMS,
     CallToolResult,
@@ -29,6 +28,7 @@ from mcp.types import (
 )
 from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -41,7 +41,7 @@ from tools_server.auth import AuthenticationMiddleware, build_metadata_routes, g
 from tools_server.config import LOOPBACK_HOSTS, Settings
 from tools_server.request_body import RequestBodyMiddleware
 from tools_server.request_origin import RequestOriginMiddleware
-from tools_server.rest import add_rest_routes
+from tools_server.rest import add_rest_routes, answer_http_error
 from tools_server.sessions import UserSessionManager
 from tools_server.tasks import tools as task_tools
 from tools_server.tasks.store import TaskStore
@@ -76,11 +76,13 @@ class ToolServer(MCPServer[object]):
 
         server.create_initialization_options = create_options_with_changes
 
-    def build_http_app(self, settings: Settings, security: TransportSecuritySettings) -> Starlette:
+    def build_http_app(self, settings: Settings) -> Starlette:
         """Build the application with bounded sessions of each user."""
-        manager = UserSessionManager(self._lowlevel_server, settings, security)
+        manager = UserSessionManager(self._lowlevel_server, settings)
         routes = [Route("/mcp", StreamableHTTPASGIApp(manager)), *self._custom_starlette_routes]
-        return Starlette(routes=routes, lifespan=lambda _: manager.run())
+        return Starlette(
+            routes=routes, lifespan=lambda _: manager.run(), exception_handlers={HTTPException: answer_http_error}
+        )
 
     def close_listen_streams(self) -> None:
         """End the open listen streams, each with its last message.
@@ -162,35 +164,17 @@ def _make_state_security(settings: Settings) -> RequestStateSecurity:
 
 def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
     """Create the HTTP application: `/mcp`, `/tools`, `/tools/call` and `/health`."""
-    local_hosts = [f"{host}:*" for host in LOOPBACK_HOSTS]
     own_origins = [settings.public_origin] if settings.public_origin else []
     own_hosts = [normalize_host_pattern(origin, keep_port=True) for origin in own_origins]
-    allowed_hosts = (*settings.tools_server_allowed_hosts, *own_hosts)
-    configured_hosts = [form for host in allowed_hosts for form in _list_host_forms(host)]
-    security = TransportSecuritySettings(
-        allowed_hosts=local_hosts + configured_hosts,
-        allowed_origins=[
-            *(f"{scheme}://{host}" for scheme in ("http", "https") for host in local_hosts),
-            *settings.tools_server_allowed_origins,
-            *own_origins,
-        ],
-    )
-    app = mcp.build_http_app(settings, security)
+    local_origins = [f"{scheme}://{host}:*" for scheme in ("http", "https") for host in LOOPBACK_HOSTS]
+    app = mcp.build_http_app(settings)
     add_rest_routes(app)
     app.routes.extend(build_metadata_routes(settings))
     return RequestOriginMiddleware(
         AuthenticationMiddleware(RequestBodyMiddleware(app), settings),
-        hosts=security.allowed_hosts,
-        origins=security.allowed_origins,
+        hosts=(*LOOPBACK_HOSTS, *settings.tools_server_allowed_hosts, *own_hosts),
+        origins=(*local_origins, *settings.tools_server_allowed_origins, *own_origins),
     )
-
-
-def _list_host_forms(host: str) -> list[str]:
-    """List the patterns of an allowed host.
-
-    A host without a port is allowed at any port.
-    """
-    return [host, f"{host}:*"] if ":" not in host or host.endswith("]") else [host]
 
 
 def _describe_problems(error: ValidationError) -> str:

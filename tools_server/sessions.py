@@ -28,10 +28,11 @@ class UserSessionManager(StreamableHTTPSessionManager):
     session counts for the user who opened it. Others may use it: the users of a gateway share its session.
     """
 
-    def __init__(self, app: Server[Any], settings: Settings, security: TransportSecuritySettings) -> None:
+    def __init__(self, app: Server[Any], settings: Settings) -> None:
         super().__init__(
             app,
-            security_settings=security,
+            # `RequestOriginMiddleware` has checked host and origin, in any letter case.
+            security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
             session_idle_timeout=settings.tools_server_session_idle_seconds,
             max_sessions=settings.tools_server_max_sessions,
         )

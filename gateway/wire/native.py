@@ -4,10 +4,10 @@ It has chat requests, and every event of a turn unchanged.
 """
 
 from collections.abc import AsyncGenerator, Collection
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, Message, ToolCall, TurnRequest
@@ -55,6 +55,14 @@ class NativeMessage(RequestModel):
     tool_call_id: str | None = Field(default=None, max_length=128)
     name: str | None = Field(default=None, max_length=128)
     refusal: str | None = None
+
+    @model_validator(mode="after")
+    def _validate_content(self) -> Self:
+        if self.content is None and not self.tool_calls and not self.refusal:
+            raise ValueError("content: must not be null")
+        if self.role == "tool" and not self.tool_call_id:
+            raise ValueError("tool_call_id: required for the role tool")
+        return self
 
     def to_message(self) -> Message:
         calls = tuple(call.to_tool_call() for call in self.tool_calls or ())

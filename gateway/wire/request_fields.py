@@ -6,7 +6,10 @@ the answer and is not supported (`UNSUPPORTED`). Fields that change nothing are 
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, LiteralString, NamedTuple, cast
+
+from pydantic import ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gateway.domain.errors import UnsupportedParameter
 from gateway.domain.messages import JsonObject
@@ -135,6 +138,7 @@ class FieldReader:
     def __init__(self) -> None:
         self._ignored: dict[str, None] = {}
         self._more = False
+        self._sources: dict[str, str] = {}
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -163,6 +167,28 @@ class FieldReader:
         if "tool_choice" in fields:
             fields["tool_choice"] = _read_tool_choice(fields["tool_choice"])
         return fields
+
+    def name_source(self, error: ValidationError) -> ValidationError:
+        """Return the error of a request with the names of its fields as they were sent."""
+        if all(name == given for name, given in self._sources.items()):
+            return error
+        problems = [
+            InitErrorDetails(
+                type=PydanticCustomError(cast(LiteralString, problem["type"]), cast(LiteralString, problem["msg"])),
+                loc=self._locate_source(problem["loc"]),
+                input=problem["input"],
+            )
+            for problem in error.errors(include_url=False)
+        ]
+        return ValidationError.from_exception_data(error.title, problems)
+
+    def _locate_source(self, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        """Return where the request has a field; a prompt in place of a list of messages has no members."""
+        if not location:
+            return location
+        name = str(location[0])
+        given = self._sources.get(name, name)
+        return (given,) if name == "messages" and given != name else (given, *location[1:])
 
     def read_member(self, body: Any, name: str, accepted: Collection[str]) -> Any:
         """Return a body whose member `name`, an object, has only accepted fields."""
@@ -197,6 +223,8 @@ class FieldReader:
                 pass
             elif result.get(name) is None or result[name] == value:
                 result[name], sources[name] = value, given
+                if not path:
+                    self._sources[name] = given
             else:
                 problem = f"{sources[name][:_MAX_NAME_LENGTH]} and {given[:_MAX_NAME_LENGTH]} differ"
                 raise make_unsupported(f"{path}{name}", "send one of them", problem)

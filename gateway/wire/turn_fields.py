@@ -10,6 +10,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     StringConstraints,
+    ValidationError,
     WrapValidator,
     model_validator,
 )
@@ -133,7 +134,10 @@ class TurnFields(RequestModel):
     @classmethod
     def _read_fields(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         reader = FieldReader()
-        request = handler(cls._read_body(data, reader))
+        try:
+            request = handler(cls._read_body(data, reader))
+        except ValidationError as error:
+            raise reader.name_source(error) from None
         request._warnings = reader.warnings
         return request
 

@@ -2,14 +2,18 @@
 
 import json
 import re
+from collections.abc import Iterable
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from ipaddress import IPv6Address
 from urllib.parse import SplitResult, urlsplit
 
-__all__ = ["normalize_host_pattern", "normalize_origin", "split_list"]
+__all__ = ["is_host_allowed", "normalize_host_pattern", "normalize_origin", "split_list"]
 
 _HOST_PATTERN = re.compile(r"\*|[a-z0-9_*?-]+(\.[a-z0-9_*?-]+)*")
+_HOST_HEADER = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::([0-9]{0,5}))?")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_MAX_PORT = 65_535
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -73,6 +77,27 @@ def normalize_host_pattern(text: str, *, keep_port: bool = False) -> str:
     if not keep_port or (port is None and not any_port):
         return host
     return f"{host}:{'*' if any_port else port}"
+
+
+def is_host_allowed(header: str, patterns: Iterable[str]) -> bool:
+    """Return whether a request's Host header matches a pattern.
+
+    Letter case, the dot of a complete name and the spelling of an IPv6 address do not count. A pattern without a port
+    matches any.
+    """
+    match = _HOST_HEADER.fullmatch(header.strip(" \t").lower())
+    if match is None:
+        return False
+    host, port = match[1], match[2] or ""
+    if host.startswith("["):
+        try:
+            host = f"[{IPv6Address(host[1:-1])}]"
+        except ValueError:
+            return False
+    if port and int(port) > _MAX_PORT:
+        return False
+    escaped = [pattern.replace("[", "[[]") for pattern in patterns]  # brackets of IPv6 addresses
+    return any(fnmatchcase(name, pattern) for name in (host, f"{host}:{port}") for pattern in escaped)
 
 
 def _mask_userinfo(text: str) -> str:

@@ -81,3 +81,52 @@ async def test_other_methods_check_the_origin_too(method: str, path: str) -> Non
     async with serve_tools(tools_server_secret=None) as address:
         assert (await send(address, method, path, Origin=EVIL)).status_code == 403
         assert (await send(address, method, path, Host="evil.example")).status_code == 421
+
+
+OWN_HOSTS = [
+    "LOCALHOST:8001",
+    "LocalHost",
+    "localhost.:8001",
+    "127.0.0.1:1",
+    "[::1]:8001",
+    "[0:0:0:0:0:0:0:1]",
+    "T.Example",
+]
+FOREIGN_HOSTS = [
+    "evil.example",
+    "evil.example:8001",
+    "EVIL.EXAMPLE",
+    "localhost:8001.evil.example",
+    "localhost.evil.example:8001",
+    "user@localhost:8001",
+    "localhost:80:80",
+    "localhost:70000",
+    "[::1",
+    "[::2]:8001",
+    "127.1",
+    "",
+]
+
+
+async def test_own_host_is_served_in_any_letter_case_and_a_foreign_one_never() -> None:
+    """The SDK compares hosts too, letter by letter, and its refusal was a 500 at `/tools`."""
+    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    headers = {"Accept": "application/json, text/event-stream"}
+    call = {"name": "calculator", "arguments": {"expression": "5*9"}}
+    async with (
+        serve_tools(tools_server_secret=None, tools_server_allowed_hosts="t.example") as address,
+        httpx2.AsyncClient(timeout=30) as client,
+    ):
+        for host in OWN_HOSTS + FOREIGN_HOSTS:
+            expected = 200 if host in OWN_HOSTS else 421
+            named = headers | {"Host": host}
+            for answer in (
+                await client.get(f"{address}/tools", headers=named),
+                await client.post(f"{address}/tools/call", json=call, headers=named),
+                await client.post(f"{address}/tools/call/", json=call, headers=named),
+            ):
+                assert answer.status_code == expected, (host, answer.text)
+                assert expected == 200 or answer.json()["error"]["code"] == "wrong_host"
+            mcp = await client.post(f"{address}/mcp", json=ping, headers=named)
+            assert (mcp.status_code == 421) is (expected == 421), (host, mcp.text)
+            assert mcp.status_code < 500

@@ -82,3 +82,34 @@ async def test_body_of_many_values_is_rejected_by_the_tool_server(path: str) -> 
         response = await client.post(f"{address}{path}", json=body, headers=headers)
         assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_request")
         assert (await client.post(f"{address}{path}", content=b" " * 2_000_000)).status_code in (403, 413, 415)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "name"),
+        ({"name": 3}, "name"),
+        ({"name": "calculator", "arguments": 3}, "arguments"),
+        ({"name": "calculator", "args": {"expression": "1"}}, "args"),
+        ({"name": "calculator", "limit": 0}, "limit"),
+    ],
+)
+async def test_error_names_the_field_of_a_call(body: dict[str, Any], param: str) -> None:
+    async with serve_tools(tools_server_secret=None) as address, httpx2.AsyncClient(timeout=30) as client:
+        response = await client.post(f"{address}/tools/call", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (422, param)
+    assert error["message"].startswith(f"{param}: ")
+
+
+async def test_unknown_path_and_method_are_json_errors() -> None:
+    async with serve_tools(tools_server_secret=None) as address, httpx2.AsyncClient(timeout=30) as client:
+        for method, path, status, code in (
+            ("GET", "/nothing", 404, "not_found"),
+            ("GET", "/", 404, "not_found"),
+            ("GET", "/tools/call", 405, "method_not_allowed"),
+            ("GET", "/tools/", 200, None),
+        ):
+            response = await client.request(method, f"{address}{path}")
+            assert response.status_code == status, path
+            assert response.json().get("error", {}).get("code") == code

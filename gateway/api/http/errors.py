@@ -1,6 +1,8 @@
 """Error responses: `{"error": {"code", "message", "param"?, "request_id"}}`, and OpenAI's shape under `/v1/`."""
 
 import asyncio
+import re
+from collections.abc import Sequence
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -28,6 +30,11 @@ _CODES = {
     413: PayloadTooLarge.code,
     415: "unsupported_encoding",
 }
+
+_UNION_TAG = re.compile(
+    rf"{UNION_TAG_PREFIX}.*|Named\w*Choice|\w+Body|(constrained-)?(str|int|float|bool|none|list|dict)"
+    r"|(list|dict|literal|nullable|function-\w+)\[.*\]"
+)
 
 
 class ErrorDetail(BaseModel):
@@ -79,15 +86,25 @@ def _gateway_error(request: Request, error: Exception) -> JSONResponse:
 
 def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+    problems = error.errors()
+    first = problems[0]
     if first["type"] == "json_invalid":
         return error_response(request, 422, InvalidRequest.code, "The body is not valid JSON.")
     source, *location = first["loc"]  # the source: body, query, path, header or cookie
-    param, reason = describe_problem(first, [part for part in location if not str(part).startswith(UNION_TAG_PREFIX)])
+    param, reason = describe_problem(first, _remove_union_tags(location))
+    paths = {describe_problem(problem, _remove_union_tags(problem["loc"][1:]))[0] for problem in problems}
     message = f"{param or source}: {reason}"
-    if (others := len(error.errors()) - 1) > 0:
+    if (others := len(paths) - 1) > 0:
         message += f" (and {others} more problem{'s' if others > 1 else ''})"
     return error_response(request, 422, InvalidRequest.code, message, param or None)
+
+
+def _remove_union_tags(location: Sequence[int | str]) -> list[int | str]:
+    """Leave the members of unions out of a location.
+
+    Pydantic names them by their type, such as `constrained-str`, `list[dict[str,any]]` or a class.
+    """
+    return [part for part in location if isinstance(part, int) or not _UNION_TAG.fullmatch(part)]
 
 
 def http_error(request: Request, error: Exception) -> JSONResponse:

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.common.logging import get_logger, request_id
 from gateway.wire.sse import WRITE_SCOPE_KEY
-from gateway_runtime.http_protocol import get_security_headers
+from gateway_runtime.http_protocol import get_security_headers, remove_last_slash
 
 log = get_logger("gateway.access")
 
@@ -40,7 +40,7 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        _remove_last_slash(scope)
+        remove_last_slash(scope)
         client_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         current_id = client_id if _SAFE_ID.fullmatch(client_id) else str(uuid_utils.uuid7()).encode()
         token = request_id.set(current_id.decode())
@@ -69,9 +69,3 @@ class RequestContextMiddleware:
             write_log = log.debug if scope["path"] in _DEBUG_LEVEL_PATHS else log.info
             write_log("request", method=scope["method"], path=scope["path"], status=status, duration_ms=duration_ms)
             request_id.reset(token)
-
-
-def _remove_last_slash(scope: Scope) -> None:
-    if len(scope["path"]) > 1 and scope["path"].endswith("/"):
-        scope["path"] = scope["path"].rstrip("/") or "/"
-        scope["raw_path"] = scope.get("raw_path", b"").rstrip(b"/") or b"/"

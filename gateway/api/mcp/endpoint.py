@@ -22,7 +22,6 @@ from mcp.server.models import InitializationOptions
 from mcp.server.session import ServerSession
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
-from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers, MutableHeaders, State
 from starlette.types import Message as AsgiMessage
@@ -47,7 +46,6 @@ from gateway.config import Settings
 from gateway.domain.errors import Overloaded
 from gateway.domain.messages import JsonObject, Principal, ToolResult
 from gateway.ports.tools import ITEM_NAME_FIELDS, ItemKind, Toolbox, ToolCallRequest
-from gateway.settings.values import LOCAL_HOSTS, is_loopback
 
 log = get_logger(__name__)
 
@@ -97,9 +95,7 @@ class McpEndpoint:
         self._bus = InMemorySubscriptionBus()
         self._listening = ListenHandler(self._bus)
         self._legacy_sessions: dict[str, ServerSession] = {}
-        self._manager = LegacySessionManager(
-            self._create_server(), settings, _transport_security(settings), self._forget_session
-        )
+        self._manager = LegacySessionManager(self._create_server(), settings, self._forget_session)
         self._app = StreamableHTTPASGIApp(self._manager)
 
     @asynccontextmanager
@@ -282,25 +278,6 @@ class McpEndpoint:
         with mcp_errors():
             completion = await self._toolbox.complete_argument(ref, argument, get_principal(ctx), server)
         return t.CompleteResult.model_validate(completion)
-
-
-def _transport_security(settings: Settings) -> TransportSecuritySettings:
-    """Protect a loopback address against DNS rebinding.
-
-    `SecurityMiddleware` checks the host as well.
-    """
-    if not is_loopback(settings.gateway_host) or settings.trusted_hosts:
-        return TransportSecuritySettings(enable_dns_rebinding_protection=False)
-    hosts = settings.list_trusted_hosts()
-    own_origin = [settings.public_origin] if settings.public_origin else []
-    return TransportSecuritySettings(
-        allowed_hosts=[*(f"{host}:*" for host in hosts), *hosts],
-        allowed_origins=[
-            *(f"{scheme}://{host}:*" for scheme in ("http", "https") for host in LOCAL_HOSTS),
-            *own_origin,
-            *settings.cors_origins,
-        ],
-    )
 
 
 class McpRoute:

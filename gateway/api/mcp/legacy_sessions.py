@@ -31,12 +31,12 @@ class LegacySessionManager(StreamableHTTPSessionManager):
         self,
         app: Server[Any],
         settings: Settings,
-        security_settings: TransportSecuritySettings,
         on_end: Callable[[str], None],
     ) -> None:
         super().__init__(
             app,
-            security_settings=security_settings,
+            # `SecurityMiddleware` has checked host and origin, in any letter case.
+            security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
             session_idle_timeout=settings.mcp_session_idle_seconds,
             max_request_body_size=settings.max_body_bytes,
             max_sessions=None,

@@ -5,7 +5,6 @@ chunk of a body. See docs/adr/0005.
 """
 
 import asyncio
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlsplit
@@ -20,7 +19,7 @@ from gateway.api.http.request_context import HEADERS_SCOPE_KEY
 from gateway.api.rate_limit.admission import AdmissionGate
 from gateway.api.rate_limit.limiter import RateLimiter
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator, has_credential
-from gateway.api.security.origins import describe_refused_origin, is_allowed_origin
+from gateway.api.security.origins import describe_refused_origin, is_allowed_origin, is_local_origin
 from gateway.api.security.permissions import (
     ANYONE,
     PERMISSION_SCOPE_KEY,
@@ -34,6 +33,8 @@ from gateway.common.load import LoadMonitor
 from gateway.config import Settings
 from gateway.domain.errors import Forbidden, GatewayError, WrongHost
 from gateway.domain.messages import LOCAL_PRINCIPAL, Principal
+from gateway.settings.values import is_loopback
+from gateway_runtime.settings.hosts import is_host_allowed
 
 _MAX_ADDRESS_LENGTH = 64
 _IDENTIFY_SECONDS = 2.0
@@ -54,7 +55,8 @@ class SecurityMiddleware:
         self._admission_gate = AdmissionGate()
         public_origins = () if settings.public_origin is None else (settings.public_origin,)
         self._allowed_origins = (*settings.cors_origins, *public_origins)
-        self._trusted_hosts = tuple(_escape_brackets(host) for host in settings.list_trusted_hosts())
+        self._trusted_hosts = settings.list_trusted_hosts()
+        self._is_local = is_loopback(settings.gateway_host) and not settings.trusted_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,7 +76,7 @@ class SecurityMiddleware:
                 await self._admission_gate.wait_for_admission()
             source = get_source_address(scope)
             principal = await self._authorize_request(scope, permission, source)
-            self._check_origin(scope, principal)
+            self._check_origin(scope, principal, permission)
             slot = (
                 await _get_rate_limiter(scope).acquire_stream_slot(principal, source)
                 if permission.route_class in _STREAMING_CLASSES
@@ -140,18 +142,22 @@ class SecurityMiddleware:
 
     def _check_host(self, scope: Scope) -> None:
         """Reject unknown host names, against DNS rebinding by web pages."""
-        host = _parse_host(Headers(scope=scope).get("host", ""))
-        if self._trusted_hosts and not any(fnmatchcase(host, trusted) for trusted in self._trusted_hosts):
+        if self._trusted_hosts and not is_host_allowed(Headers(scope=scope).get("host", ""), self._trusted_hosts):
             raise WrongHost
 
-    def _check_origin(self, scope: Scope, principal: Principal | None) -> None:
+    def _check_origin(self, scope: Scope, principal: Principal | None, permission: RoutePermission) -> None:
         """Reject changes by web pages of other origins.
 
-        The check runs while no credential is required.
+        The check runs while no credential is required. MCP on a loopback address is for pages of this machine, whatever
+        their method and credential.
         """
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        if origin is None or scope["method"] in _SAFE_METHODS or (principal is not None and principal.key is not None):
+        if origin is None:
+            return
+        needs_no_credential = scope["method"] not in _SAFE_METHODS and (principal is None or principal.key is None)
+        is_foreign = self._is_local and permission.route_class == "mcp" and not is_local_origin(origin)
+        if not needs_no_credential and not is_foreign:
             return
         is_same_origin = urlsplit(origin).netloc == headers.get("host")
         if not is_same_origin and not is_allowed_origin(origin, self._allowed_origins):
@@ -168,20 +174,6 @@ def _get_load_monitor(scope: Scope) -> LoadMonitor:
 
 def _get_rate_limiter(scope: Scope) -> RateLimiter:
     return scope["app"].state.rates
-
-
-def _parse_host(header: str) -> str:
-    """Parse the host name in a Host header.
-
-    The result is in lower case, without the port and the dot of a complete name.
-    """
-    name = header.lower()
-    return name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0].removesuffix(".")
-
-
-def _escape_brackets(pattern: str) -> str:
-    """Escape the brackets of an IPv6 address for `fnmatchcase`."""
-    return pattern.replace("[", "[[]")
 
 
 def get_source_address(scope: Scope) -> str:

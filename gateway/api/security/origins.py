@@ -8,6 +8,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.http.errors import error_response
 from gateway.domain.errors import Forbidden
+from gateway.settings.values import LOCAL_HOSTS
+from gateway_runtime.settings.hosts import is_host_allowed
 
 _ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})(:[0-9]{1,5})?", re.IGNORECASE)
 
@@ -15,6 +17,12 @@ _ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})(:[0-9]
 def is_allowed_origin(origin: str, allowed_origins: tuple[str, ...]) -> bool:
     """Return whether CORS_ORIGINS allows an origin."""
     return "*" in allowed_origins or origin in allowed_origins
+
+
+def is_local_origin(origin: str) -> bool:
+    """Return whether an origin is a page that this machine serves."""
+    scheme, _, host = origin.partition("://")
+    return scheme.lower() in ("http", "https") and is_host_allowed(host, LOCAL_HOSTS)
 
 
 def describe_refused_origin(origin: str, allowed_origins: tuple[str, ...]) -> str:

@@ -199,7 +199,18 @@ async def test_too_deeply_nested_values_are_rejected(shared_gateway: Gateway) ->
 @pytest.mark.parametrize(
     ("trusted", "accepted", "rejected"),
     [
-        ((), ["localhost:8000", "127.0.0.1", "[::1]:8000"], ["evil.example", "127.0.0.1.evil.example", ""]),
+        (
+            (),
+            ["localhost:8000", "LOCALHOST:8001", "localhost.", "127.0.0.1", "[::1]:8000", "[0:0:0:0:0:0:0:1]"],
+            [
+                "evil.example",
+                "127.0.0.1.evil.example",
+                "localhost:80.evil.example",
+                "a@localhost",
+                "localhost:70000",
+                "",
+            ],
+        ),
         (("gateway.example", "*.internal"), ["gateway.example:80", "a.internal"], ["localhost"]),
     ],
 )

@@ -51,3 +51,40 @@ async def test_query_parameter_called_query_is_named(shared_gateway: Gateway) ->
 async def test_invalid_header_is_named_without_its_source(shared_gateway: Gateway) -> None:
     reply = await shared_gateway.post("/api/v1/chat", {"messages": [MESSAGE]}, headers={"Idempotency-Key": "k" * 201})
     assert reply.body["error"]["param"] == "idempotency-key"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/api/v1/chat", {"messages": [{"role": "user"}]}, "messages.0.content"),
+        ("/api/v1/chat", {"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
+        ("/api/v1/chat", {"messages": [{"role": "user", "content": 1}]}, "messages.0.content"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": 1}]}, "messages.0.content"),
+        ("/api/v1/chat", {"messages": [MESSAGE], "tools": [{"function": {"name": 1}}]}, "tools.0.function.name"),
+        ("/api/v1/chat", {"messages": [MESSAGE], "tool_choice": 1}, "tool_choice"),
+        ("/api/v1/chat", {"messages": [MESSAGE], "stop": 1}, "stop"),
+        ("/api/v1/chat", {"message": 1}, "message"),
+        ("/api/v1/chat", {"messages": [MESSAGE], "max_completion_tokens": "many"}, "max_completion_tokens"),
+        ("/api/v1/chat/stream", {"messages": [MESSAGE], "topP": "high"}, "topP"),
+        ("/stream", {"message": 1}, "message"),
+        ("/api/ada/chat", {"prompt": ""}, "prompt"),
+        (
+            "/api/chat/stream",
+            {"user_prompt": "x", "hyperparameters": {"temperature": "hot"}},
+            "hyperparameters.temperature",
+        ),
+    ],
+)
+async def test_error_names_the_field_as_it_was_sent(shared_gateway: Gateway, path: str, body: Any, param: str) -> None:
+    reply = await shared_gateway.post(path, body)
+    error = reply.body["error"]
+    assert (reply.status, error["param"]) == (400 if path.startswith("/v1/") else 422, param)
+    assert error["message"].startswith(f"{param}: ")
+
+
+@pytest.mark.parametrize("path", ["/history", "/api/v1/history", "/api/v1/admin/turns", "/api/v1/audit"])
+@pytest.mark.parametrize("limit", ["abc", "0", "-1", "", "1e9", "1.5"])
+async def test_query_parameter_with_a_wrong_value_is_named(shared_gateway: Gateway, path: str, limit: str) -> None:
+    reply = await shared_gateway.get(f"{path}?limit={limit}")
+    assert (reply.status, reply.body["error"]["param"]) == (422, "limit")
+    assert reply.body["error"]["message"].startswith("limit: ")
