@@ -10,8 +10,8 @@ from gateway.agent.loop import ModelContext
 from gateway.agent.tool_calls import parse_client_call_id
 from gateway.agent.tool_search import ToolSelection
 from gateway.domain.conversation_ids import is_new_conversation
-from gateway.domain.messages import Message, Principal, TurnRecord
-from gateway.ports.model import ModelInfo
+from gateway.domain.messages import Message, Principal, TurnRecord, TurnRequest
+from gateway.ports.model import ModelCall, ModelInfo
 from gateway.ports.store import ConversationRepository
 from gateway.ports.tools import Toolbox
 
@@ -124,6 +124,18 @@ class PromptBuilder:
             approval=request.approval,
             response_format=request.response_format,
         )
+
+    async def count_tokens(
+        self, request: TurnRequest, principal: Principal, model: ModelInfo, selection: ToolSelection
+    ) -> int:
+        """Estimate the tokens of a prompt that is not sent.
+
+        Raises:
+            StorageUnavailable: calls of an earlier turn cannot be read.
+        """
+        record = TurnRecord(id=UUID(int=0), owner=principal.user, request=request, model=model.id)
+        context = await self.build_context(record, principal, model, selection)
+        return ModelCall(model.id, context.messages, context.tools).estimate_tokens()
 
     async def _restore_tool_history(self, messages: tuple[Message, ...], principal: Principal) -> tuple[Message, ...]:
         """Insert the tool calls that the gateway ran into a chat's messages.

@@ -1,7 +1,4 @@
-"""Starts, resumes and stops the turns of this process.
-
-Each turn runs in a task of its own. See docs/adr/0001.
-"""
+"""Starts, resumes and stops the turns of this process, see docs/adr/0001."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -168,6 +165,12 @@ class Runner:
             await OutputSchema.prepare(request.response_format)
         check_client_tools(request.client_tools)
         return model, request, (*model_warnings, *parameter_warnings)
+
+    async def count_tokens(self, request: TurnRequest, principal: Principal) -> int:
+        """Estimate the tokens of a prompt without its conversation."""
+        model, request, _ = await self._resolve_request(request, principal)
+        selection, _ = self._tools.select(request, principal, model)
+        return await self._prompts.count_tokens(request, principal, model, selection)
 
     async def _begin_turn(self, turn: ActiveTurn, selection: ToolSelection) -> None:
         self._turns[turn.id] = turn

@@ -1,7 +1,4 @@
-"""The agent's interface for every API.
-
-An API can start, follow, wait for, cancel and answer turns.
-"""
+"""Operations on turns, for every API."""
 
 import asyncio
 import contextlib
@@ -57,10 +54,7 @@ class TurnHandle(ABC):
     def __init__(self, turn_id: UUID, *, is_stored: bool, echo: JsonObject | None) -> None:
         self.id = turn_id
         self.is_stored = is_stored
-        """Whether the turn's messages and events are stored.
-
-        Any worker can read and continue a stored turn.
-        """
+        """Whether any worker can read and continue the turn."""
         self.echo: JsonObject = echo or {}
         """Data of the request that its wire format repeats in the response."""
 
@@ -304,6 +298,12 @@ class TurnService:
                     if (earlier_turn := await self._find_started(request, principal)) is None:
                         raise
                     return earlier_turn
+
+    async def count_tokens(self, request: TurnRequest, principal: Principal) -> int:
+        """Estimate the tokens of a request's prompt; see `start_turn` for errors."""
+        self._check_request(request)
+        request = replace(request, model=request.model or self._default_model, parent_turn_id=None)
+        return await self._runner.count_tokens(request, principal)
 
     async def get_turn(self, turn_id: UUID, principal: Principal) -> TurnHandle:
         """Return a turn of the principal that was started before.

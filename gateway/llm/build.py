@@ -14,14 +14,17 @@ def connect_model_server(settings: Settings) -> tuple[OpenAICompatibleModel, Cat
     if settings.groq_api_key is not None:
         from gateway.llm.providers.groq import create_groq_model
 
-        return create_groq_model(options), Catalog(aliases=settings.model_aliases)
+        return create_groq_model(options), Catalog(aliases=settings.model_aliases, name_map=settings.list_model_names())
     from gateway.llm.providers.openai import OPENAI_BASE_URL, create_openai_model
 
     is_official = options.base_url == OPENAI_BASE_URL
     unsupported_parameters = (
         ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if is_official else ()
     )
-    return create_openai_model(options), Catalog((), open_ended=True, unsupported_parameters=unsupported_parameters)
+    catalog = Catalog(
+        (), open_ended=True, unsupported_parameters=unsupported_parameters, name_map=settings.list_model_names()
+    )
+    return create_openai_model(options), catalog
 
 
 def _build_options(settings: Settings) -> ModelServerOptions:

@@ -5,6 +5,7 @@ It merges Groq's models of autumn 2026 with the server's own list.
 
 import sys
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 
 import msgspec
 
@@ -116,7 +117,7 @@ class Catalog(ModelCatalog):
 
     The server's list overrides the built-in data, field by field. With `open_ended`, any model may be requested until
     the list has arrived, and retired ids have no successors. `unsupported_parameters` applies to models without
-    built-in data.
+    built-in data. `name_map` has globs of other names, such as `claude-*`, and the models in their place.
     """
 
     def __init__(
@@ -126,11 +127,13 @@ class Catalog(ModelCatalog):
         aliases: bool = True,
         open_ended: bool = False,
         unsupported_parameters: tuple[str, ...] = _PENALTIES,
+        name_map: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self._models = {model.id: model for model in models}
         self._aliases = aliases and not open_ended
         self._open_ended = open_ended
         self._unsupported_parameters = unsupported_parameters
+        self._name_map = name_map
 
     def update_models(self, entries: list[JsonObject]) -> None:
         """Merge the server's list.
@@ -181,6 +184,9 @@ class Catalog(ModelCatalog):
             return info, ()
         if self._open_ended and not self._models:
             return self._make_default_info(model), ()
+        mapped = next((target for glob, target in self._name_map if fnmatchcase(model, glob)), None)
+        if mapped is not None:
+            return self.get_model_info(mapped), (f"The model {model[:200]!r} is {mapped!r} here.",)
         successor = RETIRED_MODELS.get(model)
         if successor is None or self._open_ended:
             available = ", ".join(self._models)

@@ -37,6 +37,7 @@ class ModelSettings(BaseSettings):
         default="gpt-5-mini", validation_alias=AliasChoices("OPENAI_DEFAULT_MODEL", "OPENAI_MODEL")
     )
     model_aliases: bool = True
+    model_map: CommaSeparated = ("claude-*",)
     model_fallbacks: CommaSeparated = ()
     model_retries: int = Field(default=2, ge=0, le=10)
     model_retry_delay: float = Field(default=0.5, ge=0, le=60)
@@ -60,6 +61,15 @@ class ModelSettings(BaseSettings):
                 " simulated Groq"
             )
         return self
+
+    @field_validator("model_map")
+    @classmethod
+    def _validate_model_map(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            glob, separator, target = entry.partition("=")
+            if not glob.strip() or (separator and not target.strip()):
+                raise ValueError(f"{entry} is not NAME=MODEL, such as claude-*=openai/gpt-oss-120b")
+        return entries
 
     @field_validator("groq_api_key")
     @classmethod
@@ -85,6 +95,11 @@ class ModelSettings(BaseSettings):
         if not value.startswith(("http://", "https://")):
             raise ValueError("must be a URL such as http://127.0.0.1:11434/v1")
         return value.rstrip("/")
+
+    def list_model_names(self) -> tuple[tuple[str, str], ...]:
+        """Return globs of names in requests, and the models in their place."""
+        pairs = (entry.partition("=") for entry in self.model_map)
+        return tuple((glob.strip(), target.strip() or self.default_model) for glob, _, target in pairs)
 
     @property
     def provider(self) -> Literal["groq", "openai"] | None:

@@ -1,5 +1,6 @@
 """Tools that the client runs itself, in OpenAI's format."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
@@ -8,6 +9,8 @@ from gateway.domain.messages import JsonObject, ToolSpec
 from gateway.wire.request_model import RequestModel
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+CLIENT_CALL_ID = re.compile(r"call_[0-9a-f]{32}_\d+_\d+")
+"""Id that the gateway gives a call of a client's tool."""
 
 
 class FunctionBody(RequestModel):

@@ -3,7 +3,6 @@
 Gateway tools appear as MCP tools of the gateway's servers.
 """
 
-import re
 from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
@@ -13,13 +12,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Message, Parameters, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
-from gateway.wire.client_tools import ToolName, build_client_tool
+from gateway.wire.client_tools import CLIENT_CALL_ID, ToolName, build_client_tool
 from gateway.wire.openai_refusals import refuse_unsupported_response
 from gateway.wire.openai_response_ids import APPROVAL_ID_PATTERN, parse_approval_id, parse_response_id
 from gateway.wire.openai_response_input import parse_content
 from gateway.wire.request_model import ItemList, RequestModel, limit_entries
-
-_CLIENT_CALL_ID = re.compile(r"call_[0-9a-f]{32}_\d+_\d+")
 
 
 class _InputItem(BaseModel):
@@ -400,7 +397,7 @@ def to_messages(items: str | list[InputItem]) -> list[Message]:
         return [Message("user", items)]
     # With ids of client calls, the gateway restores the calls of its own tools beside them, so these are skipped here.
     restores_history = any(
-        isinstance(item, FunctionCallItem) and _CLIENT_CALL_ID.fullmatch(item.call_id) for item in items
+        isinstance(item, FunctionCallItem) and CLIENT_CALL_ID.fullmatch(item.call_id) for item in items
     )
     messages: list[Message] = []
     for item in items:

@@ -1,4 +1,7 @@
-"""Error responses: `{"error": {"code", "message", "param"?, "request_id"}}`, and OpenAI's shape under `/v1/`."""
+"""Error responses: `{"error": {"code", "message", "param"?, "request_id"}}`.
+
+Under `/v1/` they have OpenAI's shape, and Anthropic's for its routes and clients.
+"""
 
 import asyncio
 import re
@@ -12,12 +15,13 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.api.http.request_context import STARTED_SCOPE_KEY
+from gateway.api.http.request_context import ANTHROPIC_PREFIX, STARTED_SCOPE_KEY
 from gateway.api.security.permissions import list_methods
 from gateway.common.logging import get_logger, request_id
 from gateway.common.validation_errors import describe_problem
 from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge, ServerStopping
 from gateway.domain.messages import JsonObject
+from gateway.wire.anthropic import answers as anthropic
 from gateway.wire.openai_chat_answers import build_error_body
 from gateway.wire.request_model import UNION_TAG_PREFIX
 
@@ -72,6 +76,9 @@ def error_response(
     info = ErrorInfo(code=code, message=message, param=param)
     if request.url.path.startswith(("/v1/", "/openai/v1/")):
         status = 400 if status == 422 else status
+        if request.url.path.startswith(ANTHROPIC_PREFIX) or "anthropic-version" in request.headers:
+            anthropic_body = anthropic.build_error_body(info, status, request_id.get())
+            return JSONResponse(anthropic_body, status_code=status, headers=headers)
         return JSONResponse(build_error_body(info, status), status_code=status, headers=headers)
     body: JsonObject = {"error": {**msgspec.to_builtins(info), "request_id": request_id.get()}}
     if not request.url.path.startswith("/api/v1/"):

@@ -5,6 +5,7 @@ import asyncio
 import msgspec
 from fastapi import FastAPI, Request, Response
 
+from gateway.api.http.request_context import ANTHROPIC_PREFIX
 from gateway.api.security.permissions import ROUTES
 from gateway.domain.messages import JsonObject
 
@@ -48,6 +49,24 @@ _OPENAI_ERROR_SCHEMA = {
         }
     },
 }
+_ANTHROPIC_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {
+                "type": {"type": "string"},
+                "message": {"type": "string"},
+                "code": {"type": "string", "description": "The gateway's own code"},
+                "param": {"type": "string"},
+            },
+        },
+        "request_id": {"type": ["string", "null"]},
+    },
+}
 
 _CREDENTIALS = {
     "APIKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -84,6 +103,7 @@ def install_openapi(app: FastAPI) -> None:
 
 def _complete_document(document: JsonObject) -> None:
     document["components"]["schemas"]["OpenAIErrorBody"] = _OPENAI_ERROR_SCHEMA
+    document["components"]["schemas"]["AnthropicErrorBody"] = _ANTHROPIC_ERROR_SCHEMA
     document["components"]["securitySchemes"] = _CREDENTIALS
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -111,13 +131,14 @@ def _list_error_statuses(method: str, path: str, operation: JsonObject) -> dict[
 def _declare_response(responses: JsonObject, path: str, status: int, description: str) -> None:
     """Add an error response to an operation.
 
-    Under `/v1/` it has OpenAI's shape, with 400 instead of 422.
+    Under `/v1/` it has OpenAI's or Anthropic's shape, with 400 instead of 422.
     """
-    openai = path.startswith("/v1/")
-    if openai and status == 422:
+    is_foreign = path.startswith("/v1/")
+    if is_foreign and status == 422:
         responses.pop("422", None)
         status = 400
-    schema = "OpenAIErrorBody" if openai else "ErrorBody"
+    foreign = "AnthropicErrorBody" if path.startswith(ANTHROPIC_PREFIX) else "OpenAIErrorBody"
+    schema = foreign if is_foreign else "ErrorBody"
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     declared = responses.get(str(status), {})
     responses[str(status)] = {"description": declared.get("description") or description, "content": content}

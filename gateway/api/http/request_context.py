@@ -23,6 +23,8 @@ STARTED_SCOPE_KEY = "gateway.begun"
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
 """Pages with a policy of their own."""
+ANTHROPIC_PREFIX = "/v1/messages"
+"""Start of the paths whose clients read the header `request-id`."""
 _DEBUG_LEVEL_PATHS = ("/health", "/ready")
 
 
@@ -46,7 +48,7 @@ class RequestContextMiddleware:
         token = request_id.set(current_id.decode())
         started_at = time.perf_counter()
         status = 0
-        added: list[tuple[bytes, bytes]] = []
+        added = [(b"request-id", current_id)] if scope["path"].startswith(ANTHROPIC_PREFIX) else []
         scope[HEADERS_SCOPE_KEY] = added
         scope[WRITE_SCOPE_KEY] = send
         security_headers = get_security_headers(over_tls=scope["scheme"] == "https", page=scope["path"] in _PAGES)

@@ -5,6 +5,7 @@ from fastapi import FastAPI
 from gateway.api.documentation import pages
 from gateway.api.routes.admin import api_keys, audit, stats, user_data
 from gateway.api.routes.admin import turns as admin_turns
+from gateway.api.routes.anthropic import messages
 from gateway.api.routes.legacy import chat as legacy_chat
 from gateway.api.routes.mcp import identity_keys, mcp_resources, mcp_servers, mcp_sign_in
 from gateway.api.routes.native import budget, chat, conversations, health, history, home, models, tools, turns, usage
@@ -35,6 +36,7 @@ def register_routes(app: FastAPI) -> None:
         user_data,
         legacy_chat,
         responses,
+        messages,
     ):
         # `include_router` would build every route again for each application, which slows the tests down.
         app.router.routes.extend(module.router.routes)

@@ -107,6 +107,8 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("POST", "/openai/v1/chat/completions"): _START_TURN,
     ("GET", "/openai/v1/models"): ANYONE,
     ("GET", "/openai/v1/models/{model}"): ANYONE,
+    ("POST", "/v1/messages"): _START_TURN,
+    ("POST", "/v1/messages/count_tokens"): RoutePermission("chat", "user", "chat"),
     ("POST", "/v1/responses"): _START_TURN,
     ("GET", "/v1/responses/{response_id}"): _FOLLOW,
     ("GET", "/v1/responses/{response_id}/input_items"): _READ,

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.api.deps import CatalogDep, PrincipalDep, get_principal
@@ -11,6 +11,7 @@ from gateway.api.turn_responses import IdempotencyKey, start_turn, stream_turn, 
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.messages import JsonObject
 from gateway.ports.model import ModelInfo
+from gateway.wire.anthropic.models import build_model, build_model_list
 from gateway.wire.openai_chat import ChatCompletionRequest
 from gateway.wire.openai_chat_answers import ChunkWriter, build_completion, stream_chunks
 
@@ -24,6 +25,9 @@ GatewayTools = Annotated[
         max_length=8_192,
         description="Allowed gateway tools: `all`, `none`, or names separated by commas. Overrides `x_gateway.tools`.",
     ),
+]
+AnthropicVersion = Annotated[
+    str | None, Header(max_length=100, description="Any value: the answer has Anthropic's shape.")
 ]
 _CONTENT: dict[int | str, JsonObject] = {
     200: {
@@ -54,22 +58,34 @@ async def chat_completions(
     return JSONResponse(build_completion(summary), headers=dict(response.headers))
 
 
-@router.get("/models", summary="List the models in OpenAI's format")
-async def list_models(principal: PrincipalDep, catalog: CatalogDep) -> JsonObject:
-    """The models that you may use."""
-    return {
-        "object": "list",
-        "data": [_build_model(model) for model in catalog.list_models() if principal.can_use_model(model.id)],
-    }
+@router.get("/models", summary="List the models in OpenAI's or Anthropic's format")
+async def list_models(
+    principal: PrincipalDep,
+    catalog: CatalogDep,
+    anthropic_version: AnthropicVersion = None,
+    limit: Annotated[int, Query(ge=1, le=1_000, description="Of a page in Anthropic's format.")] = 1_000,
+    after_id: Annotated[str | None, Query(max_length=200)] = None,
+    before_id: Annotated[str | None, Query(max_length=200)] = None,
+) -> JsonObject:
+    """The models that you may use.
+
+    A request with the header `anthropic-version` gets them in Anthropic's shape, in pages.
+    """
+    models = [model for model in catalog.list_models() if principal.can_use_model(model.id)]
+    if anthropic_version is not None:
+        return build_model_list(models, limit=limit, after=after_id, before=before_id)
+    return {"object": "list", "data": [_build_model(model) for model in models]}
 
 
-@router.get("/models/{model:path}", summary="Get a model in OpenAI's format")
-async def get_model(model: str, principal: PrincipalDep, catalog: CatalogDep) -> JsonObject:
+@router.get("/models/{model:path}", summary="Get a model in OpenAI's or Anthropic's format")
+async def get_model(
+    model: str, principal: PrincipalDep, catalog: CatalogDep, anthropic_version: AnthropicVersion = None
+) -> JsonObject:
     """A model of the catalog."""
     info = next((info for info in catalog.list_models() if info.id == model and principal.can_use_model(model)), None)
     if info is None:
         raise ModelNotFound(f"The model {model[:200]!r} does not exist.", param="model")
-    return _build_model(info)
+    return build_model(info) if anthropic_version is not None else _build_model(info)
 
 
 def _build_model(model: ModelInfo) -> JsonObject:
