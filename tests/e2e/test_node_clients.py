@@ -1,7 +1,16 @@
-"""Tests of the Vercel AI SDK and of fetch in Node."""
+"""Tests of clients in Node: the Vercel AI SDK, fetch, Anthropic's SDK and Claude Code."""
 
-from tests.e2e.node import require_node, run_script
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gateway.simulator import Fault
+from tests.e2e.node import NODE, require_node, run_script
 from tests.stack import Gateway
+
+CLAUDE_CODE = "@anthropic-ai/claude-code-linux-x64"
 
 
 @require_node("ai")
@@ -26,3 +35,64 @@ async def test_browser_resumes_the_stream_after_a_disconnect(gateway: Gateway) -
     assert result["text"] == result["stored"]
     assert "437" in result["text"]
     assert result["refused"] == [422, "invalid_request"]
+
+
+@require_node("@anthropic-ai/sdk")
+async def test_anthropic_sdk_needs_only_the_base_url(gateway: Gateway) -> None:
+    result = await run_script("anthropic.mjs", gateway.base_url)
+    assert result["whole"]["types"] == result["streamed"]["types"] == ["mcp_tool_use", "mcp_tool_result", "text"]
+    assert result["whole"]["stop"] == result["streamed"]["stop"] == "end_turn"
+    assert "437" in result["whole"]["text"]
+    assert "437" in result["streamed"]["text"]
+    assert (result["tool"]["name"], result["tool"]["stop"]) == ("get_weather", "tool_use")
+    assert "It snows in Oslo." in result["tool"]["text"]
+    assert (result["error"]["name"], result["error"]["status"]) == ("NotFoundError", 404)
+    assert result["error"]["id"]
+
+
+@require_node(CLAUDE_CODE)
+async def test_claude_code_answers_and_runs_its_own_tool(gateway: Gateway, tmp_path: Path) -> None:
+    call = {"name": "Bash", "arguments": json.dumps({"command": "echo out-of-bash-$((6*7))", "description": "Print"})}
+    gateway.simulator.faults.add_faults(Fault(kind="tool_calls", calls=[call], match="Print a number"))
+    lines = await run_claude_code(gateway, tmp_path, "Print a number with Bash.", "--allowedTools", "Bash")
+    results = [
+        block
+        for line in lines
+        if line["type"] == "user"
+        for block in line["message"]["content"]
+        if block["type"] == "tool_result"
+    ]
+    assert [block["content"] for block in results] == ["out-of-bash-42"]
+    assert (lines[-1]["type"], lines[-1]["is_error"]) == ("result", False)
+    assert "out-of-bash-42" in str(gateway.simulator.requests[-1]["messages"])
+
+
+async def run_claude_code(gateway: Gateway, home: Path, prompt: str, *arguments: str) -> list[Any]:
+    """Run Claude Code headless in an empty home, and return its lines of JSON."""
+    quiet = ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "DISABLE_TELEMETRY", "DISABLE_AUTOUPDATER")
+    settings = dict.fromkeys((*quiet, "DISABLE_ERROR_REPORTING"), "1")
+    process = await asyncio.create_subprocess_exec(
+        str(NODE / "node_modules" / CLAUDE_CODE / "claude"),
+        *("-p", prompt, "--output-format", "stream-json", "--verbose", *arguments),
+        cwd=home,
+        env=settings
+        | {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "ANTHROPIC_BASE_URL": gateway.base_url,
+            "ANTHROPIC_AUTH_TOKEN": "none",
+        },
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=2**24,
+    )
+    try:
+        async with asyncio.timeout(90):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise
+    assert process.returncode == 0, f"{out.decode()[-2_000:]} {err.decode()[-2_000:]}"
+    return [json.loads(line) for line in out.decode().splitlines()]
