@@ -169,7 +169,7 @@ class FieldReader:
         return fields
 
     def name_source(self, error: ValidationError) -> ValidationError:
-        """Return the error of a request with the names of its fields as they were sent."""
+        """Return a request's error with the fields' names as they were sent."""
         if all(name == given for name, given in self._sources.items()):
             return error
         problems = [
@@ -183,7 +183,10 @@ class FieldReader:
         return ValidationError.from_exception_data(error.title, problems)
 
     def _locate_source(self, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        """Return where the request has a field; a prompt in place of a list of messages has no members."""
+        """Return where the request has a field.
+
+        A prompt in place of a list of messages has no members.
+        """
         if not location:
             return location
         name = str(location[0])

@@ -1,4 +1,4 @@
-"""Tests of clients in Node: the Vercel AI SDK, fetch, Anthropic's SDK and Claude Code."""
+"""Tests of SDKs, of fetch and of Claude Code in Node."""
 
 import asyncio
 import json
@@ -68,7 +68,7 @@ async def test_claude_code_answers_and_runs_its_own_tool(gateway: Gateway, tmp_p
 
 
 async def run_claude_code(gateway: Gateway, home: Path, prompt: str, *arguments: str) -> list[Any]:
-    """Run Claude Code headless in an empty home, and return its lines of JSON."""
+    """Run Claude Code in an empty home; return its lines of JSON."""
     quiet = ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "DISABLE_TELEMETRY", "DISABLE_AUTOUPDATER")
     settings = dict.fromkeys((*quiet, "DISABLE_ERROR_REPORTING"), "1")
     process = await asyncio.create_subprocess_exec(

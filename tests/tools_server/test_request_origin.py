@@ -109,7 +109,10 @@ FOREIGN_HOSTS = [
 
 
 async def test_own_host_is_served_in_any_letter_case_and_a_foreign_one_never() -> None:
-    """The SDK compares hosts too, letter by letter, and its refusal was a 500 at `/tools`."""
+    """The SDK compares hosts letter by letter.
+
+    Its refusal was a 500 at `/tools`.
+    """
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     headers = {"Accept": "application/json, text/event-stream"}
     call = {"name": "calculator", "arguments": {"expression": "5*9"}}

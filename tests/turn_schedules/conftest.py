@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Generator
 
 import pytest
-import structlog
 
 from gateway_runtime.embedded_postgres import EmbeddedPostgres
 from tests.conftest import _create_database
@@ -20,15 +19,3 @@ def schedule_database(postgres: EmbeddedPostgres) -> Generator[ScheduleDatabase]
             yield runner.run(ScheduleDatabase.prepare(url))
         finally:
             runner.run(context.__aexit__(None, None, None))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def plain_tracebacks() -> Generator[None]:
-    """Log tracebacks without values of variables.
-
-    Their rendering takes half a second.
-    """
-    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure(processors=[renderer])
-    yield
-    structlog.reset_defaults()

@@ -112,6 +112,7 @@ async def test_turns_resumed_by_answers_wait_for_a_free_slot(
     async with serve_workers(1, database_url, simulator, tools_url) as ([gateway], headers):
         body = {"messages": [{"role": "user", "content": "Add a task to rest"}], "approval": "always"}
         waiting = [(await gateway.post("/api/v1/chat", body, headers=headers)).body for _ in range(4)]
+        await simulator.wait_until(lambda s: s.open_streams == 0)
         simulator.pause_streams()
         for turn in waiting:
             answer = {"input_id": turn["inputs"][0]["input_id"], "action": "accept"}
