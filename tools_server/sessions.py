@@ -7,12 +7,13 @@ from typing import Any
 import structlog
 from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
 from mcp.server.lowlevel import Server
-from mcp.server.streamable_http import StreamableHTTPServerTransport
+from mcp.server.streamable_http import MCP_SESSION_ID_HEADER, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from gateway_runtime.idle_sessions import find_idle_session
+from gateway_runtime.mcp_sessions import find_idle_session, is_resumption, refuse_resumption
 from tools_server.auth import USER_SCOPE_KEY
 from tools_server.config import Settings
 
@@ -43,7 +44,10 @@ class UserSessionManager(StreamableHTTPSessionManager):
     async def _handle_stateful_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request; a session that it opens belongs to its user."""
         _request_user.set(scope[USER_SCOPE_KEY])
-        await super()._handle_stateful_request(scope, receive, send)
+        if is_resumption(scope) and Headers(scope=scope).get(MCP_SESSION_ID_HEADER) in self._server_instances:
+            await refuse_resumption(send)
+        else:
+            await super()._handle_stateful_request(scope, receive, send)
 
     def _admit_session(self, requestor: AuthorizationContext | None) -> StreamableHTTPServerTransport | None:
         """Open a session. None: the request is refused."""

@@ -59,6 +59,19 @@ async def test_session_in_use_does_not_expire(database_url: str, simulator: Simu
         await eventually(lambda: gateway.state.mcp.session_count == 0)
 
 
+async def test_resumption_of_a_stream_is_refused_and_a_new_stream_opens(gateway: Gateway) -> None:
+    url, (_, session) = f"{gateway.base_url}/mcp", await open_session(gateway)
+    async with gateway.session.get(url, headers=session | {"Last-Event-ID": "7"}) as refused:
+        assert (refused.status, (await refused.json())["error"]["code"]) == (400, -32600)
+    async with gateway.session.get(url, headers=session) as stream:
+        assert stream.status == 200
+    unknown = session | {"Last-Event-ID": "7", "Mcp-Session-Id": "0" * 32}
+    async with gateway.session.get(url, headers=unknown) as missing:
+        assert missing.status == 404
+    async with gateway.session.get(url, headers=MCP_HEADERS | {"Last-Event-ID": "7"}) as sessionless:
+        assert 400 <= sessionless.status < 500
+
+
 @pytest.mark.parametrize("setting", ["mcp_max_sessions", "mcp_max_user_sessions"])
 async def test_new_session_replaces_the_least_recently_used_idle_one(
     database_url: str, simulator: Simulator, setting: str

@@ -144,6 +144,17 @@ async def test_legacy_session_left_open_expires_and_sessions_are_bounded() -> No
         await eventually(opens_session)
 
 
+async def test_resumption_of_a_stream_is_refused() -> None:
+    info = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    request = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": info}
+    headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
+    async with serve_tools(tools_server_secret=None) as address, httpx2.AsyncClient(timeout=TIMEOUT_SECONDS) as http:
+        opened = await http.post(f"{address}/mcp", json=request, headers=headers)
+        session = headers | {"Mcp-Session-Id": opened.headers["mcp-session-id"], "Last-Event-ID": "7"}
+        refused = await http.get(f"{address}/mcp", headers=session)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, -32600)
+
+
 async def test_sessions_of_one_user_leave_room_for_others() -> None:
     request = {
         "jsonrpc": "2.0",

@@ -3,16 +3,18 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
+from mcp.server.auth.middleware.bearer_auth import AuthorizationContext, authorization_context
 from mcp.server.lowlevel import Server
-from mcp.server.streamable_http import StreamableHTTPServerTransport
+from mcp.server.streamable_http import MCP_SESSION_ID_HEADER, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
 
 from gateway.common.logging import get_logger
 from gateway.config import Settings
 from gateway.domain.errors import Overloaded, RateLimited
-from gateway_runtime.idle_sessions import find_idle_session
+from gateway_runtime.mcp_sessions import find_idle_session, is_resumption, refuse_resumption
 
 log = get_logger(__name__)
 
@@ -80,6 +82,18 @@ class LegacySessionManager(StreamableHTTPSessionManager):
         assert transport.idle_scope is not None
         transport.idle_scope.cancel()  # its task then ends, and discards it
         return True
+
+    async def _handle_stateful_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, but refuse to resume a stream of an open session."""
+        if is_resumption(scope) and self._owns_session(scope):
+            await refuse_resumption(send)
+        else:
+            await super()._handle_stateful_request(scope, receive, send)
+
+    def _owns_session(self, scope: Scope) -> bool:
+        """Return whether a request names an open session of its user."""
+        session = Headers(scope=scope).get(MCP_SESSION_ID_HEADER)
+        return session is not None and self._session_owners.get(session) == authorization_context(scope["user"])
 
     async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
         self._on_end(session_id)
