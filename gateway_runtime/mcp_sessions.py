@@ -1,4 +1,4 @@
-"""Legacy MCP sessions: which one a new one replaces, and streams that are not resumed."""
+"""Replacement of legacy MCP sessions, and refusal to resume streams."""
 
 import json
 import math

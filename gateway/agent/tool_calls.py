@@ -298,6 +298,8 @@ class _EventObserver(CallObserver):
         self._emit_bounded(ToolLog(call_id=self._call_id, level=level, message=message[:MAX_OBSERVED_MESSAGE_LENGTH]))
 
     async def ask_user(self, question: Question) -> Answer:
+        if question.kind == "host":  # a chat has no host, which the server was told
+            return Answer("decline")
         return await self._emitter.ask_inline(self._call_id, question)
 
     def _emit_bounded(self, event: Event) -> None:

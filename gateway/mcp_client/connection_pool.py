@@ -7,13 +7,22 @@ from itertools import count
 
 import msgspec
 from mcp.types import Tool
+from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 
 from gateway.common.concurrency import Deadline, LruDict, TaskSet
-from gateway.domain.messages import Principal
+from gateway.domain.hosts import HostProfile
+from gateway.domain.messages import JsonObject, Principal
 from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.ports.servers import ServerConfig
 
 _MAX_PERSONAL_CONNECTIONS = 200
+_MAX_HOST_CONNECTIONS = 100
+_HOST_CONNECT_SECONDS = 15.0
+
+_SESSION_CAPABILITIES = ("elicitation", "sampling")
+"""Capabilities that a session can serve: roots differ from host to host."""
+
+Connect = Callable[[ServerConfig, Principal | None, JsonObject | None], ServerConnection]
 
 
 class ServerOffer(msgspec.Struct, frozen=True):
@@ -31,7 +40,8 @@ class ServerOffer(msgspec.Struct, frozen=True):
 class ConnectionPool:
     """Opens, finds and closes connections.
 
-    `connect(config, principal)` makes one; without a principal it is shared by all users.
+    `connect(config, principal, capabilities)` makes one; without a principal it is shared by all users, and with
+    capabilities it serves legacy hosts that declare these.
 
     A connection that is no longer needed is closed once its calls have ended, at most `drain_seconds` later.
     """
@@ -39,7 +49,7 @@ class ConnectionPool:
     def __init__(
         self,
         servers: Sequence[ServerConfig],
-        connect: Callable[[ServerConfig, Principal | None], ServerConnection],
+        connect: Connect,
         *,
         drain_seconds: float,
     ) -> None:
@@ -50,6 +60,9 @@ class ConnectionPool:
         self._shared = {server.name: self._make_connection(server, None) for server in servers}
         self._personal: LruDict[tuple[str, str], ServerConnection] = LruDict(
             _MAX_PERSONAL_CONNECTIONS, on_evict=lambda _, connection: self._drain_connection(connection)
+        )
+        self._for_hosts: LruDict[tuple[str, str, bytes], ServerConnection] = LruDict(
+            _MAX_HOST_CONNECTIONS, on_evict=lambda _, connection: self._drain_connection(connection)
         )
         self._uses = count(1)
         self._last_offers: dict[str, ServerOffer] = {}
@@ -85,6 +98,8 @@ class ConnectionPool:
                 self._last_offers.pop(name, None)
                 for key in [key for key in self._personal if key[0] == name]:
                     self._drain_connection(self._personal.pop(key))
+                for host_key in [key for key in self._for_hosts if key[0] == name]:
+                    self._drain_connection(self._for_hosts.pop(host_key))
         new_names = configs.keys() - self._shared.keys()
         self._shared = {
             name: self._shared.get(name) or self._make_connection(config, None) for name, config in configs.items()
@@ -112,6 +127,31 @@ class ConnectionPool:
             self._personal[key] = connection
         connection.last_used = next(self._uses)
         return connection
+
+    async def get_host_connection(
+        self, server: str, principal: Principal, host: HostProfile | None
+    ) -> ServerConnection | None:
+        """The connection for a request of an MCP host.
+
+        Servers ask a host what it declares. In the current protocol each request declares it, in the legacy one a
+        session does, so a host whose capabilities differ gets one of its own. Commands are not started again for that.
+        """
+        connection = self.get_connection(server, principal)
+        if connection is None or host is None or not needs_own_session(connection, host):
+            return connection
+        capabilities = {name: host.capabilities[name] for name in _SESSION_CAPABILITIES if host.declares(name)}
+        owner = "" if connection.config.share == "all" else principal.user
+        key = (server, owner, msgspec.json.encode(capabilities, order="sorted"))
+        own = self._for_hosts.get(key)
+        if own is None:
+            own = self._connect(connection.config, principal if owner else None, capabilities)
+            self._open.add(own)
+            self._for_hosts[key] = own
+            own.start_connection()
+        with contextlib.suppress(TimeoutError):
+            async with Deadline.after(_HOST_CONNECT_SECONDS).limit():
+                await own.wait_until_attempted()
+        return own if own.is_available else connection
 
     def find_offer(self, server: str) -> ServerOffer | None:
         """The offer of a server; None without one."""
@@ -144,7 +184,7 @@ class ConnectionPool:
             connection.discard_token()
 
     def _make_connection(self, config: ServerConfig, principal: Principal | None) -> ServerConnection:
-        connection = self._connect(config, principal)
+        connection = self._connect(config, principal, None)
         self._open.add(connection)
         return connection
 
@@ -154,3 +194,16 @@ class ConnectionPool:
     async def _drain_and_stop(self, connection: ServerConnection) -> None:
         await connection.drain_and_stop(self._drain_seconds)
         self._open.discard(connection)
+
+
+def needs_own_session(connection: ServerConnection, host: HostProfile) -> bool:
+    """Whether a host needs another session than all callers share.
+
+    A server of the current protocol may ask legacy hosts only in a legacy session.
+    """
+    if connection.config.transport == "stdio" or not connection.is_available:
+        return False
+    if connection.is_legacy:
+        return any(host.capabilities.get(name) != connection.capabilities.get(name) for name in _SESSION_CAPABILITIES)
+    is_pinned = connection.config.protocol in MODERN_PROTOCOL_VERSIONS
+    return host.is_legacy and not is_pinned and any(map(host.declares, _SESSION_CAPABILITIES))

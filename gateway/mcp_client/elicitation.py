@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 from mcp.types import (
+    CreateMessageRequest,
+    ElicitationRequiredErrorData,
     ElicitRequest,
     ElicitRequestFormParams,
     ElicitRequestParams,
@@ -16,10 +18,15 @@ from mcp.types import (
     ElicitResult,
     InputRequest,
     InputRequiredResult,
+    InputResponse,
     InputResponses,
+    ListRootsRequest,
 )
+from mcp.types.jsonrpc import URL_ELICITATION_REQUIRED
+from pydantic import TypeAdapter, ValidationError
 
 from gateway.common.schema_rules import SchemaTooLarge, measure_value
+from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import Answer, JsonObject, PendingInput, Question, StoredQuestion
 
 _MAX_QUESTIONS = 10
@@ -27,6 +34,8 @@ _MAX_MESSAGE_LENGTH = 4_000
 _MAX_KEY_LENGTH, _MAX_URL_LENGTH = 200, 4_000
 _MAX_STATE_LENGTH = 1024 * 1024
 _MAX_SCHEMA_NODES, _MAX_SCHEMA_CHARS = 2_000, 64 * 1024
+_CALL_AGAIN_STATE = "mcp-agent-gateway/call-again"
+_INPUT_RESPONSE: TypeAdapter[InputResponse] = TypeAdapter(InputResponse)
 
 
 class UnsupportedElicitation(Exception):
@@ -36,31 +45,75 @@ class UnsupportedElicitation(Exception):
     """
 
 
-def parse_input_request(result: InputRequiredResult) -> PendingInput:
+def parse_input_request(result: InputRequiredResult, host: HostProfile | None) -> PendingInput:
     """The server's questions, with its opaque state.
 
     Raises:
-        UnsupportedElicitation: it asks for sampling or roots, which the gateway does not declare, or too much.
+        UnsupportedElicitation: it asks for sampling or roots, which the host does not declare, or too much.
     """
     requests = result.input_requests or {}
     if not requests or len(requests) > _MAX_QUESTIONS:
         raise UnsupportedElicitation(f"The server asked {len(requests)} questions at once, so the call was ended.")
     if len(result.request_state or "") > _MAX_STATE_LENGTH:
         raise UnsupportedElicitation("The server's state of the question is too large, so the call was ended.")
-    questions = tuple(_parse_question(key, request) for key, request in requests.items())
+    questions = tuple(_parse_question(key, request, host) for key, request in requests.items())
     return PendingInput(questions, result.request_state)
 
 
-def _parse_question(key: str, request: InputRequest) -> Question:
-    if not isinstance(request, ElicitRequest):
-        message = "The server asked for something other than an answer of a person, so the call was ended."
-        raise UnsupportedElicitation(message)
-    return _make_question(key, request.params)
+def _parse_question(key: str, request: InputRequest, host: HostProfile | None) -> Question:
+    match request:
+        case ElicitRequest():
+            return _make_question(key, request.params)
+        case CreateMessageRequest() if host is not None and host.declares("sampling"):
+            return make_host_request(key, request)
+        case ListRootsRequest() if host is not None and host.declares("roots"):
+            return make_host_request(key, request)
+        case _:
+            message = "The server asked for something other than an answer of a person, so the call was ended."
+            raise UnsupportedElicitation(message)
+
+
+def make_host_request(key: str, request: CreateMessageRequest | ListRootsRequest) -> Question:
+    """An unchanged request for sampling or roots, for the host.
+
+    Raises:
+        UnsupportedElicitation: its key is too long.
+    """
+    _check_key(key)
+    dumped = request.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return Question(key, "host", "", request={"method": dumped["method"], "params": dumped.get("params") or {}})
+
+
+def parse_required_pages(refusal: JsonObject | None) -> PendingInput | None:
+    """The pages that a server's JSON-RPC error requires a user to visit.
+
+    None if the error is another one, or its pages cannot be shown. The call is made again after the answers, which the
+    server does not get.
+    """
+    if refusal is None or refusal["code"] != URL_ELICITATION_REQUIRED:
+        return None
+    try:
+        pages = ElicitationRequiredErrorData.model_validate(refusal["data"]).elicitations
+        if not 0 < len(pages) <= _MAX_QUESTIONS:
+            return None
+        questions = tuple(_make_question(page.elicitation_id or str(n), page) for n, page in enumerate(pages, start=1))
+    except (ValidationError, UnsupportedElicitation):
+        return None
+    return PendingInput(questions, _CALL_AGAIN_STATE)
+
+
+def answers_required_pages(answers: Sequence[StoredQuestion]) -> bool:
+    """Return whether answers are those to `parse_required_pages()`."""
+    return bool(answers) and answers[0].state == _CALL_AGAIN_STATE
+
+
+def _check_key(key: str) -> None:
+    if len(key) > _MAX_KEY_LENGTH:
+        raise UnsupportedElicitation("The server's question has too long a name, so the call was ended.")
 
 
 def _make_question(key: str, params: ElicitRequestParams) -> Question:
-    if len(key) > _MAX_KEY_LENGTH:
-        raise UnsupportedElicitation("The server's question has too long a name, so the call was ended.")
+    _check_key(key)
     match params:
         case ElicitRequestFormParams() as form:
             _check_form_size(form.requested_schema)
@@ -97,7 +150,21 @@ def _check_form_size(schema: JsonObject) -> None:
 
 def make_input_responses(answers: Sequence[StoredQuestion]) -> InputResponses | None:
     """The answers in the protocol's form."""
-    return {stored.question.key: make_elicit_result(stored.answer) for stored in answers if stored.answer} or None
+    return {stored.question.key: _make_response(stored, stored.answer) for stored in answers if stored.answer} or None
+
+
+def _make_response(stored: StoredQuestion, answer: Answer) -> InputResponse:
+    """The answer in the protocol's form.
+
+    Raises:
+        UnsupportedElicitation: the host's answer is not one.
+    """
+    if stored.question.kind != "host":
+        return make_elicit_result(answer)
+    try:
+        return _INPUT_RESPONSE.validate_python(answer.content)
+    except ValidationError:
+        raise UnsupportedElicitation("The host did not answer the server's request, so the call was ended.") from None
 
 
 def make_inline_question(params: ElicitRequestParams) -> Question:

@@ -22,12 +22,14 @@ from gateway.domain.messages import (
 from gateway.mcp_client.builtin_tools import SIGN_IN, make_sign_in_tool
 from gateway.mcp_client.caller_identity import TokenIssuer
 from gateway.mcp_client.change_notifier import ChangeNotifier
+from gateway.mcp_client.connection.client_capabilities import GATEWAY_CAPABILITIES
 from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.mcp_client.connection.errors import ToolCallError
 from gateway.mcp_client.connection.negotiation import ConnectionMemory
 from gateway.mcp_client.connection.requests import ClientRequest
 from gateway.mcp_client.connection_pool import ConnectionPool
 from gateway.mcp_client.definition_check import DefinitionChecker
+from gateway.mcp_client.elicitation import answers_required_pages, parse_required_pages
 from gateway.mcp_client.identity_keys import IdentityKeys
 from gateway.mcp_client.instructions import quote_instructions
 from gateway.mcp_client.oauth.sign_in import SignInService
@@ -98,15 +100,23 @@ class McpToolbox(ServerPool, Toolbox):
         if grants is not None:
             self.sign_in_service = SignInService(grants, settings.public_url, self._find_config)
 
-    def _make_connection(self, server: ServerConfig, principal: Principal | None) -> ServerConnection:
-        is_shared = principal is None
+    def _make_connection(
+        self, server: ServerConfig, principal: Principal | None, capabilities: JsonObject | None
+    ) -> ServerConnection:
+        is_main = principal is None and capabilities is None
+        memory, on_change = self._find_memory(server), partial(self.reconcile, changed_server=server.name)
+        if capabilities is not None:  # for legacy hosts, which find the tools at the main connection
+            protocol = "legacy" if server.protocol == "auto" else server.protocol
+            server = server.model_copy(update={"protocol": protocol, "type": memory.get_transport(server)})
+            memory, on_change = ConnectionMemory(), _ignore_change
         return ServerConnection(
             server,
             identity=self._identity,
-            on_change=partial(self.reconcile, changed_server=server.name),
-            connect_timeout_seconds=_CONNECT_TIMEOUT_SECONDS if is_shared else _PERSONAL_CONNECT_TIMEOUT_SECONDS,
+            on_change=on_change,
+            connect_timeout_seconds=_CONNECT_TIMEOUT_SECONDS if is_main else _PERSONAL_CONNECT_TIMEOUT_SECONDS,
             principal=principal,
-            memory=self._find_memory(server),
+            memory=memory,
+            capabilities=GATEWAY_CAPABILITIES if capabilities is None else capabilities,
             max_message_bytes=self._max_message_bytes,
             max_call_seconds=self._max_call_seconds,
             tokens=AccessTokenProvider(
@@ -240,7 +250,7 @@ class McpToolbox(ServerPool, Toolbox):
     async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
         """See `Toolbox.call_tool`."""
         spec, principal = request.spec, request.principal
-        connection = self._pool.get_connection(spec.server, principal)
+        connection = await self._pool.get_host_connection(spec.server, principal, request.host)
         if connection is None:
             error = ToolCallError(f"The MCP server {spec.server!r} is no longer connected.", did_run=False)
             return _make_error_result(spec, error)
@@ -249,6 +259,11 @@ class McpToolbox(ServerPool, Toolbox):
             note = f"The user did not sign in to {spec.server}. Do not try it again unless they ask for it."
             return ToolResult("denied", [text_block(note)])
         server_answers = [stored for stored in request.answers if not stored.question.login]
+        if answers_required_pages(server_answers):
+            if any(stored.answer and stored.answer.action != "accept" for stored in server_answers):
+                note = "The user did not visit the page that the server requires. Do not try it again unless they ask."
+                return ToolResult("denied", [text_block(note)])
+            server_answers = []
         try:
             if spec.helper and spec.tool == SIGN_IN:
                 return await self._describe_tools(connection, spec)
@@ -258,6 +273,8 @@ class McpToolbox(ServerPool, Toolbox):
             result = await call_with_repeats(connection, request, timeout)
         except ToolCallError as error:
             question = await self._ask_to_sign_in(connection, principal, error) if error.needs_sign_in else None
+            if request.host is None or not request.host.is_legacy:  # a legacy host knows the server's error itself
+                question = question or parse_required_pages(error.refusal)
             return question or _make_error_result(spec, error)
         if isinstance(result, PendingInput):
             return result
@@ -368,6 +385,10 @@ class McpToolbox(ServerPool, Toolbox):
             return await connection.send_request(request, principal=principal, timeout=timeout)
         except ToolCallError as error:
             raise (StorageUnavailable if error.storage_unavailable else McpServerError)(str(error)) from error
+
+
+def _ignore_change() -> None:
+    """The tools on offer are those of another connection."""
 
 
 def _make_error_result(spec: ToolSpec, error: ToolCallError) -> ToolResult:

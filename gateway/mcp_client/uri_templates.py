@@ -1,4 +1,4 @@
-"""Matching of URIs with URI templates (RFC 6570), in time linear to both."""
+"""Linear-time matching of URIs with URI templates (RFC 6570)."""
 
 import re
 
@@ -87,7 +87,10 @@ class UriMatcher:
                 return positions | self._skip_parameters(positions, operator, names)
 
     def _skip_parameters(self, positions: int, operator: str, names: list[str] | None) -> int:
-        """Every position in the parameters that follow; without `names` they may have any."""
+        """Every position in the parameters that follow.
+
+        Without `names` they may have any.
+        """
         separator, allowed = (";", self._in_segment) if operator == ";" else ("&", self._in_query)
         begins = self._skip_literal(positions, operator)
         if names is not None:
@@ -117,7 +120,7 @@ class UriMatcher:
         return positions | self._pass_run(positions, allowed)
 
     def _pass_few(self, positions: int, limit: int) -> int:
-        """Every position that at least one and at most so many characters of a segment lead to."""
+        """Every position that 1 to `limit` characters of a segment lead to."""
         reached = (positions & self._in_segment) << 1
         remaining = min(limit * (_ENCODED_CHARACTER_LENGTH if self._is_encoded else 1), self._end.bit_length()) - 1
         step = 1

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4, uuid5
 import msgspec
 
 from gateway.domain.grants import Grant
+from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import (
     Answer,
     AuthorizationRequest,
@@ -298,7 +299,8 @@ class ToolCallRequest(msgspec.Struct, frozen=True):
     """A call of a tool for `principal`.
 
     `answers` are the answers to earlier questions of this call, which may ask again. The server receives
-    `idempotency_key`, by default a random one. The result is cut for a model, unless it `is_whole`, for a host.
+    `idempotency_key`, by default a random one. The result is cut for a model, unless it `is_whole`, for a host. The
+    server is told the capabilities of the `host` that the call comes from; without one, those of the gateway.
     `require_lease` runs right before each request to the server.
     """
 
@@ -309,6 +311,7 @@ class ToolCallRequest(msgspec.Struct, frozen=True):
     answers: Sequence[StoredQuestion] = ()
     idempotency_key: str = msgspec.field(default_factory=lambda: str(uuid4()))
     is_whole: bool = False
+    host: HostProfile | None = None
     require_lease: StartCheck = allow_start
 
 

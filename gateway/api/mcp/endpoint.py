@@ -226,12 +226,12 @@ class McpEndpoint:
         key = make_server_key(params, principal)
         state = self._question_states.open(params.request_state, spec.name, principal)
         arguments, answers = params.arguments or {}, parse_answers(params, state)
-        request = ToolCallRequest(spec, arguments, principal, host, answers, key, is_whole=True)
+        request = ToolCallRequest(spec, arguments, principal, host, answers, key, is_whole=True, host=host.profile)
         for _ in range(_MAX_ROUNDS):
             result = await self._toolbox.call_tool(request)
             if isinstance(result, ToolResult):
                 return to_call_result(result)
-            if not ctx.session.can_send_request:
+            if not ctx.session.can_send_request and all(map(host.can_answer, result.questions)):
                 return to_input_required(self._question_states.seal(result, spec.name, principal))
             answers = [await host.collect_answer(question, result.state) for question in result.questions]
             request = msgspec.structs.replace(request, answers=answers)

@@ -9,12 +9,16 @@ import anyio
 import mcp.types as t
 from mcp import MCPError
 from mcp.server.context import ServerRequestContext
+from mcp.shared.message import ServerMessageMetadata
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError, NotFound
+from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import Answer, JsonObject, Principal, Question, StoredQuestion
 from gateway.ports.tools import MAX_OBSERVED_MESSAGE_LENGTH, MAX_OBSERVED_MESSAGES, CallObserver
 
@@ -23,6 +27,11 @@ log = get_logger(__name__)
 _NOTIFY_TIMEOUT_SECONDS = 5.0
 
 Context = ServerRequestContext[JsonObject, Request]
+_CAPABILITIES = {"sampling/createMessage": "sampling", "roots/list": "roots"}
+_HOST_REQUESTS: dict[str, tuple[type[t.CreateMessageRequest | t.ListRootsRequest], type[BaseModel]]] = {
+    "sampling/createMessage": (t.CreateMessageRequest, t.CreateMessageResultWithTools),
+    "roots/list": (t.ListRootsRequest, t.ListRootsResult),
+}
 HOST_GONE = (MCPError, anyio.ClosedResourceError, anyio.BrokenResourceError)
 """Errors of a message that a host rejects or cannot receive.
 
@@ -38,6 +47,7 @@ class HostObserver(CallObserver):
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
+        self.profile = read_profile(ctx)
         self._notifications = TaskSet("notify MCP host")
 
     def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
@@ -63,19 +73,34 @@ class HostObserver(CallObserver):
         """
         await self._notifications.wait(_NOTIFY_TIMEOUT_SECONDS)
 
+    def can_answer(self, question: Question) -> bool:
+        """Return whether the host declared what a question needs."""
+        if question.request is not None:
+            return self.profile.declares(_CAPABILITIES[question.request["method"]])
+        return self.profile.declares_elicitation("form" if question.url is None else "url")
+
     async def ask_user(self, question: Question) -> Answer:
         """Ask the host's user. A host that cannot ask declines."""
         session = self._ctx.session
-        if not session.can_send_request:
+        if not session.can_send_request or not self.can_answer(question):
             return Answer("decline")
         try:
+            if question.request is not None:
+                return await self._forward_request(question.request)
             if question.url is not None:
                 result = await session.elicit_url(question.message, question.url, question.key, self._ctx.request_id)
             else:
                 result = await session.elicit_form(question.message, question.schema or {}, self._ctx.request_id)
-        except MCPError:  # the host does not support elicitation, or refuses it
+        except (MCPError, ValidationError):  # the host refuses, or its answer is not one
             return Answer("decline")
         return Answer(result.action, result.content)
+
+    async def _forward_request(self, request: JsonObject) -> Answer:
+        """Send a request for sampling or roots."""
+        model, result_type = _HOST_REQUESTS[request["method"]]
+        metadata = ServerMessageMetadata(related_request_id=self._ctx.request_id)
+        result = await self._ctx.session.send_request(model.model_validate(request), result_type, metadata=metadata)
+        return Answer("accept", result.model_dump(mode="json", by_alias=True, exclude_none=True))
 
     async def collect_answer(self, question: Question, state: str | None) -> StoredQuestion:
         """Ask the host's user; return the question with its answer.
@@ -101,6 +126,25 @@ def mcp_errors() -> Generator[None]:
         raise MCPError(t.INVALID_PARAMS, error.message) from None
     except GatewayError as error:
         raise MCPError(t.INTERNAL_ERROR, error.message) from None
+
+
+def read_profile(ctx: Context) -> HostProfile:
+    """Return what the host of a request can do.
+
+    An `elicitation` without modes is that of forms, as in versions before 2025-11-25.
+    """
+    declared = ctx.session.client_capabilities or t.ClientCapabilities()
+    capabilities: JsonObject = {}
+    if (elicitation := declared.elicitation) is not None:
+        has_url = elicitation.url is not None
+        modes = {"form": elicitation.form is not None or not has_url, "url": has_url}
+        capabilities["elicitation"] = {mode: {} for mode, is_declared in modes.items() if is_declared}
+    if (sampling := declared.sampling) is not None:
+        parts = {"context": sampling.context, "tools": sampling.tools}
+        capabilities["sampling"] = {part: {} for part, value in parts.items() if value is not None}
+    if declared.roots is not None:
+        capabilities["roots"] = {}
+    return HostProfile(ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS, capabilities)
 
 
 def get_principal(ctx: Context) -> Principal:

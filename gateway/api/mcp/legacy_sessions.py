@@ -84,7 +84,7 @@ class LegacySessionManager(StreamableHTTPSessionManager):
         return True
 
     async def _handle_stateful_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, but refuse to resume a stream of an open session."""
+        """Serve a request, unless it resumes a stream of an open session."""
         if is_resumption(scope) and self._owns_session(scope):
             await refuse_resumption(send)
         else:

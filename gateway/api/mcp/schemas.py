@@ -76,13 +76,13 @@ def to_input_required(pending: PendingInput) -> t.InputRequiredResult:
         params: JsonObject = {"mode": "form", "message": question.message, "requestedSchema": question.schema}
         if question.url is not None:
             params = {"mode": "url", "message": question.message, "url": question.url, "elicitationId": question.key}
-        requests[question.key] = {"method": "elicitation/create", "params": params}
+        requests[question.key] = question.request or {"method": "elicitation/create", "params": params}
     fields = {"resultType": "input_required", "inputRequests": requests, "requestState": pending.state}
     return t.InputRequiredResult.model_validate(fields)
 
 
 def parse_answers(params: t.CallToolRequestParams, state: str | None) -> list[StoredQuestion]:
-    """Parse the answers of the host's user.
+    """Parse the answers of the host and its user.
 
     `state` is that of the server that asked.
     """
@@ -90,7 +90,10 @@ def parse_answers(params: t.CallToolRequestParams, state: str | None) -> list[St
     for key, response in (params.input_responses or {}).items():
         if isinstance(response, t.ElicitResult):
             question, answer = Question(key, "question", ""), Answer(response.action, response.content)
-            answers.append(StoredQuestion(UUID(int=0), "", question, state, answer))
+        else:
+            content = response.model_dump(mode="json", by_alias=True, exclude_none=True)
+            question, answer = Question(key, "host", ""), Answer("accept", content)
+        answers.append(StoredQuestion(UUID(int=0), "", question, state, answer))
     return answers
 
 

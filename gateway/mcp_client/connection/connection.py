@@ -13,8 +13,9 @@ from mcp.types import CallToolResult, ServerCapabilities, Tool
 
 from gateway.common.concurrency import Backoff, SupervisedTask, wait_or_poll
 from gateway.common.urls import strip_url_secrets
-from gateway.domain.messages import PendingInput, Principal
+from gateway.domain.messages import JsonObject, PendingInput, Principal
 from gateway.mcp_client.caller_identity import TokenIssuer, acting_for, forward_header
+from gateway.mcp_client.connection.client_capabilities import GATEWAY_CAPABILITIES
 from gateway.mcp_client.connection.errors import describe_error, is_wrong_transport
 from gateway.mcp_client.connection.negotiation import ConnectionMemory
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
@@ -66,8 +67,11 @@ class ServerConnection:
         memory: ConnectionMemory | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         max_call_seconds: float = 0.0,
+        capabilities: JsonObject = GATEWAY_CAPABILITIES,
     ) -> None:
         self.config = config
+        self.capabilities = capabilities
+        """Client capabilities that its legacy sessions declare."""
         self.instructions = ""
         self.last_used = 0
         """Number of the last use of a personal connection.
@@ -200,6 +204,7 @@ class ServerConnection:
             memory=self._memory,
             report=self._report,
             max_message_bytes=self._max_message_bytes,
+            capabilities=self.capabilities,
         )
         async with session as client:
             self._protocol_version = client.protocol_version
@@ -238,6 +243,11 @@ class ServerConnection:
     def is_available(self) -> bool:
         """Whether calls may be sent now."""
         return self._status.is_available
+
+    @property
+    def is_legacy(self) -> bool:
+        """Whether the last session spoke the legacy protocol."""
+        return self._memory.era == "legacy"
 
     @property
     def needs_sign_in(self) -> bool:

@@ -12,6 +12,7 @@ from mcp.types import JSONRPCError, JSONRPCNotification, JSONRPCRequest, JSONRPC
 
 from gateway.common.concurrency import LruDict
 from gateway.domain.messages import JsonObject
+from gateway.mcp_client.connection.client_capabilities import declare_capabilities
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 
 _MAX_REQUESTS = 10_000
@@ -27,12 +28,19 @@ class SentRequest(NamedTuple):
 class MessageTap:
     """Calls `on_result` with each request and its result.
 
-    It may change the result before the SDK reads it. Requests that the SDK has given up are included.
+    It may change the result before the SDK reads it. Requests that the SDK has given up are included. A request
+    declares the session's `capabilities`, or those of the host that it is sent for.
     """
 
-    def __init__(self, on_result: Callable[[SentRequest, JsonObject], Awaitable[None]], calls: OngoingCalls) -> None:
+    def __init__(
+        self,
+        on_result: Callable[[SentRequest, JsonObject], Awaitable[None]],
+        calls: OngoingCalls,
+        capabilities: JsonObject,
+    ) -> None:
         self._on_result = on_result
         self._calls = calls
+        self._capabilities = capabilities
         self._requests: LruDict[RequestId, SentRequest] = LruDict(_MAX_REQUESTS)
 
     @asynccontextmanager
@@ -46,6 +54,7 @@ class MessageTap:
         message = item.message
         if isinstance(message, JSONRPCRequest):
             request_id = coerce_request_id(message.id)
+            declare_capabilities(message.method, message.params or {}, self._capabilities)
             self._requests[request_id] = SentRequest(message.method, message.params or {})
             self._calls.on_sent(request_id, message.method)
         elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":

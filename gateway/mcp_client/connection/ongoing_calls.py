@@ -6,7 +6,18 @@ import contextvars
 
 from mcp.client.context import ClientRequestContext
 from mcp.shared.dispatcher import ProgressFnT
-from mcp.types import ElicitRequestParams, ElicitResult, LoggingMessageNotificationParams, RequestId
+from mcp.types import (
+    CreateMessageRequest,
+    CreateMessageRequestParams,
+    CreateMessageResult,
+    CreateMessageResultWithTools,
+    ElicitRequestParams,
+    ElicitResult,
+    ErrorData,
+    LoggingMessageNotificationParams,
+    RequestId,
+)
+from pydantic import TypeAdapter, ValidationError
 
 from gateway.common.concurrency import Deadline, WorkInterrupted, run_until
 from gateway.common.logging import get_logger
@@ -14,10 +25,21 @@ from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.messages import Answer, Question
 from gateway.mcp_client.connection.errors import ToolCallError
 from gateway.mcp_client.connection.question_routing import QuestionRouter, TurnsToAsk
-from gateway.mcp_client.elicitation import UnsupportedElicitation, make_elicit_result, make_inline_question
+from gateway.mcp_client.elicitation import (
+    UnsupportedElicitation,
+    make_elicit_result,
+    make_host_request,
+    make_inline_question,
+)
 from gateway.ports.tools import CallObserver
 
 log = get_logger(__name__)
+
+_REFUSED_CODE = -1
+"""Code for a sampling request that the user of a host refuses."""
+_SAMPLING_RESULT: TypeAdapter[CreateMessageResultWithTools | CreateMessageResult] = TypeAdapter(
+    CreateMessageResultWithTools | CreateMessageResult
+)
 
 
 class OngoingCalls:
@@ -75,11 +97,8 @@ class OngoingCalls:
 
         A question that belongs to no call is declined.
         """
-        call = _current_call.get() or await self._router.find_asking_call()
-        for asking in self._calls if call is None else (call,):
-            asking.has_asked = True
-        if call is None or call.observer is None or call.end.done():
-            log.info("elicitation_declined", server=self._server, request=str(context.request_id))
+        call = await self._find_asking_call(context)
+        if call is None:
             return ElicitResult(action="decline")
         try:
             question = make_inline_question(params)
@@ -87,6 +106,30 @@ class OngoingCalls:
             log.warning("elicitation_refused", server=self._server, reason=str(error))
             return ElicitResult(action="decline")
         return make_elicit_result(await call.ask_user(question))
+
+    async def on_sample(
+        self, context: ClientRequestContext, params: CreateMessageRequestParams
+    ) -> CreateMessageResult | CreateMessageResultWithTools | ErrorData:
+        """Pass a legacy server's sampling request to its call's host."""
+        call = await self._find_asking_call(context)
+        if call is None:
+            return ErrorData(code=_REFUSED_CODE, message="No host of a call samples for this server.")
+        question = make_host_request("sampling", CreateMessageRequest(params=params))
+        answer = await call.ask_user(question)
+        try:
+            return _SAMPLING_RESULT.validate_python(answer.content if answer.action == "accept" else None)
+        except ValidationError:
+            return ErrorData(code=_REFUSED_CODE, message="The host of the call refused the sampling request.")
+
+    async def _find_asking_call(self, context: ClientRequestContext) -> "OngoingCall | None":
+        """The call that a new question belongs to, if it can ask."""
+        call = _current_call.get() or await self._router.find_asking_call()
+        for asking in self._calls if call is None else (call,):
+            asking.has_asked = True
+        if call is None or call.observer is None or call.end.done():
+            log.info("elicitation_declined", server=self._server, request=str(context.request_id))
+            return None
+        return call
 
     def _find_call(self) -> "OngoingCall | None":
         """The call that a message belongs to.

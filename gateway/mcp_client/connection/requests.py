@@ -13,6 +13,7 @@ from gateway.common.pausable_timeout import PausableTimeout
 from gateway.common.sanitize import clean_text
 from gateway.domain.messages import PendingInput, Principal
 from gateway.mcp_client.caller_identity import acting_for
+from gateway.mcp_client.connection.client_capabilities import calling_for
 from gateway.mcp_client.connection.errors import (
     RequestNotSent,
     ToolCallError,
@@ -138,7 +139,12 @@ class RequestSender:
         turn_seconds = timeout if has_one_stream else None
         try:
             async with pausable, self._calls.track_call(tool, observer, pausable, turn_seconds=turn_seconds):
-                with acting_for(request.principal), checking_start(request.require_lease), lasting_exchange():
+                with (
+                    acting_for(request.principal),
+                    calling_for(request.host),
+                    checking_start(request.require_lease),
+                    lasting_exchange(),
+                ):
                     request.require_lease()
                     result = await client.session.call_tool(
                         tool,
@@ -150,7 +156,7 @@ class RequestSender:
                         meta={IDEMPOTENCY_KEY_META: request.idempotency_key},
                         allow_input_required=True,
                     )
-                return parse_input_request(result) if isinstance(result, InputRequiredResult) else result
+                return parse_input_request(result, request.host) if isinstance(result, InputRequiredResult) else result
         except TimeoutError:
             message = f"There was no result within {timeout:g} seconds, and the call was given up."
             raise ToolCallError(message, did_run=None) from None

@@ -43,6 +43,7 @@ async def open_session(
     memory: ConnectionMemory,
     report: ProcessReport,
     max_message_bytes: int,
+    capabilities: JsonObject,
 ) -> AsyncGenerator[Client]:
     """The SDK's client, connected, with its tools listed.
 
@@ -67,11 +68,12 @@ async def open_session(
             await normalizer.normalize_result(request.method, request.params, result, version)
 
         client = NegotiatingClient(
-            MessageTap(normalize_result, calls).watch_streams(transport.streams),
+            MessageTap(normalize_result, calls, capabilities).watch_streams(transport.streams),
             read_timeout_seconds=start_seconds,
             message_handler=tool_list.on_message,
             logging_callback=calls.on_log,
             elicitation_callback=calls.on_elicit,
+            sampling_callback=calls.on_sample,
             log_level="info",
             client_info=Implementation(name="agent-gateway", version=__version__),
             cache=None,  # users share the connection, and answers may be private to one of them
