@@ -34,7 +34,7 @@ def find_idle_session(sessions: Iterable[str], transports: Mapping[str, SessionT
 
 
 def is_resumption(scope: MutableMapping[str, Any]) -> bool:
-    """Whether a request asks for the events after one of an earlier stream."""
+    """Whether a request asks for later events of an earlier stream."""
     return scope["method"] == "GET" and any(name == b"last-event-id" and value for name, value in scope["headers"])
 
 

@@ -1,4 +1,4 @@
-"""Questions of servers reach the MCP hosts that can answer them, in both protocol eras."""
+"""Questions of servers to MCP hosts of both protocol eras."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -104,7 +104,7 @@ async def test_server_sees_the_capabilities_of_each_host(gateway: Gateway, mode:
 
 
 async def test_legacy_host_that_did_not_declare_elicitation_is_not_asked(gateway: Gateway) -> None:
-    """The host is spoken to by hand, to see every message that it gets."""
+    """Speak as a host by hand, to see every message."""
     headers = {"Accept": "application/json, text/event-stream"}
     info = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "plain", "version": "1"}}
 

@@ -1,4 +1,4 @@
-"""Calls that a server refuses with -32042 until the user has visited a page."""
+"""Calls that are refused with -32042 until a page was visited."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -18,7 +18,7 @@ PAGE = "https://pay.example/order?id=1"
 
 
 class Shop:
-    """A legacy server that demands a payment on a page before the first order."""
+    """A legacy server that demands a payment before the first order."""
 
     def __init__(self) -> None:
         self.is_paid = False

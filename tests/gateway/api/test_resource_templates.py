@@ -1,4 +1,4 @@
-"""Resources that MCP hosts and clients read by templates of every kind (RFC 6570)."""
+"""Resources that MCP hosts read by templates of RFC 6570."""
 
 from typing import Any
 
