@@ -17,7 +17,7 @@ class FunctionBody(RequestModel):
     """Definition of a client tool. `parameters` is a JSON schema."""
 
     name: ToolName
-    description: str | None = Field(default=None, max_length=8_192)
+    description: str | None = Field(default=None, max_length=32_768)
     parameters: JsonObject | None = None
     strict: bool | None = None
 

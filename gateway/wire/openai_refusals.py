@@ -6,6 +6,8 @@ Each refusal names the field and what to send instead.
 from typing import Any, cast
 
 from gateway.domain.messages import JsonObject
+from gateway.wire.openai_response_input import get_item_type
+from gateway.wire.openai_response_tools import IGNORED_TOOL_TYPES
 from gateway.wire.request_fields import UNSUPPORTED, make_unsupported, refuse_unsupported_field
 
 _CHAT_FIELDS = {
@@ -24,7 +26,6 @@ _RESPONSE_FIELDS = {
 _MAX_BIASES = 300
 """More are refused by their number."""
 _ITEM_ADVICE = {
-    "item_reference": "send previous_response_id, or the item itself",
     "file_search_call": "leave it out",
     "web_search_call": "leave it out",
 }
@@ -37,6 +38,8 @@ _ITEM_TYPES = {
     "mcp_approval_request",
     "mcp_list_tools",
     "reasoning",
+    "item_reference",
+    "additional_tools",
 }
 
 
@@ -81,22 +84,13 @@ def refuse_unsupported_response(body: Any) -> Any:
     fields = _refuse_fields(fields, _RESPONSE_FIELDS)
     _refuse_probabilities(fields)
     for number, item in enumerate(_list_values(fields.get("input"))):
-        kind = _get_item_type(cast(JsonObject, item)) if isinstance(item, dict) else "message"
+        kind = get_item_type(cast(JsonObject, item)) if isinstance(item, dict) else "message"
         if isinstance(kind, str) and kind not in _ITEM_TYPES:
             advice = _ITEM_ADVICE.get(kind, "send messages, function calls and their outputs")
             raise make_unsupported(f"input.{number}.type", advice, f"items of the type {kind[:80]!r} are not supported")
-    _refuse_tool_types(fields, {"function", "mcp"})
+    _refuse_tool_types(fields, {"function", "mcp"}, IGNORED_TOOL_TYPES)
     _refuse_choice(fields, {"function", "mcp"})
     return fields
-
-
-def _get_item_type(item: JsonObject) -> Any:
-    """Return the type of an item.
-
-    Without one, it is a message, or a reference if it has an id and no role.
-    """
-    kind = item.get("type")
-    return kind if kind is not None else "message" if "role" in item or "id" not in item else "item_reference"
 
 
 def _refuse_choice(fields: JsonObject, supported: set[str]) -> None:
@@ -132,10 +126,10 @@ def _refuse_probabilities(fields: JsonObject) -> None:
         refuse_unsupported_field("top_logprobs", count)
 
 
-def _refuse_tool_types(fields: JsonObject, supported: set[str]) -> None:
+def _refuse_tool_types(fields: JsonObject, supported: set[str], ignored: tuple[str, ...] = ()) -> None:
     for number, tool in enumerate(_list_values(fields.get("tools"))):
         kind = cast(JsonObject, tool).get("type") if isinstance(tool, dict) else None
-        if isinstance(kind, str) and kind not in supported:
+        if isinstance(kind, str) and kind not in supported and kind not in ignored:
             types = " or ".join(sorted(supported))
             problem = f"tools of the type {kind[:80]!r} are not supported"
             raise make_unsupported(f"tools.{number}.type", f"send tools of the type {types}", problem)

@@ -1,15 +1,19 @@
 """Ids of the Responses API.
 
-A response is a turn, or the part of a turn after an answered approval: `resp_<turn>`, `resp_<turn>_1`, … An approval
-request is a question of the turn: `mcpr_<question>`.
+A response is a turn, or the part of a turn after an answered approval: `resp_<turn>`, `resp_<turn>_1`, … An item is
+`msg_<turn>_<part>_<number>`, with the prefix of its type. An approval request is a question of the turn:
+`mcpr_<question>_<turn>_<part>`; releases before 0.2.0 wrote `mcpr_<question>`.
 """
 
 import re
+from typing import NamedTuple
 from uuid import UUID
 
 from gateway.domain.errors import NotFound
 
-APPROVAL_ID_PATTERN = r"mcpr_([0-9a-f]{32})"
+APPROVAL_ID_PATTERN = r"^mcpr_([0-9a-f]{32})(?:_([0-9a-f]{32})_(\d{1,6}))?$"
+_APPROVAL_ID = re.compile(APPROVAL_ID_PATTERN)
+_ITEM_ID = re.compile(r"[a-z]{1,8}_([0-9a-f]{32})_(\d{1,6})_\d{1,6}")
 _RESPONSE_ID = re.compile(r"resp_([0-9a-f]{32})(?:_(\d{1,6}))?")
 _MAX_SHOWN_LENGTH = 80
 
@@ -31,11 +35,30 @@ def parse_response_id(response_id: str, param: str = "response_id") -> tuple[UUI
     return UUID(hex=match[1]), int(match[2] or 0)
 
 
-def format_approval_id(input_id: str) -> str:
-    """Format a question's id as the id of an approval request."""
-    return f"mcpr_{UUID(input_id).hex}"
+class ApprovalId(NamedTuple):
+    """Parts of an approval request's id.
+
+    `turn_id` is None in ids of releases before 0.2.0. `part` is the part of the turn that asks.
+    """
+
+    input_id: UUID
+    turn_id: UUID | None
+    part: int
 
 
-def parse_approval_id(approval_id: str) -> UUID:
-    """Return the question's id of an approval request id that matches `APPROVAL_ID_PATTERN`."""
-    return UUID(hex=approval_id.removeprefix("mcpr_"))
+def format_approval_id(input_id: str, turn_id: UUID, part: int) -> str:
+    """Format a question of a turn's part as the id of an approval request."""
+    return f"mcpr_{UUID(input_id).hex}_{turn_id.hex}_{part}"
+
+
+def parse_approval_id(approval_id: str) -> ApprovalId:
+    """Return the parts of an approval request id that matches `APPROVAL_ID_PATTERN`."""
+    match = _APPROVAL_ID.fullmatch(approval_id)
+    assert match is not None
+    return ApprovalId(UUID(hex=match[1]), UUID(hex=match[2]) if match[2] else None, int(match[3] or 0))
+
+
+def parse_item_id(item_id: str) -> tuple[UUID, int] | None:
+    """Return the turn id and the part number of an item's id, or None."""
+    match = _ITEM_ID.fullmatch(item_id)
+    return None if match is None else (UUID(hex=match[1]), int(match[2]))

@@ -1,10 +1,127 @@
 """Input items of the Responses API, also those of a stored response."""
 
+from typing import Annotated, Literal, cast
 from uuid import UUID
 
+import msgspec
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+
 from gateway.domain.errors import InvalidRequest
-from gateway.domain.messages import JsonObject
+from gateway.domain.messages import JsonObject, Message, Role, ToolCall
+from gateway.wire.client_tools import CLIENT_CALL_ID
+from gateway.wire.openai_response_ids import APPROVAL_ID_PATTERN, ApprovalId, parse_approval_id
+from gateway.wire.openai_response_tools import Tool
 from gateway.wire.request_model import ItemList
+
+
+class _InputItem(BaseModel):
+    """Input item. Additional fields of an output item are accepted and ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class MessageItem(_InputItem):
+    """Message of a conversation."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | ItemList[JsonObject]
+
+
+class FunctionCallItem(_InputItem):
+    """Call of a client tool. The model's server may need its `extra_content`."""
+
+    type: Literal["function_call"]
+    call_id: str = Field(min_length=1, max_length=128)
+    name: str = Field(max_length=128)
+    arguments: str = "{}"
+    extra_content: object = None
+
+
+class FunctionCallOutputItem(_InputItem):
+    """Result of a client tool's call."""
+
+    type: Literal["function_call_output"]
+    call_id: str = Field(min_length=1, max_length=128)
+    output: str | ItemList[JsonObject]
+
+
+class McpCallItem(_InputItem):
+    """Call of a gateway tool, with its result."""
+
+    type: Literal["mcp_call"]
+    id: str = Field(min_length=1, max_length=128)
+    name: str = Field(max_length=128)
+    arguments: str = "{}"
+    output: str | None = None
+    error: object = None
+
+
+class ApprovalItem(_InputItem):
+    """Answer to an approval request."""
+
+    type: Literal["mcp_approval_response"]
+    approval_request_id: str = Field(pattern=APPROVAL_ID_PATTERN)
+    approve: bool
+
+    @property
+    def parsed_id(self) -> ApprovalId:
+        return parse_approval_id(self.approval_request_id)
+
+
+class IgnoredItem(_InputItem):
+    """Output item that is not sent to the model."""
+
+    type: Literal["reasoning", "mcp_list_tools", "mcp_approval_request"]
+
+
+class ReferenceItem(_InputItem):
+    """Item of an earlier response, by its id."""
+
+    type: Literal["item_reference"]
+    id: str = Field(min_length=1, max_length=128)
+
+
+class AdditionalToolsItem(_InputItem):
+    """Further tools of the client, as some models of Codex bring them."""
+
+    type: Literal["additional_tools"]
+    tools: Annotated[ItemList[Tool], Field(max_length=128)] = []
+
+
+def get_item_type(item: JsonObject) -> object:
+    """Return the type of an item.
+
+    Without one, it is a message, or a reference if it has an id and no role.
+    """
+    kind = item.get("type")
+    return kind if kind is not None else "message" if "role" in item or "id" not in item else "item_reference"
+
+
+def _add_default_type(item: object) -> object:
+    """Add the type to an item without one.
+
+    The type alone then selects the model of an item.
+    """
+    if not isinstance(item, dict):
+        return item
+    fields = cast(JsonObject, item)
+    return {**fields, "type": get_item_type(fields)}
+
+
+InputItem = Annotated[
+    MessageItem
+    | FunctionCallItem
+    | FunctionCallOutputItem
+    | McpCallItem
+    | ApprovalItem
+    | IgnoredItem
+    | ReferenceItem
+    | AdditionalToolsItem,
+    Field(discriminator="type"),
+    BeforeValidator(_add_default_type),
+]
+parse_items = TypeAdapter(list[InputItem]).validate_python
 
 
 def build_input_list(turn_id: UUID, messages: list[JsonObject]) -> JsonObject:
@@ -59,3 +176,44 @@ def parse_content(content: str | ItemList[JsonObject]) -> str | ItemList[JsonObj
                 advice = "send input_text, or input_image with an image_url"
                 raise InvalidRequest(f"input: content of the type {kind!r} is not supported; {advice}.", param="input")
     return "\n".join(p["text"] for p in parts) if all(p["type"] == "text" for p in parts) else parts
+
+
+def to_messages(items: str | list[InputItem]) -> list[Message]:
+    """Convert input items to messages.
+
+    Consecutive calls become one message of the assistant.
+    """
+    if isinstance(items, str):
+        return [Message("user", items)]
+    # With ids of client calls, the gateway restores the calls of its own tools beside them, so these are skipped here.
+    restores_history = any(
+        isinstance(item, FunctionCallItem) and CLIENT_CALL_ID.fullmatch(item.call_id) for item in items
+    )
+    messages: list[Message] = []
+    for item in items:
+        match item:
+            case MessageItem():
+                role: Role = "system" if item.role == "developer" else item.role
+                messages.append(Message(role, parse_content(item.content)))
+            case FunctionCallItem():
+                call = ToolCall(item.call_id, item.name, item.arguments, extra_content=item.extra_content)
+                _add_call(messages, call)
+            case FunctionCallOutputItem():
+                output = item.output if isinstance(item.output, str) else parse_content(item.output)
+                messages.append(Message("tool", output, tool_call_id=item.call_id))
+            case McpCallItem() if not restores_history:
+                messages.append(Message("assistant", None, (ToolCall(item.id, item.name, item.arguments),)))
+                result = item.output if item.error is None else f"Error: {item.error}"
+                messages.append(Message("tool", result or "(no output)", tool_call_id=item.id))
+            case _:
+                pass
+    if not messages:
+        raise InvalidRequest("input: must contain at least one message or tool result.", param="input")
+    return messages
+
+
+def _add_call(messages: list[Message], call: ToolCall) -> None:
+    if messages and messages[-1].role == "assistant" and (messages[-1].tool_calls or messages[-1].content):
+        messages[-1] = msgspec.structs.replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
+    else:
+        messages.append(Message("assistant", None, (call,)))

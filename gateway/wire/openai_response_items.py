@@ -134,7 +134,7 @@ class ResponseWriter(EventFold):
             case e.ToolCallStarted():
                 self._calls[event.call_id] = (event, None)
             case e.InputRequired():
-                self._approvals[event.call_id] = event.input_id
+                self._approvals[event.call_id] = format_approval_id(event.input_id, self._turn_id, self._current_part)
             case (
                 e.TextDelta()
                 | e.ReasoningDelta()
@@ -357,7 +357,6 @@ class ResponseWriter(EventFold):
 
     def _write_mcp_call(self, event: e.ToolCallStarted, arguments: str) -> list[JsonObject]:
         """Return the events for the start of a gateway tool's call."""
-        input_id = self._approvals.get(event.call_id)
         item: JsonObject = {
             "id": self._new_id("mcp"),
             "type": "mcp_call",
@@ -367,7 +366,7 @@ class ResponseWriter(EventFold):
             "output": None,
             "error": None,
             "status": "in_progress",
-            "approval_request_id": format_approval_id(input_id) if input_id else None,
+            "approval_request_id": self._approvals.get(event.call_id),
         }
         self._calls[event.call_id] = (event, item)
         added = self._add_item(item, event.step)
@@ -382,10 +381,10 @@ class ResponseWriter(EventFold):
     def _write_approval_request(self, event: e.InputRequired) -> list[JsonObject]:
         if event.kind != "approval":  # other questions are answered over the native API
             return []
-        self._approvals[event.call_id] = event.input_id
+        self._approvals[event.call_id] = format_approval_id(event.input_id, self._turn_id, self._current_part)
         call, _ = self._calls[event.call_id]
         item: JsonObject = {
-            "id": format_approval_id(event.input_id),
+            "id": self._approvals[event.call_id],
             "type": "mcp_approval_request",
             "server_label": call.server or "unknown",
             "name": call.tool,

@@ -3,152 +3,39 @@
 Gateway tools appear as MCP tools of the gateway's servers.
 """
 
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
 
-import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import InvalidRequest
-from gateway.domain.messages import JsonObject, Message, Parameters, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
-from gateway.wire.client_tools import CLIENT_CALL_ID, ToolName, build_client_tool
+from gateway.domain.messages import JsonObject, Parameters, ToolChoice, ToolSpec, TurnRequest
+from gateway.wire.client_tools import build_client_tool
 from gateway.wire.openai_refusals import refuse_unsupported_response
-from gateway.wire.openai_response_ids import APPROVAL_ID_PATTERN, parse_approval_id, parse_response_id
-from gateway.wire.openai_response_input import parse_content
+from gateway.wire.openai_response_ids import parse_response_id
+from gateway.wire.openai_response_input import (
+    AdditionalToolsItem,
+    ApprovalItem,
+    IgnoredItem,
+    InputItem,
+    McpCallItem,
+    ReferenceItem,
+    parse_items,
+    to_messages,
+)
+from gateway.wire.openai_response_tools import (
+    FunctionChoice,
+    FunctionTool,
+    IgnoredTool,
+    McpChoice,
+    McpTool,
+    Tool,
+    matches_filter,
+    needs_approval,
+)
 from gateway.wire.request_model import ItemList, RequestModel, limit_entries
-
-
-class _InputItem(BaseModel):
-    """Input item. Additional fields of an output item are accepted and ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class MessageItem(_InputItem):
-    """Message of a conversation."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | ItemList[JsonObject]
-
-
-class FunctionCallItem(_InputItem):
-    """Call of a client tool. The model's server may need its `extra_content`."""
-
-    type: Literal["function_call"]
-    call_id: str = Field(min_length=1, max_length=128)
-    name: str = Field(max_length=128)
-    arguments: str = "{}"
-    extra_content: object = None
-
-
-class FunctionCallOutputItem(_InputItem):
-    """Result of a client tool's call."""
-
-    type: Literal["function_call_output"]
-    call_id: str = Field(min_length=1, max_length=128)
-    output: str | ItemList[JsonObject]
-
-
-class McpCallItem(_InputItem):
-    """Call of a gateway tool, with its result."""
-
-    type: Literal["mcp_call"]
-    id: str = Field(min_length=1, max_length=128)
-    name: str = Field(max_length=128)
-    arguments: str = "{}"
-    output: str | None = None
-    error: object = None
-
-
-class ApprovalItem(_InputItem):
-    """Answer to an approval request."""
-
-    type: Literal["mcp_approval_response"]
-    approval_request_id: str = Field(pattern=APPROVAL_ID_PATTERN)
-    approve: bool
-
-    @property
-    def input_id(self) -> UUID:
-        return parse_approval_id(self.approval_request_id)
-
-
-class IgnoredItem(_InputItem):
-    """Output item that is not sent to the model."""
-
-    type: Literal["reasoning", "mcp_list_tools", "mcp_approval_request"]
-
-
-def _add_default_type(item: object) -> object:
-    """Make an item without a type a message.
-
-    The type alone then selects the model of an item.
-    """
-    if not isinstance(item, dict):
-        return item
-    fields = cast(JsonObject, item)
-    return fields if fields.get("type") is not None else {**fields, "type": "message"}
-
-
-InputItem = Annotated[
-    MessageItem | FunctionCallItem | FunctionCallOutputItem | McpCallItem | ApprovalItem | IgnoredItem,
-    Field(discriminator="type"),
-    BeforeValidator(_add_default_type),
-]
-
-
-class FunctionTool(RequestModel):
-    """Tool that the client runs."""
-
-    type: Literal["function"]
-    name: ToolName
-    description: str | None = Field(default=None, max_length=8_192)
-    parameters: JsonObject | None = None
-    strict: bool | None = None
-
-
-class ToolNames(RequestModel):
-    """Filter that selects tools by name, by `read_only`, or by both."""
-
-    tool_names: ItemList[str] | None = None
-    read_only: bool | None = None
-
-
-class ApprovalFilter(RequestModel):
-    """Tools whose calls always or never need approval."""
-
-    always: ToolNames | None = None
-    never: ToolNames | None = None
-
-
-class McpTool(RequestModel):
-    """MCP server of the gateway, selected by its name."""
-
-    type: Literal["mcp"]
-    server_label: str = Field(max_length=128)
-    server_url: str | None = Field(default=None, description="Must be the configured URL of the server.")
-    server_description: str | None = None
-    allowed_tools: ItemList[str] | ToolNames | None = None
-    require_approval: Literal["always", "never"] | ApprovalFilter | None = None
-
-
-Tool = Annotated[FunctionTool | McpTool, Field(discriminator="type")]
-
-
-class FunctionChoice(RequestModel):
-    """Choice of a client tool that the model must call."""
-
-    type: Literal["function"]
-    name: str
-
-
-class McpChoice(RequestModel):
-    """Choice of a gateway tool that the model must call."""
-
-    type: Literal["mcp"]
-    server_label: str
-    name: str
 
 
 class Reasoning(BaseModel):
@@ -201,6 +88,7 @@ class ResponseRequest(RequestModel):
     background: bool | None = None
     store: bool | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16), limit_entries(16)] | None = None
+    client_metadata: object = None
     tools: ItemList[Tool] | None = Field(default=None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | McpChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -225,21 +113,43 @@ class ResponseRequest(RequestModel):
     def _refuse_unsupported(cls, data: Any) -> Any:
         return refuse_unsupported_response(data)
 
-    @property
-    def approvals(self) -> list[ApprovalItem]:
-        """The answers to approval requests in the input.
+    def find_approvals(self) -> "ApprovalAnswers | None":
+        """Return the answers to approval requests at the input's end.
+
+        Answers before other items are history. Clients without `previous_response_id` repeat the whole input.
 
         Raises:
-            InvalidRequest: the input also has other items, or `previous_response_id` is missing.
+            InvalidRequest: the request also has other input behind `previous_response_id`, or names no turn.
         """
         items = self.input if isinstance(self.input, list) else []
-        approvals = [item for item in items if isinstance(item, ApprovalItem)]
-        if approvals and not all(isinstance(item, ApprovalItem | IgnoredItem | McpCallItem) for item in items):
-            raise InvalidRequest("input: approval responses cannot be combined with other items.", param="input")
-        if approvals and self.previous_response_id is None:
-            message = "previous_response_id: required with approval responses; the id of the response that asked."
-            raise InvalidRequest(message, param="previous_response_id")
-        return approvals
+        if self.previous_response_id is not None:
+            answers = [item for item in items if isinstance(item, ApprovalItem)]
+            if answers and not all(isinstance(item, ApprovalItem | IgnoredItem | McpCallItem) for item in items):
+                raise InvalidRequest("input: approval responses cannot be combined with other items.", param="input")
+            turn = parse_response_id(self.previous_response_id, "previous_response_id") if answers else None
+        else:
+            answers = _list_last_answers(items)
+            last = answers[-1].parsed_id if answers else None
+            if last is not None and last.turn_id is None:
+                message = "previous_response_id: required with approval responses; the id of the response that asked."
+                raise InvalidRequest(message, param="previous_response_id")
+            answers = [a for a in answers if last and a.parsed_id[1:] == last[1:]]
+            turn = (last.turn_id, last.part) if last and last.turn_id else None
+        if turn is None:
+            return None
+        return ApprovalAnswers(*turn, {answer.parsed_id.input_id: answer.approve for answer in answers})
+
+    @property
+    def references(self) -> dict[str, int]:
+        """Positions of references to items, by the items' ids."""
+        items = self.input if isinstance(self.input, list) else []
+        return {item.id: n for n, item in enumerate(items) if isinstance(item, ReferenceItem)}
+
+    def replace_references(self, found: dict[str, JsonObject]) -> "ResponseRequest":
+        """Return the request with the items in place of their references."""
+        items = self.input if isinstance(self.input, list) else []
+        replaced = [parse_items([found[i.id]])[0] if isinstance(i, ReferenceItem) else i for i in items]
+        return self.model_copy(update={"input": replaced})
 
     def to_turn_request(
         self,
@@ -272,7 +182,7 @@ class ResponseRequest(RequestModel):
             else None
         )
         conversation = self.conversation.id if isinstance(self.conversation, ConversationRef) else self.conversation
-        functions = [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
+        functions = [tool for tool in self._list_tools() if isinstance(tool, FunctionTool)]
         return TurnRequest(
             messages=tuple(to_messages(self.input)),
             model=self.model or "",
@@ -290,8 +200,21 @@ class ResponseRequest(RequestModel):
             response_format=self._parse_response_format(),
             metadata=self.metadata or {},
             approve=approve,
+            warnings=tuple(self._list_warnings()),
             echo=self._build_echo(specs if selected is None else selected),
         )
+
+    def _list_tools(self) -> Iterator[Tool]:
+        yield from self.tools or ()
+        for item in self.input if isinstance(self.input, list) else ():
+            if isinstance(item, AdditionalToolsItem):
+                yield from item.tools
+
+    def _list_warnings(self) -> Iterator[str]:
+        if ignored := sorted({tool.type for tool in self._list_tools() if isinstance(tool, IgnoredTool)}):
+            yield f"Tools of these types are not supported, and were left out: {', '.join(ignored)}."
+        if any(isinstance(tool, McpTool) and (tool.headers or tool.authorization) for tool in self._list_tools()):
+            yield "The headers and authorization of MCP tools were left out: the gateway has its own credentials."
 
     def _select_tools(
         self, specs: tuple[ToolSpec, ...], urls: dict[str, str | None]
@@ -307,19 +230,10 @@ class ResponseRequest(RequestModel):
         for index, tool in enumerate(self.tools):
             if not isinstance(tool, McpTool):
                 continue
-            path = f"tools.{index}"
-            if tool.server_label not in urls:
-                configured = ", ".join(sorted(urls)) or "none"
-                message = f"{path}.server_label: {tool.server_label!r} is not configured; configured: {configured}."
-                raise InvalidRequest(message, param=f"{path}.server_label")
-            if tool.server_url is not None and strip_url_secrets(tool.server_url) != urls[tool.server_label]:
-                message = f"{path}.server_url: only the administrator configures servers; omit the URL."
-                raise InvalidRequest(message, param=f"{path}.server_url")
-            matching = [
-                spec for spec in specs if spec.server == tool.server_label and _matches_filter(spec, tool.allowed_tools)
-            ]
+            server = _find_server(tool, urls, f"tools.{index}")
+            matching = [spec for spec in specs if spec.server == server and matches_filter(spec, tool.allowed_tools)]
             selected += matching
-            approve += [spec.name for spec in matching if _needs_approval(spec, tool.require_approval)]
+            approve += [spec.name for spec in matching if needs_approval(spec, tool.require_approval)]
         return tuple(selected), tuple(approve)
 
     def _parse_tool_choice(self, specs: tuple[ToolSpec, ...]) -> ToolChoice | None:
@@ -367,63 +281,40 @@ class ResponseRequest(RequestModel):
         return {"response": echo, "servers": servers}
 
 
-def _matches_filter(spec: ToolSpec, tool_filter: list[str] | ToolNames | None) -> bool:
-    if tool_filter is None:
-        return True
-    names = tool_filter if isinstance(tool_filter, list) else tool_filter.tool_names
-    read_only = tool_filter.read_only if isinstance(tool_filter, ToolNames) else None
-    is_named = names is None or spec.tool in names or spec.name in names
-    return is_named and (read_only is None or read_only == spec.read_only)
+class ApprovalAnswers(NamedTuple):
+    """Answers to the approval requests of a turn's part, by question."""
+
+    turn_id: UUID
+    part: int
+    decisions: dict[UUID, bool]
 
 
-def _needs_approval(spec: ToolSpec, policy: Literal["always", "never"] | ApprovalFilter | None) -> bool:
-    """Return whether the request requires approval.
+def _list_last_answers(items: list[InputItem]) -> list[ApprovalItem]:
+    """List the approval responses behind the last item of another type."""
+    answers: list[ApprovalItem] = []
+    for item in reversed(items):
+        if isinstance(item, ApprovalItem):
+            answers.insert(0, item)
+        elif not isinstance(item, IgnoredItem | McpCallItem):
+            break
+    return answers
 
-    The server's policy may require it as well.
+
+def _find_server(tool: McpTool, urls: dict[str, str | None], path: str) -> str:
+    """Return the name of the server that a tool selects.
+
+    Raises:
+        InvalidRequest: the administrator has not configured it.
     """
-    if not isinstance(policy, ApprovalFilter):
-        return policy == "always"
-    if policy.always is not None and _matches_filter(spec, policy.always):
-        return True
-    return policy.never is not None and not _matches_filter(spec, policy.never)
-
-
-def to_messages(items: str | list[InputItem]) -> list[Message]:
-    """Convert input items to messages.
-
-    Consecutive calls become one message of the assistant.
-    """
-    if isinstance(items, str):
-        return [Message("user", items)]
-    # With ids of client calls, the gateway restores the calls of its own tools beside them, so these are skipped here.
-    restores_history = any(
-        isinstance(item, FunctionCallItem) and CLIENT_CALL_ID.fullmatch(item.call_id) for item in items
-    )
-    messages: list[Message] = []
-    for item in items:
-        match item:
-            case MessageItem():
-                role: Role = "system" if item.role == "developer" else item.role
-                messages.append(Message(role, parse_content(item.content)))
-            case FunctionCallItem():
-                call = ToolCall(item.call_id, item.name, item.arguments, extra_content=item.extra_content)
-                _add_call(messages, call)
-            case FunctionCallOutputItem():
-                output = item.output if isinstance(item.output, str) else parse_content(item.output)
-                messages.append(Message("tool", output, tool_call_id=item.call_id))
-            case McpCallItem() if not restores_history:
-                messages.append(Message("assistant", None, (ToolCall(item.id, item.name, item.arguments),)))
-                result = item.output if item.error is None else f"Error: {item.error}"
-                messages.append(Message("tool", result or "(no output)", tool_call_id=item.id))
-            case _:
-                pass
-    if not messages:
-        raise InvalidRequest("input: must contain at least one message or tool result.", param="input")
-    return messages
-
-
-def _add_call(messages: list[Message], call: ToolCall) -> None:
-    if messages and messages[-1].role == "assistant" and (messages[-1].tool_calls or messages[-1].content):
-        messages[-1] = msgspec.structs.replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
-    else:
-        messages.append(Message("assistant", None, (call,)))
+    url = None if tool.server_url is None else strip_url_secrets(tool.server_url)
+    if tool.server_label in urls:
+        if url is not None and url != urls[tool.server_label]:
+            message = f"{path}.server_url: only the administrator configures servers; omit the URL."
+            raise InvalidRequest(message, param=f"{path}.server_url")
+        return tool.server_label
+    named = next((name for name, known in urls.items() if url is not None and known == url), None)
+    if named is None:
+        configured = ", ".join(sorted(urls)) or "none"
+        message = f"{path}.server_label: {tool.server_label!r} is not configured; configured: {configured}."
+        raise InvalidRequest(message, param=f"{path}.server_label")
+    return named

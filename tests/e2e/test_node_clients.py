@@ -10,6 +10,7 @@ from gateway.simulator import Fault
 from tests.e2e.node import NODE, require_node, run_script
 from tests.stack import Gateway
 
+CODEX = "@openai/codex-linux-x64"
 CLAUDE_CODE = "@anthropic-ai/claude-code-linux-x64"
 
 
@@ -37,6 +38,43 @@ async def test_browser_resumes_the_stream_after_a_disconnect(gateway: Gateway) -
     assert result["refused"] == [422, "invalid_request"]
 
 
+@require_node("@ai-sdk/openai")
+async def test_vercel_ai_sdk_refers_to_stored_items(gateway: Gateway) -> None:
+    result = await run_script("openai.mjs", gateway.base_url)
+    assert (result["cities"], result["steps"]) == (["Oslo"], 2)
+    assert "It snows in Oslo." in result["first"]
+    assert "437" in result["second"]
+
+
+@require_node(CODEX)
+async def test_codex_answers_and_runs_its_own_tool(gateway: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(
+        f"""
+        model = "openai/gpt-oss-120b"
+        model_provider = "gateway"
+        [model_providers.gateway]
+        name = "gateway"
+        base_url = "{gateway.base_url}/v1"
+        env_key = "GATEWAY_KEY"
+        wire_api = "responses"
+        """
+    )
+    call = {"name": "exec_command", "arguments": json.dumps({"cmd": "echo out-of-codex-$((6*7))"})}
+    gateway.simulator.faults.add_faults(Fault(kind="tool_calls", calls=[call], match="Print a number"))
+    lines = await run_agent(
+        str(NODE / "node_modules/.bin/codex"),
+        *("exec", "--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
+        "Print a number.",
+        cwd=tmp_path,
+        CODEX_HOME=str(tmp_path),
+        GATEWAY_KEY="none",
+    )
+    commands = [line["item"] for line in lines if line.get("item", {}).get("type") == "command_execution"]
+    assert "out-of-codex-42" in commands[-1]["aggregated_output"]
+    assert lines[-1]["type"] == "turn.completed"
+    assert "out-of-codex-42" in str(gateway.simulator.requests[-1]["messages"])
+
+
 @require_node("@anthropic-ai/sdk")
 async def test_anthropic_sdk_needs_only_the_base_url(gateway: Gateway) -> None:
     result = await run_script("anthropic.mjs", gateway.base_url)
@@ -54,7 +92,15 @@ async def test_anthropic_sdk_needs_only_the_base_url(gateway: Gateway) -> None:
 async def test_claude_code_answers_and_runs_its_own_tool(gateway: Gateway, tmp_path: Path) -> None:
     call = {"name": "Bash", "arguments": json.dumps({"command": "echo out-of-bash-$((6*7))", "description": "Print"})}
     gateway.simulator.faults.add_faults(Fault(kind="tool_calls", calls=[call], match="Print a number"))
-    lines = await run_claude_code(gateway, tmp_path, "Print a number with Bash.", "--allowedTools", "Bash")
+    lines = await run_agent(
+        str(NODE / "node_modules" / CLAUDE_CODE / "claude"),
+        *("-p", "Print a number with Bash.", "--output-format", "stream-json", "--verbose", "--allowedTools", "Bash"),
+        cwd=tmp_path,
+        **dict.fromkeys(("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "DISABLE_AUTOUPDATER"), "1"),
+        **dict.fromkeys(("DISABLE_TELEMETRY", "DISABLE_ERROR_REPORTING"), "1"),
+        ANTHROPIC_BASE_URL=gateway.base_url,
+        ANTHROPIC_AUTH_TOKEN="none",
+    )
     results = [
         block
         for line in lines
@@ -67,25 +113,15 @@ async def test_claude_code_answers_and_runs_its_own_tool(gateway: Gateway, tmp_p
     assert "out-of-bash-42" in str(gateway.simulator.requests[-1]["messages"])
 
 
-async def run_claude_code(gateway: Gateway, home: Path, prompt: str, *arguments: str) -> list[Any]:
-    """Run Claude Code in an empty home; return its lines of JSON."""
-    quiet = ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "DISABLE_TELEMETRY", "DISABLE_AUTOUPDATER")
-    settings = dict.fromkeys((*quiet, "DISABLE_ERROR_REPORTING"), "1")
+async def run_agent(*command: str, cwd: Path, **settings: str) -> list[Any]:
+    """Run a coding agent in an empty home; return its lines of JSON."""
     process = await asyncio.create_subprocess_exec(
-        str(NODE / "node_modules" / CLAUDE_CODE / "claude"),
-        *("-p", prompt, "--output-format", "stream-json", "--verbose", *arguments),
-        cwd=home,
-        env=settings
-        | {
-            "PATH": os.environ["PATH"],
-            "HOME": str(home),
-            "ANTHROPIC_BASE_URL": gateway.base_url,
-            "ANTHROPIC_AUTH_TOKEN": "none",
-        },
+        *command,
+        cwd=cwd,
+        env=settings | {"PATH": os.environ["PATH"], "HOME": str(cwd)},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        limit=2**24,
     )
     try:
         async with asyncio.timeout(90):
@@ -95,4 +131,4 @@ async def run_claude_code(gateway: Gateway, home: Path, prompt: str, *arguments:
         await process.wait()
         raise
     assert process.returncode == 0, f"{out.decode()[-2_000:]} {err.decode()[-2_000:]}"
-    return [json.loads(line) for line in out.decode().splitlines()]
+    return [json.loads(line) for line in out.decode().splitlines() if line.startswith("{")]

@@ -35,14 +35,11 @@ CHAT: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
 }
 RESPONSES: dict[str, tuple[dict[str, Any], str, str]] = {
-    "item reference": ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0.type", "previous_response_id"),
     "unknown item": ({"input": [*MESSAGES, {"type": "computer_call"}]}, "input.1.type", "messages"),
     "stored prompt": ({"input": "x", "prompt": {"id": "p"}}, "prompt", "instructions"),
     "context management": ({"input": "x", "context_management": []}, "context_management", "leave it out"),
     "probabilities": ({"input": "x", "top_logprobs": 2}, "top_logprobs", "leave it out"),
-    "web search": ({"input": "x", "tools": [{"type": "web_search"}]}, "tools.0.type", "function or mcp"),
-    "reference without a type": ({"input": [{"id": "msg_1"}]}, "input.0.type", "previous_response_id"),
-    "reference with a null": ({"input": [{"id": "msg_1", "type": None}]}, "input.0.type", "previous_response_id"),
+    "file search": ({"input": "x", "tools": [{"type": "file_search"}]}, "tools.0.type", "function or mcp"),
     "hosted choice": ({"input": "x", "tool_choice": {"type": "file_search"}}, "tool_choice.type", "required"),
     "limit of chats": ({"input": "x", "max_tokens": 5}, "max_tokens", "max_output_tokens"),
     "format of chats": ({"input": "x", "response_format": {"type": "json_object"}}, "response_format", "text.format"),
@@ -69,6 +66,17 @@ async def test_response_field_is_refused_with_what_to_send(
     assert (reply.status, error["code"], error["param"]) == (400, "unsupported_parameter", param)
     assert error["message"].startswith(f"{param}: ")
     assert advice in error["message"]
+
+
+@pytest.mark.parametrize(
+    "item", [{"type": "item_reference", "id": "msg_1"}, {"id": "msg_1"}, {"id": "x", "type": None}]
+)
+async def test_reference_to_an_unknown_item_is_refused_with_what_to_send(
+    shared_gateway: Gateway, item: dict[str, Any]
+) -> None:
+    error = (await shared_gateway.post("/v1/responses", {"input": [item]})).body["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", "input.0.id")
+    assert "send the item itself" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,87 @@ async def test_declined_approval_fails_the_call(client: openai.AsyncOpenAI, db: 
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
 
 
+async def test_approval_is_found_in_repeated_input(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
+    """The Agents SDK repeats the whole input, without the id of the response."""
+    tool_config: Any = TOOLS | {"require_approval": "always"}
+    question: Any = {"role": "user", "content": "Add a task to buy milk"}
+    first = await create_response(client, [question], tools=[tool_config])
+    echoed = [item.to_dict() for item in first.output]
+    answer = {"type": "mcp_approval_response", "approval_request_id": first.output[-1].id, "approve": True}
+    second = await create_response(client, [question, *echoed, answer], tools=[tool_config])
+    assert second.id == f"{first.id}_1"
+    assert await db.fetchval("SELECT array_agg(title) FROM tools.tasks") == ["buy milk"]
+    history = [question, *echoed, answer, *(item.to_dict() for item in second.output)]
+    third = await create_response(client, [*history, {"role": "user", "content": "What is 2*3?"}], tools=[TOOLS])
+    assert "6" in third.output_text
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 1
+
+
+async def test_references_stand_for_items_of_earlier_responses(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
+    first = await create_response(client)
+    references = [{"type": "item_reference", "id": item.id} for item in first.output]
+    follow_up = [{"role": "user", "content": "What is 23*19?"}, *references, {"id": first.output[-1].id}]
+    await create_response(client, [*follow_up, {"role": "user", "content": "Thanks!"}])
+    sent = gateway.simulator.requests[-1]["messages"]
+    assert [message["role"] for message in sent][1:] == ["user", "assistant", "tool", "assistant", "assistant", "user"]
+    assert sent[4]["content"] == sent[5]["content"] == first.output_text
+
+
+async def test_references_to_items_of_others_are_refused(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
+    first = await create_response(client)
+    await db.execute("UPDATE turns SET owner = 'another user'")
+    for item_id in (first.output[-1].id, "msg_1"):
+        with pytest.raises(openai.BadRequestError, match="send the item itself") as refusal:
+            await create_response(
+                client, [{"role": "user", "content": "Hi"}, {"type": "item_reference", "id": item_id}]
+            )
+        assert refusal.value.param == "input.1.id"
+
+
+async def test_what_codex_sends_is_taken_with_a_warning(gateway: Gateway) -> None:
+    shell = WEATHER | {"name": "shell"}
+    body = {
+        "model": MODEL,
+        "input": [
+            {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello"}], "id": "m1"},
+            {"type": "additional_tools", "tools": [WEATHER | {"name": "more"}]},
+        ],
+        "tools": [
+            shell,
+            {"type": "namespace", "name": "browser", "description": "x", "tools": [WEATHER]},
+            {"type": "web_search", "external_web_access": False},
+            {"type": "custom", "name": "apply_patch", "format": {"type": "grammar", "syntax": "lark"}},
+            {"type": "tool_search"},
+        ],
+        "tool_choice": "auto",
+        "store": False,
+        "include": ["reasoning.encrypted_content"],
+        "prompt_cache_key": "k",
+        "client_metadata": {"x": "y"},
+        "text": {"verbosity": "low"},
+        "reasoning": {"effort": "medium", "summary": "auto"},
+    }
+    reply = await gateway.post("/v1/responses", body)
+    assert reply.status == 200
+    assert [tool["function"]["name"] for tool in gateway.simulator.requests[-1]["tools"]] == ["shell", "more"]
+    async with gateway.session.post(f"{gateway.base_url}/v1/responses", json=body | {"stream": True}) as stream:
+        assert "custom, namespace, tool_search, web_search" in stream.headers["X-Gateway-Warnings"]
+
+
+async def test_server_is_selected_by_its_url_alone(client: openai.AsyncOpenAI, tools_url: str) -> None:
+    tool: Any = {
+        "type": "mcp",
+        "server_label": "mine",
+        "server_url": tools_url,
+        "authorization": "secret",
+        "headers": {},
+    }
+    response = await create_response(client, tools=[tool])
+    assert [item.name for item in response.output if item.type == "mcp_call"] == ["calculator"]
+    assert "secret" not in response.to_json()
+
+
 async def test_background_response_completes_and_can_be_followed(client: openai.AsyncOpenAI) -> None:
     started = await create_response(client, background=True)
     assert started.status == "in_progress"
@@ -293,7 +374,7 @@ INVALID_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"role": "robot", "content": "x"}]}, "input"),
     ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input"),
     ({"no_such_field": 1}, "no_such_field"),
-    ({"tools": [{"type": "web_search"}]}, "tools"),
+    ({"tools": [{"type": "file_search", "vector_store_ids": []}]}, "tools"),
     ({"tools": [{"type": "mcp", "server_label": "unknown"}]}, "tools.0.server_label"),
     ({"tools": [TOOLS | {"server_url": "https://evil.example/mcp"}]}, "tools.0.server_url"),
     ({"tools": [TOOLS | {"server_url": "http://[::1/mcp"}]}, "tools.0.server_url"),

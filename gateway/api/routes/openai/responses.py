@@ -1,6 +1,7 @@
 """`/v1/responses`: OpenAI's Responses API, implemented with turns."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Annotated
 from uuid import UUID
@@ -10,17 +11,18 @@ from fastapi.responses import JSONResponse
 
 from gateway.agent.service import TurnHandle
 from gateway.api.deps import get_principal, get_toolbox, get_turn_service, get_turn_store, run_until_disconnect
-from gateway.api.turn_responses import IdempotencyKey, start_turn, stream_turn
-from gateway.domain.errors import NotFound
+from gateway.api.turn_responses import IdempotencyKey, start_turn, stream_turn, turn_headers
+from gateway.domain.errors import InvalidRequest, NotFound
 from gateway.domain.messages import Answer, JsonObject
-from gateway.wire.openai_response_ids import parse_response_id
+from gateway.wire.openai_response_ids import format_response_id, parse_item_id, parse_response_id
 from gateway.wire.openai_response_input import build_input_list
 from gateway.wire.openai_response_items import ResponseContext, ResponseWriter
 from gateway.wire.openai_response_request import ResponseRequest
 from gateway.wire.openai_response_stream import stream_response
 
 router = APIRouter(prefix="/v1/responses", tags=["OpenAI"])
-
+MAX_REFERENCED_RESPONSES = 64
+"""Responses that are read for the references of one request."""
 _CONTENT: dict[int | str, JsonObject] = {
     200: {
         "description": "A `response`; with `stream`, its events as server-sent events",
@@ -42,12 +44,12 @@ async def create_response(
     """
     principal = get_principal(request)
     part = 0
-    if approvals := body.approvals:
-        assert body.previous_response_id is not None
-        turn_id, answered_part = parse_response_id(body.previous_response_id, "previous_response_id")
-        turn = await _answer_approvals(turn_id, {item.input_id: item.approve for item in approvals}, request)
-        part = answered_part + 1
+    if (answers := body.find_approvals()) is not None:
+        turn = await _answer_approvals(answers.turn_id, answers.decisions, request)
+        part = answers.part + 1
     else:
+        if body.references:
+            body = body.replace_references(await _find_items(body.references, request))
         specs = tuple(spec for spec in get_toolbox(request).list_specs() if principal.can_use_tool(spec))
         servers = get_toolbox(request).list_server_statuses()
         urls = {server.name: server.url for server in servers if principal.can_use_server(server.name)}
@@ -61,7 +63,7 @@ async def create_response(
         if body.background
         else await _wait_for_response(turn, request, create_writer)
     )
-    return JSONResponse(writer.build_response(), headers={"X-Turn-Id": str(turn.id)})
+    return JSONResponse(writer.build_response(), headers=turn_headers(turn))
 
 
 @router.get("/{response_id}", summary="Get a response", response_class=JSONResponse, responses=_CONTENT)
@@ -111,6 +113,29 @@ async def cancel_response(response_id: str, request: Request) -> Response:
     turn, writer = await _find_response(response_id, request)
     await get_turn_service(request).cancel_turn(turn)
     return JSONResponse(await _build_current(turn, writer, request))
+
+
+async def _find_items(references: dict[str, int], request: Request) -> dict[str, JsonObject]:
+    """Return the items of earlier responses by their ids.
+
+    Raises:
+        InvalidRequest: an item does not exist, or its response was not stored.
+    """
+    sources = {item_id: parse_item_id(item_id) for item_id in references}
+    parts = list(dict.fromkeys(source for source in sources.values() if source is not None))
+    if len(parts) > MAX_REFERENCED_RESPONSES:
+        message = f"input: references to at most {MAX_REFERENCED_RESPONSES} responses are allowed, not {len(parts)}."
+        raise InvalidRequest(message, param="input")
+    found: dict[str, JsonObject] = {}
+    for turn_id, part in parts:
+        with suppress(NotFound):
+            turn, writer = await _find_response(format_response_id(turn_id, part), request)
+            found |= {item["id"]: item for item in (await _build_current(turn, writer, request))["output"]}
+    for item_id, number in references.items():
+        if item_id not in found:
+            message = f"input.{number}: the item {item_id!r} was not found; send the item itself."
+            raise InvalidRequest(message, param=f"input.{number}.id")
+    return found
 
 
 async def _find_response(response_id: str, request: Request) -> tuple[TurnHandle, ResponseWriter]:

@@ -1,0 +1,99 @@
+"""Tools in requests of OpenAI's Responses API."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.domain.messages import JsonObject, ToolSpec
+from gateway.wire.client_tools import ToolName
+from gateway.wire.request_model import ItemList, RequestModel
+
+IgnoredToolType = Literal["namespace", "web_search", "web_search_preview", "custom", "tool_search"]
+IGNORED_TOOL_TYPES: tuple[str, ...] = get_args(IgnoredToolType)
+
+
+class FunctionTool(RequestModel):
+    """Tool that the client runs."""
+
+    type: Literal["function"]
+    name: ToolName
+    description: str | None = Field(default=None, max_length=32_768)
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+
+
+class ToolNames(RequestModel):
+    """Filter that selects tools by name, by `read_only`, or by both."""
+
+    tool_names: ItemList[str] | None = None
+    read_only: bool | None = None
+
+
+class ApprovalFilter(RequestModel):
+    """Tools whose calls always or never need approval."""
+
+    always: ToolNames | None = None
+    never: ToolNames | None = None
+
+
+class McpTool(RequestModel):
+    """MCP server of the gateway, selected by its name."""
+
+    type: Literal["mcp"]
+    server_label: str = Field(max_length=128)
+    server_url: str | None = Field(default=None, description="Must be the configured URL of the server.")
+    server_description: str | None = None
+    allowed_tools: ItemList[str] | ToolNames | None = None
+    require_approval: Literal["always", "never"] | ApprovalFilter | None = None
+    headers: object = Field(default=None, exclude=True, description="Left out: the gateway has its own credentials.")
+    authorization: object = Field(default=None, exclude=True, description="Left out, like `headers`.")
+
+
+class IgnoredTool(BaseModel):
+    """Tool that is left out with a warning, because it runs elsewhere.
+
+    Codex offers such tools beside its functions.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: IgnoredToolType
+
+
+Tool = Annotated[FunctionTool | McpTool | IgnoredTool, Field(discriminator="type")]
+
+
+class FunctionChoice(RequestModel):
+    """Choice of a client tool that the model must call."""
+
+    type: Literal["function"]
+    name: str
+
+
+class McpChoice(RequestModel):
+    """Choice of a gateway tool that the model must call."""
+
+    type: Literal["mcp"]
+    server_label: str
+    name: str
+
+
+def matches_filter(spec: ToolSpec, tool_filter: list[str] | ToolNames | None) -> bool:
+    if tool_filter is None:
+        return True
+    names = tool_filter if isinstance(tool_filter, list) else tool_filter.tool_names
+    read_only = tool_filter.read_only if isinstance(tool_filter, ToolNames) else None
+    is_named = names is None or spec.tool in names or spec.name in names
+    return is_named and (read_only is None or read_only == spec.read_only)
+
+
+def needs_approval(spec: ToolSpec, policy: Literal["always", "never"] | ApprovalFilter | None) -> bool:
+    """Return whether the request requires approval.
+
+    The server's policy may require it as well.
+    """
+    if not isinstance(policy, ApprovalFilter):
+        return policy == "always"
+    if policy.always is not None and matches_filter(spec, policy.always):
+        return True
+    return policy.never is not None and not matches_filter(spec, policy.never)
