@@ -6,6 +6,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from gateway.agent.runner import Runner
+from gateway.agent.transcript import Transcript
 from gateway.common.concurrency import SupervisedTask, wait_or_poll
 from gateway.common.lease import WorkerLease, read_clock
 from gateway.common.logging import get_logger
@@ -188,4 +189,25 @@ class TurnClaimer:
             log.exception("turn_takeover_crashed", turn_id=str(claim.turn_id))
             error = TurnUnreadable()
         log.error("turn_not_taken_over", turn_id=str(claim.turn_id), code=error.code)
-        await self._workers.end_turn(claim, error.to_error_info())
+        await self._workers.end_turn(claim, error.to_error_info(), await self._read_text(claim))
+
+    async def _read_text(self, claim: TurnClaim) -> str:
+        """Return the text of a turn's journal, which its clients have seen.
+
+        It is empty if it cannot be read, or if a worker may have died of reading it.
+
+        Raises:
+            StorageUnavailable: the database cannot be reached.
+        """
+        if claim.attempts > MAX_ATTEMPTS + 1:
+            return ""
+        transcript = Transcript()
+        try:
+            for entry in await self._turns.load_journal(claim.turn_id):
+                transcript.apply(entry.event)
+        except StorageUnavailable:
+            raise
+        except Exception:  # the rows of a turn may hold anything
+            log.exception("turn_text_unreadable", turn_id=str(claim.turn_id))
+            return ""
+        return transcript.response

@@ -258,10 +258,10 @@ class WorkerRepository(Protocol):
         ...
 
     @abstractmethod
-    async def end_turn(self, claim: TurnClaim, error: ErrorInfo) -> None:
-        """End a turn as failed without reading it.
+    async def end_turn(self, claim: TurnClaim, error: ErrorInfo, response: str = "") -> None:
+        """End a turn as failed without reading its row.
 
-        Does nothing if another worker has claimed it.
+        `response` is its text so far. Does nothing if another worker has claimed it.
         """
         ...
 

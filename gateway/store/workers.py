@@ -65,10 +65,11 @@ _RELEASE = text("""
 UPDATE turns SET worker_id = NULL, attempts = attempts + CAST(:is_lost AS boolean)::int
 WHERE worker_id = :worker_id AND id = ANY(:ids)""").bindparams(_IDS)
 _DEREGISTER = text("DELETE FROM workers WHERE id = :worker_id")
-# Reads no value of the turn, because one of them cannot be read.
+# Reads no value of the turn's row, because one of them cannot be read.
 _END_TURN = f"""
 {FENCE}, turn AS (
-UPDATE turns SET status = 'failed', error = $4::jsonb, completed_at = now(), busy_conversation_id = NULL
+UPDATE turns SET status = 'failed', error = $4::jsonb, completed_at = now(), busy_conversation_id = NULL,
+                 response = coalesce(nullif($6::text, ''), turns.response)
 FROM fence WHERE turns.id = fence.id
 RETURNING turns.*), inserted AS (
 INSERT INTO turn_events (turn_id, first_seq, last_seq, payload)
@@ -144,10 +145,10 @@ class WorkerStore(WorkerRepository):
         async with self._database.session() as session:
             await (await session.connection()).execute(_RELEASE, values)
 
-    async def end_turn(self, claim: TurnClaim, error: ErrorInfo) -> None:
+    async def end_turn(self, claim: TurnClaim, error: ErrorInfo, response: str = "") -> None:
         """See `WorkerRepository.end_turn`."""
-        event = encode_event(TurnFailed(error=error, saved="prompt"))
-        values = (claim.turn_id, self._worker_id, claim.epoch, encode_jsonb(error), event.decode())
+        event = encode_event(TurnFailed(error=error, saved="text" if response else "prompt"))
+        values = (claim.turn_id, self._worker_id, claim.epoch, encode_jsonb(error), event.decode(), response)
         try:
             async with self._database.session() as session:
                 await (await session.connection()).exec_driver_sql(_END_TURN, values)

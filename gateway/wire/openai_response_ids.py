@@ -47,18 +47,18 @@ class ApprovalId(NamedTuple):
 
 
 def format_approval_id(input_id: str, turn_id: UUID, part: int) -> str:
-    """Format a question of a turn's part as the id of an approval request."""
+    """Format a question of a turn's part as an approval request's id."""
     return f"mcpr_{UUID(input_id).hex}_{turn_id.hex}_{part}"
 
 
 def parse_approval_id(approval_id: str) -> ApprovalId:
-    """Return the parts of an approval request id that matches `APPROVAL_ID_PATTERN`."""
+    """Return the parts of an id that matches `APPROVAL_ID_PATTERN`."""
     match = _APPROVAL_ID.fullmatch(approval_id)
     assert match is not None
     return ApprovalId(UUID(hex=match[1]), UUID(hex=match[2]) if match[2] else None, int(match[3] or 0))
 
 
 def parse_item_id(item_id: str) -> tuple[UUID, int] | None:
-    """Return the turn id and the part number of an item's id, or None."""
+    """Return the turn id and the part number of an item's id."""
     match = _ITEM_ID.fullmatch(item_id)
     return None if match is None else (UUID(hex=match[1]), int(match[2]))

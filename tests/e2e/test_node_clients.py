@@ -114,7 +114,7 @@ async def test_claude_code_answers_and_runs_its_own_tool(gateway: Gateway, tmp_p
 
 
 async def run_agent(*command: str, cwd: Path, **settings: str) -> list[Any]:
-    """Run a coding agent in an empty home; return its lines of JSON."""
+    """Run an agent in an empty home; return its lines of JSON."""
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=cwd,

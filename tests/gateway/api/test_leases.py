@@ -111,6 +111,20 @@ async def test_turn_that_kills_its_workers_fails_and_is_listed_for_admins(
     assert (await other.get("/api/v1/admin/turns?error=turn_timeout")).body == {"items": [], "next": None}
 
 
+@pytest.mark.parametrize(("attempts", "stored"), [(3, "1 2 3"), (4, "")])
+async def test_text_that_was_shown_is_kept_where_no_takeover_could_end_the_turn(
+    other: Gateway, db: asyncpg.Connection, attempts: int, stored: str
+) -> None:
+    """A worker may have died of reading the last turn."""
+    deltas = [json.dumps({"type": "text.delta", "step": 1, "text": text}) for text in ("1 2", " 3")]
+    turn_id = await insert_turn(db, json.dumps(STARTED), *deltas, worker_id=uuid4(), attempts=attempts)
+    assert (await wait_for_ends(db))[turn_id] == ("failed", "too_many_attempts")
+    turn = (await other.get(f"/api/v1/turns/{turn_id}")).body
+    assert (turn["response"] or "") == stored
+    [*_, end] = [event for event in await read_turn_events(other, turn_id) if event.type == "turn.failed"]
+    assert end.data["saved"] == ("text" if stored else "prompt")
+
+
 async def test_completed_step_resets_the_attempts(other: Gateway, db: asyncpg.Connection) -> None:
     turn_id = await insert_turn(db, attempts=2)
     assert (await wait_for_ends(db))[turn_id] == ("completed", None)

@@ -207,7 +207,7 @@ async def test_declined_approval_fails_the_call(client: openai.AsyncOpenAI, db: 
 
 
 async def test_approval_is_found_in_repeated_input(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
-    """The Agents SDK repeats the whole input, without the id of the response."""
+    """The Agents SDK repeats the whole input."""
     tool_config: Any = TOOLS | {"require_approval": "always"}
     question: Any = {"role": "user", "content": "Add a task to buy milk"}
     first = await create_response(client, [question], tools=[tool_config])
