@@ -21,7 +21,7 @@ from gateway.domain.messages import (
     text_block,
 )
 from gateway.ports.model import ModelCall
-from gateway.ports.tools import ItemKind, ServerStatus, ToolCallRequest
+from gateway.ports.tools import HostExchange, ItemKind, ServerStatus, ToolCallRequest
 
 
 def spec(name: str, *, read_only: bool = False) -> ToolSpec:
@@ -58,11 +58,18 @@ class GatedToolbox:
     async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
         return []
 
-    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
+    async def read_resource(
+        self, uri: str, principal: Principal, server: str | None = None, exchange: HostExchange | None = None
+    ) -> JsonObject:
         raise NotFound
 
     async def get_prompt(
-        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+        self,
+        name: str,
+        arguments: dict[str, str],
+        principal: Principal,
+        server: str | None = None,
+        exchange: HostExchange | None = None,
     ) -> JsonObject:
         raise NotFound
 

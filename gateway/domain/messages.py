@@ -390,8 +390,7 @@ class Question(msgspec.Struct, frozen=True):
     page to visit instead of an answer with content: the gateway's own with kind `authorization`, a page that the
     server names with kind `url`. `held`: the server keeps its call open for the answer (inline
     elicitation), so only the worker that made the call can deliver it. `login` is the MCP server that the user must
-    sign in to. Kind `host` is a `request` to the host of the call (sampling or roots, in MCP's format), which answers
-    with the content of a result; no chat gets one.
+    sign in to. Kind `host` is a `request` for sampling or roots to the host of the call, in MCP's format.
     """
 
     key: str

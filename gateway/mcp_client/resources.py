@@ -2,19 +2,23 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 from mcp import Client
-from mcp.types import PromptReference, ResourceTemplateReference, ServerCapabilities
+from mcp.types import InputRequiredResult, PromptReference, ResourceTemplateReference, ServerCapabilities
 from pydantic import BaseModel
 
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject, Principal
+from gateway.mcp_client.connection.client_capabilities import calling_for
+from gateway.mcp_client.connection.errors import ToolCallError
 from gateway.mcp_client.definitions.limits import ListLimit
 from gateway.mcp_client.definitions.pages import read_list
 from gateway.mcp_client.definitions.problems import DefinitionProblems
+from gateway.mcp_client.elicitation import UnsupportedElicitation, make_input_responses, parse_input_request
 from gateway.mcp_client.uri_templates import UriMatcher
-from gateway.ports.tools import ITEM_NAME_FIELDS, DefinitionKind, ItemKind, Toolbox
+from gateway.ports.tools import ITEM_NAME_FIELDS, DefinitionKind, HostExchange, InputNeeded, ItemKind, Toolbox
 
 _TEMPLATES_AT_ONCE = 50
 _MAX_URI_LENGTH = 4_000
@@ -60,14 +64,24 @@ async def list_items(kind: ItemKind, problems: DefinitionProblems, client: Clien
     return list(items.values())
 
 
-async def request_resource(uri: str, client: Client) -> JsonObject:
+async def request_resource(uri: str, exchange: HostExchange | None, client: Client) -> JsonObject:
     """The contents of a resource."""
-    return {"contents": _dump_model(await client.read_resource(uri))["contents"]}
+    if exchange is None:
+        result = await client.read_resource(uri)
+    else:
+        result = await _exchange_input(exchange, partial(client.session.read_resource, uri))
+    return {"contents": _dump_model(result)["contents"]}
 
 
-async def request_prompt(name: str, arguments: dict[str, str], client: Client) -> JsonObject:
+async def request_prompt(
+    name: str, arguments: dict[str, str], exchange: HostExchange | None, client: Client
+) -> JsonObject:
     """The description and messages of a prompt."""
-    result = _dump_model(await client.get_prompt(name, arguments))
+    if exchange is None:
+        answer = await client.get_prompt(name, arguments)
+    else:
+        answer = await _exchange_input(exchange, partial(client.session.get_prompt, name, arguments))
+    result = _dump_model(answer)
     return {key: result[key] for key in ("description", "messages") if key in result}
 
 
@@ -96,6 +110,28 @@ async def find_resource_server(toolbox: Toolbox, uri: str, principal: Principal)
         if number % _TEMPLATES_AT_ONCE == 0:
             await asyncio.sleep(0)  # other tasks run
     raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")
+
+
+async def _exchange_input(exchange: HostExchange, send: Callable[..., Awaitable[BaseModel]]) -> BaseModel:
+    """Send a request for a host, with its answers.
+
+    Raises:
+        InputNeeded: the server asks the host first.
+        ToolCallError: it asks for something that the host cannot answer.
+    """
+    answers = exchange.answers
+    try:
+        with calling_for(exchange.host):
+            result = await send(
+                input_responses=make_input_responses(answers),
+                request_state=answers[0].state if answers else None,
+                allow_input_required=True,
+            )
+        if isinstance(result, InputRequiredResult):
+            raise InputNeeded(parse_input_request(result, exchange.host))
+    except UnsupportedElicitation as error:
+        raise ToolCallError(str(error), did_run=False) from error
+    return result
 
 
 def _dump_model(model: BaseModel) -> JsonObject:

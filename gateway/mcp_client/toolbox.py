@@ -50,6 +50,7 @@ from gateway.ports.tools import (
     ITEM_NAME_FIELDS,
     DefinitionProblem,
     GrantStore,
+    HostExchange,
     ItemKind,
     ServerStatus,
     SignIn,
@@ -328,14 +329,16 @@ class McpToolbox(ServerPool, Toolbox):
             items = [{**item, "prompt": item["name"], "name": names.get_name(config, item["name"])} for item in items]
         return [{"server": config.name, **item} for item in items]
 
-    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
+    async def read_resource(
+        self, uri: str, principal: Principal, server: str | None = None, exchange: HostExchange | None = None
+    ) -> JsonObject:
         """See `Toolbox.read_resource`."""
         name = server or await find_resource_server(self, uri, principal)
         connection = self._pool.get_connection(name, principal)
         if connection is not None and not connection.config.permits_tool(uri):
             raise NotFound(f"No such resource: {uri[:200]!r}.", param="uri")
         try:
-            return await self._request_from_server(name, partial(request_resource, uri), principal)
+            return await self._request_from_server(name, partial(request_resource, uri, exchange), principal)
         except McpServerError as error:
             cause = error.__cause__
             if isinstance(cause, ToolCallError) and cause.refusal and cause.refusal["code"] in _UNKNOWN_RESOURCE_CODES:
@@ -343,12 +346,17 @@ class McpToolbox(ServerPool, Toolbox):
             raise
 
     async def get_prompt(
-        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+        self,
+        name: str,
+        arguments: dict[str, str],
+        principal: Principal,
+        server: str | None = None,
+        exchange: HostExchange | None = None,
     ) -> JsonObject:
         """See `Toolbox.get_prompt`."""
         prompt = await self._find_prompt(name, principal, server, param="name")
         return await self._request_from_server(
-            prompt["server"], partial(request_prompt, prompt["prompt"], arguments), principal
+            prompt["server"], partial(request_prompt, prompt["prompt"], arguments, exchange), principal
         )
 
     async def complete_argument(

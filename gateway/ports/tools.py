@@ -315,6 +315,24 @@ class ToolCallRequest(msgspec.Struct, frozen=True):
     require_lease: StartCheck = allow_start
 
 
+class HostExchange(msgspec.Struct, frozen=True):
+    """A request of an MCP host that is not a call.
+
+    The server may ask the host; `answers` are those to earlier questions of this request.
+    """
+
+    host: HostProfile
+    answers: Sequence[StoredQuestion] = ()
+
+
+class InputNeeded(Exception):
+    """A server asks for `pending` input before it answers a `HostExchange`."""
+
+    def __init__(self, pending: PendingInput) -> None:
+        super().__init__("the server asks for input")
+        self.pending = pending
+
+
 class Toolbox(Protocol):
     """The tools of all connected MCP servers under one set of names."""
 
@@ -350,20 +368,28 @@ class Toolbox(Protocol):
         ...
 
     @abstractmethod
-    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
+    async def read_resource(
+        self, uri: str, principal: Principal, server: str | None = None, exchange: HostExchange | None = None
+    ) -> JsonObject:
         """Read a resource in MCP's format.
 
-        Without `server`, from the first server that lists it.
+        Without `server`, from the first server that lists it. Without an `exchange`, questions are declined.
 
         Raises:
             NotFound: no connected server has the resource.
             McpServerError: the server failed or sent an invalid response.
+            InputNeeded: the server asks the host of the `exchange` first.
         """
         ...
 
     @abstractmethod
     async def get_prompt(
-        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+        self,
+        name: str,
+        arguments: dict[str, str],
+        principal: Principal,
+        server: str | None = None,
+        exchange: HostExchange | None = None,
     ) -> JsonObject:
         """Return a prompt's messages in MCP's format.
 

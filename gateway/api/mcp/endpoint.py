@@ -6,9 +6,10 @@ for the other tools, hosts ask their users before a call.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from copy import copy
+from functools import partial
 from uuid import UUID
 
 import mcp.types as t
@@ -45,7 +46,7 @@ from gateway.common.timeouts import Timeouts
 from gateway.config import Settings
 from gateway.domain.errors import Overloaded
 from gateway.domain.messages import JsonObject, Principal, ToolResult
-from gateway.ports.tools import ITEM_NAME_FIELDS, ItemKind, Toolbox, ToolCallRequest
+from gateway.ports.tools import ITEM_NAME_FIELDS, HostExchange, InputNeeded, ItemKind, Toolbox, ToolCallRequest
 
 log = get_logger(__name__)
 
@@ -257,17 +258,44 @@ class McpEndpoint:
         shown = [{name: value for name, value in item.items() if name not in ("server", "prompt")} for item in page]
         return {kind: shown, "nextCursor": cursor}
 
-    async def _read_resource(self, ctx: Context, params: t.ReadResourceRequestParams) -> t.ReadResourceResult:
+    async def _answer_host(
+        self,
+        ctx: Context,
+        params: t.InputResponseRequestParams,
+        name: str,
+        send: Callable[[HostExchange], Awaitable[JsonObject]],
+    ) -> JsonObject | t.InputRequiredResult:
+        """Send a request that is not a call, with its server's questions."""
+        host, principal = HostObserver(ctx), get_principal(ctx)
+        answers = parse_answers(params, self._question_states.open(params.request_state, name, principal))
+        for _ in range(_MAX_ROUNDS):
+            try:
+                with mcp_errors():
+                    return await send(HostExchange(host.profile, answers))
+            except InputNeeded as needed:
+                pending = needed.pending
+            if not ctx.session.can_send_request and all(map(host.can_answer, pending.questions)):
+                return to_input_required(self._question_states.seal(pending, name, principal))
+            answers = [await host.collect_answer(question, pending.state) for question in pending.questions]
+        raise MCPError(t.INTERNAL_ERROR, f"The server asked questions more than {_MAX_ROUNDS} times.")
+
+    async def _read_resource(
+        self, ctx: Context, params: t.ReadResourceRequestParams
+    ) -> t.ReadResourceResult | t.InputRequiredResult:
         server, uri = split_uri(params.uri)
-        with mcp_errors():
-            result = await self._toolbox.read_resource(uri, get_principal(ctx), server)
+        read = partial(self._toolbox.read_resource, uri, get_principal(ctx), server)
+        result = await self._answer_host(ctx, params, f"resource {params.uri}", read)
+        if isinstance(result, t.InputRequiredResult):
+            return result
         contents = [part | {"uri": params.uri} if part.get("uri") == uri else part for part in result["contents"]]
         return t.ReadResourceResult.model_validate({**result, "contents": contents})
 
-    async def _get_prompt(self, ctx: Context, params: t.GetPromptRequestParams) -> t.GetPromptResult:
-        with mcp_errors():
-            prompt = await self._toolbox.get_prompt(params.name, params.arguments or {}, get_principal(ctx))
-        return t.GetPromptResult.model_validate(prompt)
+    async def _get_prompt(
+        self, ctx: Context, params: t.GetPromptRequestParams
+    ) -> t.GetPromptResult | t.InputRequiredResult:
+        get = partial(self._toolbox.get_prompt, params.name, params.arguments or {}, get_principal(ctx), None)
+        result = await self._answer_host(ctx, params, f"prompt {params.name}", get)
+        return result if isinstance(result, t.InputRequiredResult) else t.GetPromptResult.model_validate(result)
 
     async def _complete_argument(self, ctx: Context, params: t.CompleteRequestParams) -> t.CompleteResult:
         ref = params.ref.model_dump(mode="json", by_alias=True, exclude_none=True)

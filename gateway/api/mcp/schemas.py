@@ -81,7 +81,7 @@ def to_input_required(pending: PendingInput) -> t.InputRequiredResult:
     return t.InputRequiredResult.model_validate(fields)
 
 
-def parse_answers(params: t.CallToolRequestParams, state: str | None) -> list[StoredQuestion]:
+def parse_answers(params: t.InputResponseRequestParams, state: str | None) -> list[StoredQuestion]:
     """Parse the answers of the host and its user.
 
     `state` is that of the server that asked.

@@ -14,7 +14,7 @@ from gateway.domain.messages import (
 )
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
 from gateway.mcp_client.resources import find_resource_server
-from gateway.ports.tools import ITEM_NAME_FIELDS, ItemKind, Toolbox, ToolCallRequest
+from gateway.ports.tools import ITEM_NAME_FIELDS, HostExchange, ItemKind, Toolbox, ToolCallRequest
 
 _READERS: dict[ItemKind, tuple[str, ...]] = {
     "resources": ("list_resources", "read_resource"),
@@ -86,21 +86,28 @@ class ItemPermissions(ToolboxWrapper):
             return items
         return [item for item in items if self._may_use_item(kind, item, principal)]
 
-    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
+    async def read_resource(
+        self, uri: str, principal: Principal, server: str | None = None, exchange: HostExchange | None = None
+    ) -> JsonObject:
         if not self._permits_everything(principal):
             server = server or await find_resource_server(self, uri, principal)
             if not principal.can_use_server(server):
                 raise NotFound(f"There is no MCP server {server[:100]!r}.", param="server")
             if not self._may_use_item("resources", {"server": server, "uri": uri}, principal):
                 raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")
-        return await self._toolbox.read_resource(uri, principal, server)
+        return await self._toolbox.read_resource(uri, principal, server, exchange)
 
     async def get_prompt(
-        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+        self,
+        name: str,
+        arguments: dict[str, str],
+        principal: Principal,
+        server: str | None = None,
+        exchange: HostExchange | None = None,
     ) -> JsonObject:
         if not self._permits_everything(principal):
             server = await self._find_prompt_server(name, principal, server)
-        return await self._toolbox.get_prompt(name, arguments, principal, server)
+        return await self._toolbox.get_prompt(name, arguments, principal, server, exchange)
 
     async def complete_argument(
         self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None

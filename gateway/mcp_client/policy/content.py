@@ -3,6 +3,8 @@
 They limit the nesting depth, redact and sanitize.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from gateway.common.json_schema import MAX_DEPTH, exceeds_depth
@@ -15,11 +17,12 @@ from gateway.domain.messages import (
     PendingInput,
     Principal,
     Question,
+    StoredQuestion,
     ToolResult,
     text_block,
 )
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
-from gateway.ports.tools import CallObserver, ItemKind, Toolbox, ToolCallRequest
+from gateway.ports.tools import CallObserver, HostExchange, ItemKind, Toolbox, ToolCallRequest
 
 _IDENTIFIERS = ("server", "uri", "uriTemplate", "prompt")
 """Fields of items that requests must repeat exactly."""
@@ -47,17 +50,34 @@ class RedactingToolbox(ToolboxWrapper):
             request,
             arguments=self._redactor.redact_value(request.arguments),
             observer=request.observer and _RedactingObserver(request.observer, self._redactor),
-            answers=[
-                msgspec.structs.replace(stored, answer=stored.answer and _redact_answer(stored.answer, self._redactor))
-                for stored in request.answers
-            ],
+            answers=self._redact_answers(request.answers),
         )
         return await self._toolbox.call_tool(redacted_request)
 
     async def get_prompt(
-        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+        self,
+        name: str,
+        arguments: dict[str, str],
+        principal: Principal,
+        server: str | None = None,
+        exchange: HostExchange | None = None,
     ) -> JsonObject:
-        return await self._toolbox.get_prompt(name, self._redactor.redact_value(arguments), principal, server)
+        redacted = self._redactor.redact_value(arguments)
+        return await self._toolbox.get_prompt(name, redacted, principal, server, self._redact_exchange(exchange))
+
+    async def read_resource(
+        self, uri: str, principal: Principal, server: str | None = None, exchange: HostExchange | None = None
+    ) -> JsonObject:
+        return await self._toolbox.read_resource(uri, principal, server, self._redact_exchange(exchange))
+
+    def _redact_exchange(self, exchange: HostExchange | None) -> HostExchange | None:
+        return exchange and msgspec.structs.replace(exchange, answers=self._redact_answers(exchange.answers))
+
+    def _redact_answers(self, answers: Sequence[StoredQuestion]) -> list[StoredQuestion]:
+        return [
+            msgspec.structs.replace(stored, answer=stored.answer and _redact_answer(stored.answer, self._redactor))
+            for stored in answers
+        ]
 
     async def complete_argument(
         self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
@@ -83,16 +103,23 @@ class SanitizingToolbox(ToolboxWrapper):
             for item in items
         ]
 
-    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
+    async def read_resource(
+        self, uri: str, principal: Principal, server: str | None = None, exchange: HostExchange | None = None
+    ) -> JsonObject:
         try:
-            return sanitize_value(await self._toolbox.read_resource(uri, principal, server))
+            return sanitize_value(await self._toolbox.read_resource(uri, principal, server, exchange))
         except McpServerError as error:
             raise McpServerError(sanitize_text(error.message)) from None
 
     async def get_prompt(
-        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+        self,
+        name: str,
+        arguments: dict[str, str],
+        principal: Principal,
+        server: str | None = None,
+        exchange: HostExchange | None = None,
     ) -> JsonObject:
-        return sanitize_value(await self._toolbox.get_prompt(name, arguments, principal, server))
+        return sanitize_value(await self._toolbox.get_prompt(name, arguments, principal, server, exchange))
 
 
 class _RedactingObserver(CallObserver):

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from gateway.domain.messages import JsonObject, PendingInput, Principal, ToolResult, ToolSpec
-from gateway.ports.tools import ItemKind, ServerStatus, SignIn, Toolbox, ToolCallRequest
+from gateway.ports.tools import HostExchange, ItemKind, ServerStatus, SignIn, Toolbox, ToolCallRequest
 
 
 class ToolboxWrapper(Toolbox):
@@ -27,13 +27,20 @@ class ToolboxWrapper(Toolbox):
     async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
         return await self._toolbox.list_server_items(kind, principal)
 
-    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
-        return await self._toolbox.read_resource(uri, principal, server)
+    async def read_resource(
+        self, uri: str, principal: Principal, server: str | None = None, exchange: HostExchange | None = None
+    ) -> JsonObject:
+        return await self._toolbox.read_resource(uri, principal, server, exchange)
 
     async def get_prompt(
-        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+        self,
+        name: str,
+        arguments: dict[str, str],
+        principal: Principal,
+        server: str | None = None,
+        exchange: HostExchange | None = None,
     ) -> JsonObject:
-        return await self._toolbox.get_prompt(name, arguments, principal, server)
+        return await self._toolbox.get_prompt(name, arguments, principal, server, exchange)
 
     async def complete_argument(
         self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None

@@ -91,6 +91,20 @@ async def test_sampling_and_roots_reach_a_host_of_the_current_protocol_that_decl
 
 @dual_era_only
 @MODES
+async def test_questions_of_prompts_and_resources_reach_a_host_of_either_era(gateway: Gateway, mode: str) -> None:
+    host = Host()
+    async with connect_host(gateway, mode, elicitation_callback=host.elicit) as client:
+        prompt = await client.get_prompt("plan", {})
+        assert prompt.messages[0].content.text == "Plan it in row front."  # type: ignore[union-attr]
+        assert (await client.read_resource("seat://main/map")).contents[0].text == "map of row front"  # type: ignore[union-attr]
+    assert host.questions == ["Which row?", "Which row?"]
+    async with connect_host(gateway, mode) as client:
+        with pytest.raises(MCPError):
+            await client.get_prompt("plan", {})
+
+
+@dual_era_only
+@MODES
 async def test_server_sees_the_capabilities_of_each_host(gateway: Gateway, mode: str) -> None:
     host = Host()
     async with (

@@ -7,6 +7,8 @@ from mcp.server.mcpserver.resolve import Elicit, Resolve
 from mcp.types import (
     CreateMessageRequest,
     CreateMessageRequestParams,
+    ElicitRequest,
+    ElicitRequestFormParams,
     InputRequiredResult,
     ListRootsRequest,
     SamplingMessage,
@@ -24,6 +26,11 @@ class Seat(BaseModel):
 
 async def ask_for_seat() -> Elicit[Seat]:
     return Elicit("Where shall the seat be?", Seat)
+
+
+def ask_for_row() -> InputRequiredResult:
+    question = ElicitRequestFormParams(message="Which row?", requested_schema=Seat.model_json_schema())
+    return InputRequiredResult(input_requests={"row": ElicitRequest(params=question)})
 
 
 def create_app(*, modern: bool) -> ASGIApp:
@@ -69,6 +76,18 @@ def create_app(*, modern: bool) -> ASGIApp:
         message = SamplingMessage(role="user", content=TextContent(text="Capital of France?"))
         sampling = CreateMessageRequest(params=CreateMessageRequestParams(messages=[message], max_tokens=10))
         return InputRequiredResult(input_requests={"capital": sampling, "roots": ListRootsRequest()})
+
+    @mcp.prompt()
+    async def plan(ctx: Context[Any]) -> str | InputRequiredResult:
+        """Plan an evening in a row that the user chooses."""
+        answer: Any = (ctx.input_responses or {}).get("row")
+        return f"Plan it in row {answer.content['row']}." if answer else ask_for_row()
+
+    @mcp.resource("seat://{hall}/map")
+    async def seat_map(hall: str, ctx: Context[Any]) -> str | InputRequiredResult:
+        """The map of a row that the user chooses."""
+        answer: Any = (ctx.input_responses or {}).get("row")
+        return f"map of row {answer.content['row']}" if answer else ask_for_row()
 
     app = mcp.streamable_http_app()
     return app if modern else hide_modern_protocol(app)
