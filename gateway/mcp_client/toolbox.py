@@ -99,7 +99,9 @@ class McpToolbox(ServerPool, Toolbox):
         self._uses_instructions = settings.mcp_instructions
         self.sign_in_service = None
         if grants is not None:
-            self.sign_in_service = SignInService(grants, settings.public_url, self._find_config)
+            self.sign_in_service = SignInService(
+                grants, settings.public_url, self._find_config, strict_issuer=settings.mcp_oauth_strict_issuer
+            )
 
     def _make_connection(
         self, server: ServerConfig, principal: Principal | None, capabilities: JsonObject | None

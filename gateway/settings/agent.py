@@ -20,6 +20,7 @@ class AgentSettings(BaseSettings):
     mcp_max_user_sessions: int = Field(default=100, ge=1)
     mcp_max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=64 * 1024)
     mcp_instructions: bool = True
+    mcp_oauth_strict_issuer: bool = False
     tools_server_names: CommaSeparated = ()
     tools_server_port: int = Field(default=8001, ge=0, le=65535)
     tools_server_secret: SecretStr | None = None

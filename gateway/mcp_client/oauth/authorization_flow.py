@@ -1,8 +1,9 @@
 """A run of the SDK's authorization code flow."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from urllib.parse import parse_qs, urljoin, urlsplit
+from urllib.parse import parse_qs, urljoin, urlsplit, urlunsplit
 
 import httpx2
 from mcp.client.auth import OAuthClientProvider, OAuthFlowError, OAuthRegistrationError, OAuthTokenError
@@ -13,6 +14,7 @@ from gateway.common.logging import get_logger
 from gateway.common.sanitize import clean_text
 from gateway.domain.grants import Grant
 from gateway.domain.messages import AuthorizationRequest, JsonObject
+from gateway.mcp_client.oauth.client_authentication import choose_auth_method
 from gateway.mcp_client.oauth.errors import AuthorizationRefused, InsecureUrl, UnsafeAuthorizationServer
 from gateway.mcp_client.oauth.https_only import (
     INSUFFICIENT_SCOPE,
@@ -20,6 +22,7 @@ from gateway.mcp_client.oauth.https_only import (
     HttpsOnlyTransport,
     is_permitted_url,
 )
+from gateway.mcp_client.oauth.lenient_answers import LenientTransport, differs_by_slash
 from gateway.mcp_client.oauth.refresh import INVALID_CLIENT_ERRORS, get_expiry
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import GrantStore
@@ -71,6 +74,7 @@ class AuthorizationFlow:
         *,
         callback_url: str,
         document_url: str | None,
+        strict_issuer: bool,
         wait_for_callback: Callable[[str, str], Awaitable[JsonObject]],
     ) -> None:
         self.request = request
@@ -79,6 +83,7 @@ class AuthorizationFlow:
         self._grants = grants
         self._config = config
         self._grant_key = (request.server, request.owner, request.url)
+        self._strict_issuer = strict_issuer
         self._wait_for_callback = wait_for_callback
         self._state = ""
         metadata = make_client_metadata(callback_url, config.oauth.scope if config.oauth else None)
@@ -92,7 +97,12 @@ class AuthorizationFlow:
         The problem is worded for the person who signs in.
         """
         try:
-            transport = HttpsOnlyTransport(self._config, self.request.challenge, probing=True)
+            transport = LenientTransport(
+                HttpsOnlyTransport(self._config, self.request.challenge, probing=True),
+                self._config.url,
+                lambda: self._provider.context.auth_server_url,
+                strict_issuer=self._strict_issuer,
+            )
             async with (
                 httpx2.AsyncClient(auth=self._provider, timeout=REQUEST_TIMEOUT_SECONDS, transport=transport) as http,
                 http.stream("POST", self._config.url, json=_PROBE, headers=_PROBE_HEADERS) as response,
@@ -118,13 +128,35 @@ class AuthorizationFlow:
             transaction.grant = None
 
     async def _show_page(self, url: str) -> None:
+        url = self._join_query(url)
         if not is_permitted_url(url, self._config.url):
             raise InsecureUrl("the authorization server's page is not at an https:// address")
         self._require_pkce()
-        self._state = parse_qs(urlsplit(url).query).get("state", [""])[0]
+        self._choose_authentication()
+        self._state = parse_qs(urlsplit(url).query).get("state", [""])[-1]
         await self._grants.expect_callback(self.ticket, self._state)
         if not self.page.done():
             self.page.set_result(url)
+
+    def _join_query(self, url: str) -> str:
+        """Return the page's URL with one query.
+
+        The SDK appends its own to an `authorization_endpoint` that has a query already.
+        """
+        metadata = self._provider.context.oauth_metadata
+        endpoint = str(metadata.authorization_endpoint) if metadata is not None else ""
+        parts = urlsplit(endpoint)
+        if not (parts.query or parts.fragment) or not url.startswith(f"{endpoint}?"):
+            return url
+        query = "&".join(filter(None, (parts.query, url.removeprefix(f"{endpoint}?"))))
+        return urlunsplit(parts._replace(query=query, fragment=""))
+
+    def _choose_authentication(self) -> None:
+        """Let the client use a method that the token endpoint offers."""
+        context = self._provider.context
+        assert context.client_info is not None
+        method = choose_auth_method(context.client_info, context.oauth_metadata)
+        context.client_info = context.client_info.model_copy(update={"token_endpoint_auth_method": method})
 
     def _require_pkce(self) -> None:
         """Check that the authorization server declares PKCE, as MCP demands.
@@ -150,7 +182,16 @@ class AuthorizationFlow:
             if error in INVALID_CLIENT_ERRORS:
                 await self.delete_grant()
             raise AuthorizationRefused(f"the authorization server said {str(error)[:100]!r}")
-        return AuthorizationCodeResult(code=answer.get("code", ""), state=answer.get("state"), iss=answer.get("iss"))
+        issuer = self._normalize_issuer(answer.get("iss"))
+        return AuthorizationCodeResult(code=answer.get("code", ""), state=answer.get("state"), iss=issuer)
+
+    def _normalize_issuer(self, issuer: str | None) -> str | None:
+        """Return the expected issuer for one that differs by a last slash."""
+        metadata = self._provider.context.oauth_metadata
+        expected = str(metadata.issuer) if metadata is not None else None
+        if issuer is None or expected is None or self._strict_issuer or not differs_by_slash(issuer, expected):
+            return issuer
+        return expected
 
     # --- the SDK's TokenStorage
 
@@ -183,7 +224,8 @@ class AuthorizationFlow:
     async def get_client_info(self) -> OAuthClientInformationFull | None:
         """The configured client, or the registered one.
 
-        None if the registered one has another callback address, as the gateway's own address may have changed.
+        None if the registered one has another callback address, as the gateway's own address may have changed, or a
+        secret that has expired.
         """
         redirect_uris = self._provider.context.client_metadata.redirect_uris
         if (client := self._config.oauth) is not None:
@@ -191,11 +233,13 @@ class AuthorizationFlow:
             return OAuthClientInformationFull(
                 client_id=client.client_id,
                 client_secret=secret,
-                token_endpoint_auth_method="client_secret_basic" if secret else "none",
+                token_endpoint_auth_method=client.token_endpoint_auth_method,
                 redirect_uris=redirect_uris,
             )
         grant = await self._grants.get_grant(*self._grant_key)
         info = OAuthClientInformationFull.model_validate(grant.client) if grant and grant.client else None
+        if info is not None and 0 < (info.client_secret_expires_at or 0) < time.time():
+            return None
         registered_uris = [str(uri) for uri in (info.redirect_uris or ())] if info else []
         return info if registered_uris == [str(uri) for uri in redirect_uris or ()] else None
 

@@ -16,7 +16,10 @@ from gateway.common.concurrency import Backoff, Deadline
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError
 from gateway.domain.grants import Grant
+from gateway.domain.messages import JsonObject
+from gateway.mcp_client.oauth.client_authentication import add_client_authentication
 from gateway.mcp_client.oauth.https_only import REQUEST_TIMEOUT_SECONDS, HttpsOnlyTransport
+from gateway.mcp_client.oauth.lenient_answers import LenientTransport
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import GrantStore, RefreshClaim
 
@@ -156,17 +159,13 @@ async def _request_grant(grant: Grant, server: ServerConfig) -> Grant | None:
 
 async def _request_refresh(grant: Grant, refresh_token: str, endpoint: str, server: ServerConfig) -> httpx2.Response:
     client = OAuthClientInformationFull.model_validate(grant.client)
-    form_fields = {"grant_type": "refresh_token", "refresh_token": refresh_token, "client_id": client.client_id or ""}
+    form_fields: JsonObject = {"grant_type": "refresh_token", "refresh_token": refresh_token}
     if grant.resource is not None:
         form_fields["resource"] = grant.resource
-    basic_auth = None
-    if client.client_secret and client.token_endpoint_auth_method == "client_secret_basic":  # noqa: S105
-        basic_auth = httpx2.BasicAuth(client.client_id or "", client.client_secret)
-    elif client.client_secret:
-        form_fields["client_secret"] = client.client_secret
-    transport = HttpsOnlyTransport(server)
-    async with httpx2.AsyncClient(timeout=REQUEST_TIMEOUT_SECONDS, transport=transport, auth=basic_auth) as http:
-        return await http.post(endpoint, data=form_fields)
+    headers = add_client_authentication(client, form_fields)
+    transport = LenientTransport(HttpsOnlyTransport(server), server.url)
+    async with httpx2.AsyncClient(timeout=REQUEST_TIMEOUT_SECONDS, transport=transport) as http:
+        return await http.post(endpoint, data=form_fields, headers=headers)
 
 
 def _parse_oauth_error(response: httpx2.Response) -> str:
