@@ -539,6 +539,14 @@ CREATE UNIQUE INDEX ux_conversations_external_id ON conversations (owner, extern
 
 UPDATE alembic_version SET version_num='gateway_0018' WHERE alembic_version.version_num = 'gateway_0017';
 
+-- Running upgrade gateway_0018 -> gateway_0019
+
+ALTER TABLE mcp_servers ADD COLUMN created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL;
+
+ALTER TABLE oauth_grants ADD COLUMN challenge TEXT;
+
+UPDATE alembic_version SET version_num='gateway_0019' WHERE alembic_version.version_num = 'gateway_0018';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

@@ -4,7 +4,7 @@ They are the same on every worker.
 """
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Literal
 
 from pydantic import ValidationError
@@ -88,11 +88,29 @@ class ServerRegistry(ServerAdmin):
         await self._repository.save_server(name, config, disabled=False, by=by)
         await self._publish_change()
 
+    async def change_server(
+        self, name: str, change: Callable[[JsonObject], JsonObject], *, disabled: bool | None = None, by: str
+    ) -> None:
+        """See `ServerAdmin.change_server`."""
+        self.get_config(name)
+        if name in self._file_configs:
+            raise Conflict(f"The file of MCP servers configures {name!r}. Change it there.")
+
+        def change_validated(config: JsonObject) -> JsonObject:
+            changed = change(config)
+            _validate(name, changed)
+            return changed
+
+        await self._repository.change_server(name, change_validated, disabled=disabled, by=by)
+        await self._publish_change()
+
     async def set_disabled(self, name: str, *, disabled: bool, by: str) -> None:
         """Disable or enable a server of the file or of the database."""
         self.get_config(name)
-        record = self._records.get(name)
-        await self._repository.save_server(name, record.config if record else None, disabled=disabled, by=by)
+        if name in self._file_configs:
+            await self._repository.save_server(name, None, disabled=disabled, by=by)
+        else:
+            await self._repository.change_server(name, lambda config: config, disabled=disabled, by=by)
         await self._publish_change()
 
     async def remove_server(self, name: str, *, by: str) -> None:
@@ -163,7 +181,7 @@ class ServerRegistry(ServerAdmin):
         servers = dict(self._file_configs)
         for name, record in self._records.items():
             if record.config is not None and name not in servers:
-                servers[name] = ServerConfig.model_validate({**record.config, "name": name, "added_at_run_time": True})
+                servers[name] = record.to_config()
             if record.disabled and name in servers:
                 servers[name] = servers[name].model_copy(update={"disabled": True})
         return list(servers.values())

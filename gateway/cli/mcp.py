@@ -186,7 +186,7 @@ async def _read_servers(store: "ServerStore", settings: Settings) -> list[Server
     servers = {server.name: server for server in load_servers(settings)}
     for record in await store.list_servers():
         if record.config is not None and record.name not in servers:
-            servers[record.name] = ServerConfig.model_validate({**record.config, "name": record.name})
+            servers[record.name] = record.to_config()
         if record.disabled and record.name in servers:
             servers[record.name] = servers[record.name].model_copy(update={"disabled": True})
     return list(servers.values())

@@ -1,7 +1,7 @@
 """Configuration of MCP servers, and its storage and administration."""
 
 from abc import abstractmethod
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
@@ -15,14 +15,16 @@ from gateway.domain.messages import Approval, JsonObject
 class OAuthClient(BaseModel):
     """A client registered by hand, for servers without dynamic registration.
 
-    `scope` is the scope to request.
+    `scope` is the scope to request. `token_endpoint_auth_method`: how the client sends its secret (None: as the
+    authorization server's metadata say).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     client_id: str = Field(min_length=1, max_length=500)
     client_secret: SecretStr | None = None
-    scope: str | None = Field(default=None, max_length=1_000)
+    token_endpoint_auth_method: Literal["client_secret_basic", "client_secret_post"] | None = None
+    scope: str | None = Field(default=None, max_length=1_000, pattern=r"^[\x20-\x21\x23-\x5b\x5d-\x7e]*$")
 
 
 class ServerConfig(BaseModel):
@@ -131,6 +133,10 @@ class ServerRecord(msgspec.Struct, frozen=True):
     config: JsonObject | None
     disabled: bool
 
+    def to_config(self) -> ServerConfig:
+        """Return the configuration of a server that was added at run time."""
+        return ServerConfig.model_validate({**(self.config or {}), "name": self.name, "added_at_run_time": True})
+
 
 class ServerConfigSource(Protocol):
     """The servers that the operator configures."""
@@ -158,7 +164,7 @@ class ServerRepository(Protocol):
 
     @abstractmethod
     async def list_servers(self) -> list[ServerRecord]:
-        """List the stored servers, by name."""
+        """List the stored servers, in the order in which they were added."""
         ...
 
     @abstractmethod
@@ -166,6 +172,19 @@ class ServerRepository(Protocol):
         """Add a server, or disable or enable one.
 
         `config` is None for a server of the file.
+        """
+        ...
+
+    @abstractmethod
+    async def change_server(
+        self, name: str, change: Callable[[JsonObject], JsonObject], *, disabled: bool | None, by: str
+    ) -> None:
+        """Change a server that was added at run time, one worker at a time.
+
+        `change` returns the new configuration for the stored one. `disabled`: None leaves that as it is.
+
+        Raises:
+            NotFound: there is no such server.
         """
         ...
 
@@ -197,6 +216,21 @@ class ServerAdmin(Protocol):
         Raises:
             Conflict: a server of that name exists.
             InvalidRequest: the configuration is not valid.
+        """
+        ...
+
+    @abstractmethod
+    async def change_server(
+        self, name: str, change: Callable[[JsonObject], JsonObject], *, disabled: bool | None = None, by: str
+    ) -> None:
+        """Change the configuration of a server that was added at run time.
+
+        `change` returns the new configuration for the stored one. `disabled`: None leaves that as it is.
+
+        Raises:
+            NotFound: there is no such server.
+            Conflict: the file configures it.
+            InvalidRequest: the new configuration is not valid.
         """
         ...
 

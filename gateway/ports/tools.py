@@ -145,6 +145,17 @@ class GrantStore(Protocol):
         ...
 
     @abstractmethod
+    async def save_challenge(self, server: str, owner: str, url: str, challenge: str) -> None:
+        """Store the `WWW-Authenticate` header of an answer that asks for further scopes.
+
+        A changed grant forgets it.
+        """
+        ...
+
+    @abstractmethod
+    async def get_challenge(self, server: str, owner: str, url: str) -> str | None: ...
+
+    @abstractmethod
     async def delete_grant(self, server: str, owner: str, url: str, *, by: str) -> None:
         """Delete a grant, if it exists, on behalf of `by`."""
         ...

@@ -1,11 +1,13 @@
 """MCP servers added at run time, and approved tool definitions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
 import msgspec
-from sqlalchemy import delete, update
+from sqlalchemy import case, delete, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.bus import BusKind
@@ -37,19 +39,42 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
     async def list_servers(self) -> list[ServerRecord]:
         """See `ServerRepository.list_servers`."""
         async with self._database.session() as session:
-            rows = list((await session.exec(select(McpServerRow).order_by(col(McpServerRow.name)))).all())
+            order = col(McpServerRow.created_at), col(McpServerRow.name)
+            rows = list((await session.exec(select(McpServerRow).order_by(*order))).all())
         return [ServerRecord(row.name, row.config and self._decrypt(row.config), row.disabled) for row in rows]
 
     async def save_server(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
         """See `ServerRepository.save_server`."""
         stored = config and self._encrypt(config)
         row = insert(McpServerRow).values(name=name, config=stored, disabled=disabled, changed_by=by)
-        changed = {"config": row.excluded.config, "disabled": disabled, "changed_by": by, "changed_at": func.now()}
+        is_new = col(McpServerRow.config).is_(None) & row.excluded.config.is_not(
+            None
+        )  # beside a removed entry of the file
+        changed = {
+            "config": row.excluded.config,
+            "disabled": disabled,
+            "changed_by": by,
+            "changed_at": func.now(),
+            "created_at": case((is_new, func.now()), else_=McpServerRow.created_at),
+        }
         async with self._database.session() as session:
             await session.exec(row.on_conflict_do_update(index_elements=["name"], set_=changed))
-            detail = {"disabled": disabled, "url": strip_url_secrets((config or {}).get("url", "")) or None}
-            session.add(make_audit_entry(by, "server.put", f"server {name}", detail))
-            await notify_at_commit(session, BusKind.SERVERS_CHANGED)
+            await _record_save(session, name, config, disabled=disabled, by=by)
+
+    async def change_server(
+        self, name: str, change: Callable[[JsonObject], JsonObject], *, disabled: bool | None, by: str
+    ) -> None:
+        """See `ServerRepository.change_server`."""
+        query = select(McpServerRow).where(McpServerRow.name == name).with_for_update()
+        async with self._database.session() as session:
+            row = (await session.exec(query)).first()
+            if row is None or row.config is None:
+                raise NotFound(f"There is no MCP server {name[:100]!r}.", param="name")
+            config = change(self._decrypt(row.config))
+            row.config, row.changed_by, row.changed_at = self._encrypt(config), by, datetime.now(UTC)
+            row.disabled = row.disabled if disabled is None else disabled
+            session.add(row)
+            await _record_save(session, name, config, disabled=row.disabled, by=by)
 
     def _encrypt(self, config: JsonObject) -> JsonObject:
         if ENCRYPTED_FIELD in config:  # this worker has another encryption key
@@ -139,6 +164,13 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
                 raise NotFound(f"{name} of the server {server!r} has not changed.")
             action = "tool.approve" if tool != INSTRUCTIONS else "instructions.approve"
             session.add(make_audit_entry(by, action, f"server {server}", {"tool": tool} if tool else {}))
+
+
+async def _record_save(session: AsyncSession, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
+    """Write the audit entry of a saved server, and notify the other workers."""
+    detail = {"disabled": disabled, "url": strip_url_secrets((config or {}).get("url", "")) or None}
+    session.add(make_audit_entry(by, "server.put", f"server {name}", detail))
+    await notify_at_commit(session, BusKind.SERVERS_CHANGED)
 
 
 def _split_definition(definition: JsonObject) -> tuple[JsonObject, JsonObject]:

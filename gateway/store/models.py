@@ -362,6 +362,7 @@ class McpServerRow(_Table, table=True):
     disabled: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
     changed_by: str = Field(sa_type=Text)
     changed_at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
 
 
 class McpToolRow(_Table, table=True):
@@ -387,7 +388,7 @@ class McpToolRow(_Table, table=True):
 class OAuthGrant(_Table, table=True):
     """The encrypted OAuth grant of an owner for an MCP server.
 
-    The primary key includes the server's address. The owner "" is the gateway.
+    The primary key includes the server's address. The owner "" is the gateway. `challenge` asks for further scopes.
     """
 
     __tablename__ = "oauth_grants"
@@ -396,6 +397,7 @@ class OAuthGrant(_Table, table=True):
     owner: str = Field(primary_key=True, sa_type=Text)
     url: str = Field(primary_key=True, sa_type=Text)
     sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    challenge: str | None = Field(default=None, sa_type=Text)
     changed_at: datetime | None = Field(default=None, sa_column=_created_at_column())
     refreshing_until: datetime | None = Field(default=None, sa_column=_time_column())
 

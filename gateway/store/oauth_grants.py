@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import msgspec
-from sqlalchemy import delete, text, update
+from sqlalchemy import ColumnElement, delete, text, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -67,6 +67,7 @@ class PostgresGrantStore(GrantStore):
                 sealed = self._cipher.encrypt(msgspec.json.encode(change.grant))
                 row = row or OAuthGrant(server=server, owner=owner, url=url, sealed=sealed)
                 row.sealed, row.changed_at, row.refreshing_until = sealed, datetime.now(UTC), None
+                row.challenge = None
                 session.add(row)
 
     async def claim_refresh(self, server: str, owner: str, url: str, *, seconds: float) -> RefreshClaim | None:
@@ -92,6 +93,14 @@ class PostgresGrantStore(GrantStore):
                 row.sealed, row.changed_at = self._cipher.encrypt(msgspec.json.encode(grant)), datetime.now(UTC)
             session.add(row)
         return grant
+
+    async def save_challenge(self, server: str, owner: str, url: str, challenge: str) -> None:
+        async with self._database.session() as session:
+            await session.exec(update(OAuthGrant).where(*_match(server, owner, url)).values(challenge=challenge))
+
+    async def get_challenge(self, server: str, owner: str, url: str) -> str | None:
+        async with self._database.session() as session:
+            return (await session.exec(select(OAuthGrant.challenge).where(*_match(server, owner, url)))).first()
 
     async def delete_grant(self, server: str, owner: str, url: str, *, by: str) -> None:
         async with self._database.session() as session:
@@ -181,6 +190,10 @@ class PostgresGrantStore(GrantStore):
         is_valid = (OAuthSignIn.ticket == _hash_secret(ticket), col(OAuthSignIn.expires_at) > datetime.now(UTC))
         async with self._database.session() as session:
             return (await session.exec(select(OAuthSignIn).where(*is_valid))).first()
+
+
+def _match(server: str, owner: str, url: str) -> tuple[ColumnElement[bool], ...]:
+    return col(OAuthGrant.server) == server, col(OAuthGrant.owner) == owner, col(OAuthGrant.url) == url
 
 
 def _hash_secret(secret: str) -> str:

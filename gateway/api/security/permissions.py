@@ -73,6 +73,7 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/api/v1/mcp/servers"): _SERVERS,
     ("POST", "/api/v1/mcp/servers"): _ADMIN_SERVERS,
     ("PATCH", "/api/v1/mcp/servers/{name}"): _ADMIN_SERVERS,
+    ("PUT", "/api/v1/mcp/servers/{name}"): _ADMIN_SERVERS,
     ("DELETE", "/api/v1/mcp/servers/{name}"): _ADMIN_SERVERS,
     ("POST", "/api/v1/mcp/servers/{name}/tools/{tool}/approve"): _ADMIN_SERVERS,
     ("POST", "/api/v1/mcp/servers/{name}/instructions/approve"): _ADMIN_SERVERS,

@@ -39,10 +39,18 @@ class SignInService(SignIn):
     worker that dies loses its sign-ins: users start them again.
     """
 
-    def __init__(self, grants: GrantStore, public_url: str, find_config: Callable[[str], ServerConfig | None]) -> None:
+    def __init__(
+        self,
+        grants: GrantStore,
+        public_url: str,
+        find_config: Callable[[str], ServerConfig | None],
+        *,
+        strict_issuer: bool = False,
+    ) -> None:
         self._grants = grants
         self._public_url = public_url
         self._find_config = find_config
+        self._strict_issuer = strict_issuer
         self._flows = TaskSet("mcp sign-in")
         self._task_by_ticket: dict[str, asyncio.Task[None]] = {}
         self._grants_changed = asyncio.Event()
@@ -87,7 +95,9 @@ class SignInService(SignIn):
 
     async def create_sign_in_url(self, server: str, principal: Principal) -> str:
         """See `SignIn.create_sign_in_url`."""
-        return await self._create_ticket(self._get_protected_server(server, principal), principal, None)
+        config = self._get_protected_server(server, principal)
+        challenge = await self._grants.get_challenge(config.name, get_grant_owner(config, principal), config.url)
+        return await self._create_ticket(config, principal, challenge)
 
     async def sign_out(self, server: str, principal: Principal) -> None:
         """See `SignIn.sign_out`."""
@@ -120,6 +130,7 @@ class SignInService(SignIn):
             ticket,
             callback_url=self._callback_url,
             document_url=self._document_url if self._document_url.startswith("https://") else None,
+            strict_issuer=self._strict_issuer,
             wait_for_callback=self._wait_for_callback,
         )
         task = self._flows.spawn(self._run_flow(flow))

@@ -71,6 +71,7 @@ class AccessTokenProvider:
         self._backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
         self.is_refused = False
         self.challenge = ""
+        self._stored_challenge = ""
 
     @property
     def can_sign_in(self) -> bool:
@@ -83,6 +84,7 @@ class AccessTokenProvider:
         Its token serves until that succeeds.
         """
         self._must_read = self._has_changed = True
+        self._stored_challenge = ""
 
     async def get_token(self) -> str | None:
         """Return the token to send.
@@ -120,6 +122,22 @@ class AccessTokenProvider:
                 if self._get_other_token(refused_token) is None:
                     raise
         return self._get_other_token(refused_token)
+
+    async def report_refusal(self, challenge: str) -> None:
+        """Remember the challenge of a refused request.
+
+        One that asks for further scopes is stored, so that a sign-in at any worker asks for them.
+        """
+        self.is_refused, self.challenge = True, challenge[:_MAX_CHALLENGE_LENGTH]
+        if self._grants is None or INSUFFICIENT_SCOPE not in challenge or self.challenge == self._stored_challenge:
+            return
+        try:
+            async with Deadline.after(_READ_TIMEOUT_SECONDS).limit():
+                await self._grants.save_challenge(*self._grant_key, self.challenge)
+        except (GatewayError, TimeoutError) as error:
+            log.warning("oauth_challenge_not_stored", server=self._grant_key[0], error=type(error).__name__)
+        else:
+            self._stored_challenge = self.challenge
 
     def _get_other_token(self, refused_token: str | None) -> str | None:
         token = self._grant and self._grant.access_token
@@ -217,7 +235,7 @@ class AuthorizedTransport(httpx2.AsyncBaseTransport):
         challenge = response.headers.get("WWW-Authenticate", "")
         lacks_scope = response.status_code == 403 and INSUFFICIENT_SCOPE in challenge
         if response.status_code == 401 or lacks_scope:
-            self._tokens.is_refused, self._tokens.challenge = True, challenge[:_MAX_CHALLENGE_LENGTH]
+            await self._tokens.report_refusal(challenge)
         elif response.is_success:
             self._tokens.is_refused = False
         return response

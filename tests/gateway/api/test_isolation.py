@@ -43,6 +43,7 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("GET", "/api/v1/mcp/servers"): ("shared", None),
     ("POST", "/api/v1/mcp/servers"): ("admin", SERVER_BODY),
     ("PATCH", "/api/v1/mcp/servers/{name}"): ("admin", {"disabled": True}),
+    ("PUT", "/api/v1/mcp/servers/{name}"): ("admin", {"url": "http://127.0.0.1:9/mcp"}),
     ("DELETE", "/api/v1/mcp/servers/{name}"): ("admin", None),
     ("POST", "/api/v1/mcp/servers/{name}/tools/{tool}/approve"): ("admin", None),
     ("POST", "/api/v1/mcp/servers/{name}/instructions/approve"): ("admin", None),

@@ -110,7 +110,7 @@ async def test_server_from_the_config_file_can_be_disabled_and_enabled(gateway: 
         ({"name": "x", "url": "http://h:99999/mcp"}, "url"),
         ({"name": "x"}, "url"),
         ({"name": "x", "url": "http://h/mcp", "command": "rm"}, "command"),
-        ({"name": "x", "url": "http://h/mcp", "identity": "gateway"}, "identity"),
+        ({"name": "x", "url": "http://h/mcp", "identity": "nobody"}, "identity"),
         ({"name": "a b", "url": "http://h/mcp"}, "name"),
         ({"name": "x", "url": "http://h/mcp", "timeout": 0}, "timeout"),
     ],

@@ -51,6 +51,8 @@ def list_requests(name: str) -> list[tuple[str, str, Any]]:
         ("DELETE", f"/api/v1/mcp/servers/{name}/sign-in", None),
         ("POST", "/api/v1/mcp/servers", {"name": name, "url": "http://127.0.0.1:9/mcp"}),
         ("PATCH", f"/api/v1/mcp/servers/{name}", {"disabled": True}),
+        ("PATCH", f"/api/v1/mcp/servers/{name}", {"url": "http://127.0.0.1:9/mcp"}),
+        ("PUT", f"/api/v1/mcp/servers/{name}", {"url": "http://127.0.0.1:9/mcp"}),
         ("DELETE", f"/api/v1/mcp/servers/{name}", None),
         ("POST", f"/api/v1/mcp/servers/{name}/tools/echo/approve", {}),
         ("POST", f"/api/v1/mcp/servers/{name}/instructions/approve", {}),

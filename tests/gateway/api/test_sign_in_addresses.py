@@ -181,9 +181,12 @@ async def test_redirect_to_an_internal_address_is_not_followed(serve: Serve, vic
     assert (urlsplit(location).port, victim.connections) == (urlsplit(url).port, 0)
 
 
-async def test_token_endpoint_of_a_server_added_at_run_time_is_not_internal(serve: Serve, victim: Victim) -> None:
+@pytest.mark.parametrize("client", [{}, {"oauth": {"client_id": "cid", "client_secret": "s3cret"}}])
+async def test_token_endpoint_of_a_server_added_at_run_time_is_not_internal(
+    serve: Serve, victim: Victim, client: dict[str, Any]
+) -> None:
     async with serve_hostile(token_endpoint=f"{victim.get_url()}/token") as url, serve() as gateway:
-        assert (await gateway.post("/api/v1/mcp/servers", {"name": "hostile", "url": url})).status == 201
+        assert (await gateway.post("/api/v1/mcp/servers", {"name": "hostile", "url": url, **client})).status == 201
         reply = await gateway.post("/api/v1/mcp/servers/hostile/sign-in", {})
         ticket = urlsplit(reply.body["url"]).query.removeprefix("ticket=")
         page = await gateway.state.toolbox.sign_in.begin_sign_in(ticket)

@@ -1,6 +1,7 @@
 """`/api/v1/mcp/servers`: list, add, change and remove MCP servers while the gateway runs."""
 
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Path
@@ -8,12 +9,12 @@ from pydantic import BaseModel
 
 from gateway.api.deps import PrincipalDep, ServerAdminDep, ServersDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
-from gateway.api.routes.mcp.server_bodies import ServerCreate, ServersBody
+from gateway.api.routes.mcp.server_bodies import ServerCreate, ServerPatch, ServerReplace, ServersBody
 from gateway.common.sanitize import reveal_text, reveal_value
-from gateway.domain.errors import Conflict, Forbidden, NotFound
+from gateway.domain.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from gateway.domain.messages import JsonObject, Principal
+from gateway.ports.servers import OAuthClient
 from gateway.ports.tools import INSTRUCTIONS
-from gateway.wire.request_model import RequestModel
 
 router = APIRouter(prefix="/api/v1/mcp/servers", tags=["MCP servers"])
 
@@ -42,6 +43,15 @@ class DefinitionProblemView(BaseModel):
     left_out: bool
 
 
+class OAuthClientView(BaseModel):
+    """OAuth client of a server, without its secret."""
+
+    client_id: str
+    has_secret: bool
+    token_endpoint_auth_method: str | None
+    scope: str | None
+
+
 class McpServerView(BaseModel):
     """State and configuration of an MCP server.
 
@@ -68,6 +78,8 @@ class McpServerView(BaseModel):
     share: str
     on_change: str
     idempotency: bool
+    as_tools: list[Literal["resources", "prompts"]]
+    oauth: OAuthClientView | None
     timeout: float | None
     headers: list[str]
     definition_problems: list[DefinitionProblemView]
@@ -105,12 +117,6 @@ class McpServerList(BaseModel):
     changed_instructions: list[ChangedInstructions]
 
 
-class ServerPatch(RequestModel):
-    """Change of an MCP server."""
-
-    disabled: bool
-
-
 @router.get("", summary="List the MCP servers")
 async def list_servers(
     principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
@@ -135,6 +141,8 @@ async def list_servers(
             "share": config.share,
             "on_change": config.on_change,
             "idempotency": config.idempotency,
+            "as_tools": config.as_tools,
+            "oauth": config.oauth and _describe_client(config.oauth),
             "timeout": config.timeout,
             "headers": list(config.headers),
             "last_output": status.last_output if principal.role == "admin" else (),
@@ -184,8 +192,30 @@ async def add_server(
     return await list_servers(principal, admin, servers, toolbox)
 
 
-@router.patch("/{name}", summary="Disable or enable an MCP server", responses=_ERRORS)
-async def switch_server(
+@router.put("/{name}", summary="Replace the configuration of an MCP server", responses=_ERRORS)
+async def replace_server(
+    name: ServerName,
+    body: ServerReplace,
+    principal: PrincipalDep,
+    admin: ServerAdminDep,
+    servers: ServersDep,
+    toolbox: ToolboxDep,
+) -> McpServerList:
+    """Replace the configuration of a server that was added over the API.
+
+    Fields that the body lacks get their defaults: give headers and secrets again. Every worker connects anew; active
+    calls finish first.
+    """
+    _require_admin(principal)
+    _require_permitted(name, principal)
+    if body.name not in (None, name):
+        raise InvalidRequest("name: a server cannot be renamed", param="name")
+    await admin.change_server(name, lambda _: body.to_config(), disabled=body.disabled, by=principal.user)
+    return await list_servers(principal, admin, servers, toolbox)
+
+
+@router.patch("/{name}", summary="Change an MCP server", responses=_ERRORS)
+async def change_server(
     name: ServerName,
     body: ServerPatch,
     principal: PrincipalDep,
@@ -193,13 +223,22 @@ async def switch_server(
     servers: ServersDep,
     toolbox: ToolboxDep,
 ) -> McpServerList:
-    """Disable or enable a server.
+    """Disable or enable a server, or change fields of one that was added over the API.
 
-    It may be a server from the configuration file. Active calls finish first.
+    The body is a JSON merge patch: fields that it lacks stay, null removes one. A server from the configuration file
+    can be disabled and enabled. Active calls finish first.
     """
     _require_admin(principal)
     _require_permitted(name, principal)
-    await admin.set_disabled(name, disabled=body.disabled, by=principal.user)
+    if not body.model_fields_set:
+        raise InvalidRequest("The body changes nothing: give at least one field.")
+    if body.model_fields_set == {"disabled"}:
+        if body.disabled is None:
+            raise InvalidRequest("disabled: must be true or false", param="disabled")
+        await admin.set_disabled(name, disabled=body.disabled, by=principal.user)
+    else:
+        change = partial(body.apply, name)
+        await admin.change_server(name, change, disabled=body.disabled, by=principal.user)
     return await list_servers(principal, admin, servers, toolbox)
 
 
@@ -249,6 +288,15 @@ async def approve_instructions(
     toolbox.recheck_server(name)
     admin.notify_workers()
     return await list_servers(principal, admin, servers, toolbox)
+
+
+def _describe_client(client: OAuthClient) -> OAuthClientView:
+    return OAuthClientView(
+        client_id=client.client_id,
+        has_secret=client.client_secret is not None,
+        token_endpoint_auth_method=client.token_endpoint_auth_method,
+        scope=client.scope,
+    )
 
 
 def _require_admin(principal: Principal) -> None:
