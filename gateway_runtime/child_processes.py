@@ -5,6 +5,8 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from gateway_runtime.trusted_certificates import CERTIFICATE_VARIABLES
+
 _FIRST_OTHER_DESCRIPTOR = 3
 _LOCALE_PREFIX = "LC_"
 BASE_VARIABLES = frozenset(
@@ -21,13 +23,12 @@ BASE_VARIABLES = frozenset(
         "PYTHONUNBUFFERED",
         "PYTHONUTF8",
         "SHELL",
-        "SSL_CERT_DIR",
-        "SSL_CERT_FILE",
         "TERM",
         "TMPDIR",
         "TZ",
         "USER",
         "VIRTUAL_ENV",
+        *CERTIFICATE_VARIABLES,
     }
 )
 """Variables without secrets that any program may need."""

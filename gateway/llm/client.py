@@ -9,7 +9,7 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import aiohttp
@@ -37,6 +37,7 @@ from gateway.llm.stream import MAX_ANSWER_CHARS, ChunkReader, read_whole_answer
 from gateway.llm.upstream_errors import make_status_error
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 from gateway.ports.model_sdk import SdkClient, SdkModule, SdkStatusError
+from gateway_runtime.trusted_certificates import create_trusting_context
 
 log = get_logger(__name__)
 
@@ -53,7 +54,9 @@ OpenAI sends the usage in a chunk of its own.
 """
 # As much as aiohttp reads ahead: each read becomes one event and one frame. See docs/adr/0003.
 AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore[reportAttributeAccessIssue]
-get_ssl_context = lru_cache(maxsize=1)(httpx.create_ssl_context)
+get_ssl_context = lru_cache(maxsize=1)(
+    partial(create_trusting_context, partial(httpx.create_ssl_context, trust_env=False))
+)
 """Load the trusted certificates once per process.
 
 Loading them is the slowest part of creating a client.

@@ -5,13 +5,14 @@ In the unmodified SDK, one transport error ends the whole client and every call 
 
 import ssl
 from collections.abc import AsyncGenerator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import httpx2
 
 from gateway.common.logging import get_logger
 from gateway.domain.messages import JsonObject
 from gateway.mcp_client.connection.errors import GRANT_UNAVAILABLE_KEY, GrantUnavailable
+from gateway_runtime.trusted_certificates import create_trusting_context
 
 log = get_logger(__name__)
 
@@ -27,7 +28,7 @@ def get_ssl_context() -> ssl.SSLContext:
 
     Reading them takes longer than the rest of opening a connection.
     """
-    return httpx2.create_ssl_context()
+    return create_trusting_context(partial(httpx2.create_ssl_context, trust_env=False))
 
 
 class FaultIsolatingTransport(httpx2.AsyncBaseTransport):

@@ -9,9 +9,11 @@ from uuid import UUID
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings
 
+from gateway_runtime.errors import ConfigError
 from gateway_runtime.renamed_settings import read_parent_fd
 from gateway_runtime.settings.hosts import normalize_origin
 from gateway_runtime.tls import TlsFiles
+from gateway_runtime.trusted_certificates import check_certificate_variables
 
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])*")
 
@@ -66,6 +68,14 @@ class ServerSettings(BaseSettings):
         if not _ROOT_PATH.fullmatch(path):
             raise ValueError("must be a path such as /gateway")
         return path
+
+    @model_validator(mode="after")
+    def _validate_trusted_certificates(self) -> Self:
+        try:
+            check_certificate_variables()
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     @model_validator(mode="after")
     def _validate_root_path(self) -> Self:

@@ -12,12 +12,14 @@ from urllib.parse import urlsplit
 import httpcore2
 import httpx2
 
+from gateway.mcp_client.http.proxy import find_proxy
 from gateway.mcp_client.http_transport import get_ssl_context
 from gateway.mcp_client.oauth.errors import InsecureUrl
 from gateway.ports.servers import ServerConfig
 from gateway_runtime.public_addresses import is_public
 
 _MAX_CONNECT_SECONDS = 5.0
+_INTERNAL_ADDRESS = "the server names an address inside the gateway's network, which only `oauth_hosts` may permit"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -32,6 +34,7 @@ class AddressPolicy:
     def __init__(self, server: ServerConfig) -> None:
         url = urlsplit(server.url)
         host, port = (url.hostname or "").lower(), url.port or _DEFAULT_PORTS.get(url.scheme, 0)
+        self._needs_known_addresses = server.added_at_run_time
         self._hosts: set[str] = set()
         self._addresses: set[tuple[str, int]] = set()
         if not server.added_at_run_time:
@@ -41,17 +44,62 @@ class AddressPolicy:
 
     def permits(self, host: str, port: int, address: str) -> bool:
         """Whether a connection to `host` may go to a resolved address."""
-        host = host.lower()
-        if host in self._hosts or (host, port) in self._addresses:
-            return True
-        return is_public(ipaddress.ip_address(address.partition("%")[0]), port)
+        return self._is_own(host, port) or is_public(ipaddress.ip_address(address.partition("%")[0]), port)
+
+    async def check_proxied(self, host: str, port: int) -> None:
+        """Check a host that a proxy will resolve.
+
+        A host of a server in the administrator's file need not resolve here: some networks have names at the proxy
+        only.
+
+        Raises:
+            InsecureUrl: the policy does not permit all of the host's addresses.
+        """
+        if self._is_own(host, port):
+            return
+        try:
+            addresses = await _resolve(host, port)
+        except httpcore2.ConnectError:
+            if self._needs_known_addresses:
+                raise InsecureUrl(f"the gateway cannot resolve the server's host {host[:100]!r}") from None
+            return
+        if not all(self.permits(host, port, address) for address in addresses):
+            raise InsecureUrl(_INTERNAL_ADDRESS)
+
+    def _is_own(self, host: str, port: int) -> bool:
+        return host.lower() in self._hosts or (host.lower(), port) in self._addresses
 
 
-class CheckedHttpTransport(httpx2.AsyncHTTPTransport):
+class CheckedHttpTransport(httpx2.AsyncBaseTransport):
     """HTTP that checks each resolved address right before it connects to it.
 
-    A changed DNS entry or a redirect thus cannot bypass the policy.
+    A changed DNS entry or a redirect thus cannot bypass the policy. With a proxy of the environment, the addresses that
+    the gateway finds are checked before the proxy is asked.
     """
+
+    def __init__(self, server: ServerConfig) -> None:
+        self._policy = AddressPolicy(server)
+        self._uses_proxy = server.proxy
+        self._direct = _DirectTransport(self._policy)
+        self._proxied: dict[str, httpx2.AsyncHTTPTransport] = {}
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        url = request.url
+        proxy = find_proxy(str(url)) if self._uses_proxy else None
+        if proxy is None:
+            return await self._direct.handle_async_request(request)
+        await self._policy.check_proxied(url.host, url.port or _DEFAULT_PORTS.get(url.scheme, 0))
+        if proxy not in self._proxied:
+            self._proxied[proxy] = httpx2.AsyncHTTPTransport(verify=get_ssl_context(), proxy=proxy)
+        return await self._proxied[proxy].handle_async_request(request)
+
+    async def aclose(self) -> None:
+        for transport in (self._direct, *self._proxied.values()):
+            await transport.aclose()
+
+
+class _DirectTransport(httpx2.AsyncHTTPTransport):
+    """HTTP without a proxy."""
 
     def __init__(self, policy: AddressPolicy) -> None:
         super().__init__(verify=get_ssl_context())
@@ -80,16 +128,9 @@ class _CheckedBackend(httpcore2.AsyncNetworkBackend):
         Raises:
             InsecureUrl: the policy permits none of the host's addresses.
         """
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise httpcore2.ConnectError(str(error)) from error
-        addresses = dict.fromkeys(str(entry[4][0]) for entry in found)
-        permitted = [address for address in addresses if self._policy.permits(host, port, address)]
+        permitted = [address for address in await _resolve(host, port) if self._policy.permits(host, port, address)]
         if not permitted:
-            raise InsecureUrl(
-                "the server names an address inside the gateway's network, which only `oauth_hosts` may permit"
-            )
+            raise InsecureUrl(_INTERNAL_ADDRESS)
         error: Exception | None = None
         for address in permitted:
             try:
@@ -107,6 +148,19 @@ class _CheckedBackend(httpcore2.AsyncNetworkBackend):
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
+
+
+async def _resolve(host: str, port: int) -> list[str]:
+    """Return the addresses of a host.
+
+    Raises:
+        httpcore2.ConnectError: it has none.
+    """
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise httpcore2.ConnectError(str(error)) from error
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def _is_address(host: str) -> bool:

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from gateway.common.concurrency import Deadline
-from gateway.mcp_client.oauth.address_policy import AddressPolicy, CheckedHttpTransport
+from gateway.mcp_client.oauth.address_policy import CheckedHttpTransport
 from gateway.mcp_client.oauth.errors import InsecureUrl
 from gateway.mcp_client.size_limit import TOO_LARGE, SizeLimitingTransport
 from gateway.ports.servers import ServerConfig
@@ -24,14 +24,14 @@ class HttpsOnlyTransport(httpx2.AsyncBaseTransport):
     `AddressPolicy` must permit the address. Reads each answer whole, within a total time limit, except the server's
     own, which may be an endless stream. With `probing` the first request is answered as if the server had refused it,
     since a server need not refuse every request: with `challenge` if that is known, else with the challenge in the
-    server's answer to this request.
+    server's answer to this request. The entry's scope replaces the one of a 401; a 403 extends it.
     """
 
     def __init__(self, server: ServerConfig, challenge: str | None = None, *, probing: bool = False) -> None:
-        http_transport = CheckedHttpTransport(AddressPolicy(server))
-        self._inner = SizeLimitingTransport(http_transport, _MAX_ANSWER_BYTES, httpx2.ReadError)
+        self._inner = SizeLimitingTransport(CheckedHttpTransport(server), _MAX_ANSWER_BYTES, httpx2.ReadError)
         self._server_url = server.url
         self._challenge = challenge
+        self._scope = server.oauth.scope if server.oauth is not None else None
         self._is_probing = probing
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -46,6 +46,8 @@ class HttpsOnlyTransport(httpx2.AsyncBaseTransport):
             await response.aclose()
             challenge = response.headers.get("WWW-Authenticate", "")
         status = 403 if INSUFFICIENT_SCOPE in challenge else 401
+        if self._scope and status == 401:
+            challenge = f'Bearer scope="{self._scope}", {challenge}'  # the SDK takes the first scope that it finds
         return httpx2.Response(status, request=request, headers={"WWW-Authenticate": challenge} if challenge else None)
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
