@@ -11,6 +11,7 @@ from typing import cast
 import msgspec
 
 from gateway.domain.messages import JsonObject
+from gateway.simulator.generated_values import generate_arguments, generate_value, shorten_text
 from gateway.simulator.request import Chat, get_text
 
 SIMULATED_MARK = "(simulated)"
@@ -68,15 +69,12 @@ def make_reply(chat: Chat) -> Reply:
     """Make the next message of the simulated model."""
     context = PromptContext(chat)
     reply = _respond_forced(context) or _choose_responder_reply(context)
-    if (
-        reply.text
-        and not reply.text.endswith(SIMULATED_MARK)
-        and (chat.response_format or {}).get("type", "text") == "text"
-    ):
+    is_plain_text = (chat.response_format or {}).get("type", "text") == "text" and not reply.text.startswith("{")
+    if reply.text and is_plain_text and not reply.text.endswith(SIMULATED_MARK):
         reply.text = f"{reply.text} {SIMULATED_MARK}"
     if chat.shows_reasoning:
         plan = f"I call {reply.calls[0].name}." if reply.calls else "I can answer now."
-        reply.reasoning = f"The user wrote: {_shorten_text(context.prompt)!r}. {plan}"
+        reply.reasoning = f"The user wrote: {shorten_text(context.prompt)!r}. {plan}"
     return reply
 
 
@@ -91,14 +89,14 @@ def _respond_forced(context: PromptContext) -> Reply | None:
     """
     choice = context.chat.tool_choice
     name = choice["function"]["name"] if isinstance(choice, dict) else None
-    if choice == "required" and not context.results:
+    if choice == "required" and context.chat.functions:
         reply = _choose_responder_reply(context)
         if reply.calls:
             return reply
         name = next(iter(context.chat.functions))
     if name is None or name not in context.chat.functions:
         return None
-    return Reply(calls=[SimulatedCall(name, _generate_arguments(_get_schema(context, name), context.prompt))])
+    return Reply(calls=[SimulatedCall(name, generate_arguments(_get_schema(context, name), context.prompt))])
 
 
 def _get_schema(context: PromptContext, tool: str) -> JsonObject:
@@ -118,15 +116,15 @@ def _respond_explicit(context: PromptContext) -> Reply | None:
     """
     calls: list[SimulatedCall] = []
     for match in _EXPLICIT.finditer(context.prompt):
-        if match[1] in context.chat.functions:
-            arguments, _ = json.JSONDecoder().raw_decode(context.prompt, match.end())
+        arguments = _read_object(context.prompt, match.end()) if match[1] in context.chat.functions else None
+        if arguments is not None:
             calls.append(SimulatedCall(match[1], arguments))
     if not calls:
         return None
     if "in parallel" in context.prompt.lower() and not context.results:
         return Reply(calls=calls)
     return context.run_calls(
-        calls, lambda results: f"The tool said: {'; '.join(_shorten_text(r, 400) for r in results)}"
+        calls, lambda results: f"The tool said: {'; '.join(shorten_text(r, 400) for r in results)}"
     )
 
 
@@ -139,7 +137,7 @@ def _respond_fetch(context: PromptContext) -> Reply | None:
         return None
     return context.run_calls(
         [SimulatedCall(tool, {"url": url[0].rstrip(".,)")})],
-        lambda results: f"The page says: {_shorten_text(results[0], 300)}",
+        lambda results: f"The page says: {shorten_text(results[0], 300)}",
     )
 
 
@@ -153,7 +151,7 @@ def _respond_search(context: PromptContext) -> Reply | None:
     query = match[1].strip(" .?!\"'")
     return context.run_calls(
         [SimulatedCall(tool, {"query": query})],
-        lambda results: f"I searched for {query!r}: {_shorten_text(results[0], 300)}",
+        lambda results: f"I searched for {query!r}: {shorten_text(results[0], 300)}",
     )
 
 
@@ -295,7 +293,7 @@ def _respond_memory(context: PromptContext) -> Reply | None:
                 return Reply(f"Your name is {match[1]}.")
         return Reply("You have not told me your name.")
     if re.search(r"\bwhat did i (?:ask|say|write)", lowered):
-        earlier = "; ".join(_shorten_text(text) for text in context.earlier) or "nothing"
+        earlier = "; ".join(shorten_text(text) for text in context.earlier) or "nothing"
         return Reply(f"Before this you wrote: {earlier}.")
     return None
 
@@ -308,20 +306,42 @@ def _respond_long(context: PromptContext) -> Reply | None:
     return None
 
 
+_NAME_PARTS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
+_COMMON_VERBS = {"get", "set", "do", "run", "call", "use", "find", "fetch", "list", "read", "show", "make", "mcp"}
+_SCHEMA_WORD = re.compile(r"\bschema\b", re.IGNORECASE)
+
+
 def _respond_structured(context: PromptContext) -> Reply | None:
     response_format = context.chat.response_format or {}
     if response_format.get("type") == "json_schema":
-        return Reply(json.dumps(_generate_value(response_format["json_schema"].get("schema", {}), context.prompt)))
+        return Reply(json.dumps(generate_value(response_format["json_schema"].get("schema", {}), context.prompt)))
     if response_format.get("type") == "json_object":
-        return Reply(json.dumps({"answer": _shorten_text(context.prompt), "simulated": True}))
+        return Reply(json.dumps({"answer": shorten_text(context.prompt), "simulated": True}))
+    if _SCHEMA_WORD.search(context.prompt) and (schema := _find_schema(context.prompt)) is not None:
+        return Reply(json.dumps(generate_value(schema, context.prompt)))
+    return None
+
+
+def _respond_client_tool(context: PromptContext) -> Reply | None:
+    """Call a tool whose name the prompt has, word by word.
+
+    Tools with a responder of their own are chosen before.
+    """
+    if context.chat.tool_choice == "none" or context.results:
+        return None
+    words = set(re.findall(r"[a-z0-9]+", context.prompt.lower()))
+    for name in context.chat.functions:
+        parts = {part.lower() for part in _NAME_PARTS.findall(name)} - _COMMON_VERBS
+        if parts and parts <= words:
+            return Reply(calls=[SimulatedCall(name, generate_arguments(_get_schema(context, name), context.prompt))])
     return None
 
 
 def _respond_small_talk(context: PromptContext) -> Reply:
     if context.results:
-        return Reply(f"The tool said: {_shorten_text(context.results[-1], 300)}")
+        return Reply(f"The tool said: {shorten_text(context.results[-1], 300)}")
     return Reply(
-        f"You wrote: {_shorten_text(context.prompt)!r}. This is a simulated model: it can do arithmetic, search the "
+        f"You wrote: {shorten_text(context.prompt)!r}. This is a simulated model: it can do arithmetic, search the "
         "web and keep tasks with the available tools, and answers like this to everything else. "
         "Set GROQ_API_KEY to use a real model."
     )
@@ -338,14 +358,14 @@ RESPONDERS: tuple[Responder, ...] = (
     _respond_structured,
     _respond_memory,
     _respond_long,
+    _respond_client_tool,
     _respond_small_talk,
 )
 
 
 # Parsing and formatting.
 
-_MAX_GENERATED_PARTS = 10_000
-
+_MAX_SCHEMA_ATTEMPTS = 20
 _TASK_LINE = re.compile(r"^\W*#(\d+)\W+(?:\[?(?:pending|completed)\]?\W+)?(.+?)\s*$", re.MULTILINE)
 
 
@@ -371,66 +391,28 @@ def _parse_tasks(result: str) -> Iterator[tuple[int, str]]:
         yield from ((task.id, task.title) for task in tasks)
 
 
-def _generate_arguments(schema: JsonObject, prompt: str) -> JsonObject:
-    arguments = _generate_value(schema, prompt)
-    return cast(JsonObject, arguments) if isinstance(arguments, dict) else {}
+def _read_object(text: str, start: int) -> JsonObject | None:
+    """Return the JSON object that begins at a position, if one does."""
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return None
+    return cast(JsonObject, value) if isinstance(value, dict) else None
 
 
-def _generate_value(schema: object, prompt: str) -> object:
-    """Generate a value that fits a JSON schema."""
-    return _ValueGenerator(prompt).generate(schema)
-
-
-class _ValueGenerator:
-    """Generates a value that fits a JSON schema.
-
-    The value is an example, the default, the first choice, or a simple value. It has a bounded number of parts.
-    """
-
-    def __init__(self, prompt: str) -> None:
-        self._text = _shorten_text(prompt)
-        self._remaining_parts = _MAX_GENERATED_PARTS
-
-    def generate(self, schema: object) -> object:
-        self._remaining_parts -= 1
-        if not isinstance(schema, dict) or self._remaining_parts < 0:
-            return "text"
-        keywords = cast(JsonObject, schema)
-        for key in ("const", "default"):
-            if key in keywords:
-                return keywords[key]
-        for key in ("examples", "enum"):
-            if keywords.get(key):
-                return keywords[key][0]
-        for key in ("anyOf", "oneOf", "allOf"):
-            if keywords.get(key):
-                return self.generate(keywords[key][0])
-        kind: str | list[str] = keywords.get("type", "object" if "properties" in keywords else "string")
-        return self._generate_by_type(kind if isinstance(kind, str) else kind[0], keywords)
-
-    def _generate_by_type(self, kind: str, schema: JsonObject) -> object:
-        match kind:
-            case "object":
-                properties: JsonObject = schema.get("properties", {})
-                return {name: self.generate(properties.get(name, {})) for name in schema.get("required", properties)}
-            case "array":
-                count = min(int(schema.get("minItems", 1)), max(self._remaining_parts, 0))
-                return [self.generate(schema.get("items", {})) for _ in range(count)]
-            case "integer" | "number":
-                return schema.get("minimum", 1)
-            case "boolean":
-                return True
-            case "null":
-                return None
-            case _:
-                return self._text[: schema.get("maxLength", 200)] or "text"
-
-
-def _shorten_text(text: str, max_length: int = 80) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= max_length else f"{flat[: max_length - 1]}…"
+def _find_schema(text: str) -> JsonObject | None:
+    """Return the last JSON schema of an object in a text."""
+    found: JsonObject | None = None
+    position, attempts = text.find("{"), 0
+    while position >= 0 and attempts < _MAX_SCHEMA_ATTEMPTS:
+        attempts += 1
+        value = _read_object(text, position)
+        if value is not None and isinstance(value.get("properties"), dict):
+            found = value
+        position = text.find("{", position + (len(json.dumps(value)) // 2 if value else 1))
+    return found
 
 
 def _to_sentence(result: str) -> str:
-    text = _shorten_text(result, 300)
+    text = shorten_text(result, 300)
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."

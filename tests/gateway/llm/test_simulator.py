@@ -64,6 +64,75 @@ async def test_token_limit_truncates_the_answer_with_reason_length(client: groq.
         assert answer.usage.completion_tokens == limit
 
 
+ODD_PROMPTS = [
+    "use calculator {not json",
+    "call calculator with {" + '"a":{' * 5_000,
+    "call calculator with {}{}",
+    'use calculator {"expression": 1',
+    "use calculator {[1, 2]}",
+    "my schema: " + "{" * 5_000,
+    "show my tasks and mark the third",
+    "count to 999999",
+    "9" * 5_000 + "**" + "9" * 500,
+    "sqrt(" * 2_000,
+    "\u0000 \ud7ff \U0001f600",
+    "",
+]
+
+
+@pytest.mark.parametrize("prompt", ODD_PROMPTS, ids=range(len(ODD_PROMPTS)))
+async def test_no_prompt_breaks_the_simulator(client: groq.AsyncGroq, prompt: str) -> None:
+    answer = await ask(client, messages=[{"role": "user", "content": prompt}], tools=[CALCULATOR], max_tokens=2_000)
+    message = answer.choices[0].message
+    assert message.content or message.tool_calls or message.reasoning
+
+
+ODD_SCHEMAS: list[tuple[Any, Any]] = [
+    (
+        {"$defs": {"City": {"type": "object", "properties": {"city": {"type": "string"}}}}, "$ref": "#/$defs/City"},
+        {"city": "Oslo"},
+    ),
+    ({"properties": {"a/b": {"$ref": "#/$defs/x~1y"}}, "$defs": {"x/y": {"enum": ["one"]}}}, {"a/b": "one"}),
+    ({"properties": {"next": {"$ref": "#"}}, "required": ["next"]}, None),
+    ({"type": "object", "properties": None, "required": "all", "minItems": "x"}, {}),
+    ({"type": [], "enum": {}, "anyOf": {}, "maxLength": "x"}, None),
+    ({"properties": {"n": {"type": "array", "minItems": -3, "items": {"$ref": "#/nowhere"}}}}, {"n": []}),
+]
+
+
+@pytest.mark.parametrize(("schema", "expected"), ODD_SCHEMAS, ids=range(len(ODD_SCHEMAS)))
+async def test_arguments_follow_any_schema(client: groq.AsyncGroq, schema: Any, expected: Any) -> None:
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": schema}}
+    answer = await ask(client, messages=[{"role": "user", "content": "The weather in Oslo?"}], tools=[tool])
+    arguments = json.loads(answer.choices[0].message.tool_calls[0].function.arguments)
+    assert expected is None or arguments == expected
+
+
+async def test_tool_that_the_prompt_names_is_called_once(client: groq.AsyncGroq) -> None:
+    properties = {"city": {"type": "string"}}
+    tool = {"type": "function", "function": {"name": "getWeather", "parameters": {"properties": properties}}}
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in New York?"}]
+    [call] = (await ask(client, messages=messages, tools=[tool])).choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"city": "New York"}
+    messages += [{"role": "assistant", "tool_calls": [call.to_dict()]}]
+    messages += [{"role": "tool", "tool_call_id": call.id, "content": "It rains."}]
+    assert "It rains." in (await ask(client, messages=messages, tools=[tool])).choices[0].message.content
+
+
+async def test_required_call_is_made_after_a_result_too(client: groq.AsyncGroq) -> None:
+    messages = [USER, ASSISTANT, {"role": "tool", "tool_call_id": "c1", "content": "437"}]
+    answer = await ask(client, messages=messages, tools=[CALCULATOR], tool_choice="required")
+    assert answer.choices[0].finish_reason == "tool_calls"
+
+
+async def test_schema_in_the_prompt_is_followed(client: groq.AsyncGroq) -> None:
+    schema = {"properties": {"city": {"type": "string"}, "people": {"type": "integer", "minimum": 5}}}
+    example = {"properties": {"foo": {"type": "array"}}}
+    prompt = f"Answer as JSON of the schema. An example: {json.dumps(example)} The schema: ```{json.dumps(schema)}```"
+    answer = await ask(client, messages=[{"role": "user", "content": prompt}])
+    assert json.loads(answer.choices[0].message.content).keys() == {"city", "people"}
+
+
 REJECTED: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "no-such-model"}, 404, "does not exist"),
     ({"model": "llama-3.3-70b-versatile"}, 400, "decommissioned"),
