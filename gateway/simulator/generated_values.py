@@ -1,4 +1,4 @@
-"""Values that fit a JSON schema, for calls and structured answers of the simulated model."""
+"""Values that fit a JSON schema, for the simulated model."""
 
 import re
 from typing import cast
@@ -57,7 +57,7 @@ class _ValueGenerator:
         return self._generate_by_type(kind, keywords, name, depth)
 
     def _resolve(self, reference: str) -> object:
-        """Return the part of the schema that a reference names, if it is a local one."""
+        """Return the part of the schema that a reference names."""
         part = self._root
         for key in reference.removeprefix("#").split("/")[1:]:
             key = key.replace("~1", "/").replace("~0", "~")
