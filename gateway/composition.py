@@ -144,7 +144,7 @@ async def build_gateway(
             timeouts,
             QuestionStates(store.cipher),
         )
-        tools.toolbox.subscribe_to_changes(mcp.notify_tools_changed)
+        tools.toolbox.subscribe_to_changes(mcp.notify_changes)
         await stack.enter_async_context(mcp.run_sessions())
         state.settings = settings
         state.auth = auth
@@ -305,8 +305,14 @@ async def build_tools(
     """
     toolbox = McpToolbox(servers, settings, store.servers, store.grants, identity_keys=store.identity_keys)
     store.identity_keys.write_jwks_file(settings.gateway_data_dir)
-    policy_toolbox = apply_policy(toolbox, deny=settings.tools_deny, redactor=store.redactor)
-    host_toolbox = apply_policy(toolbox, deny=settings.tools_deny, redactor=store.redactor, sanitizes=False)
+    apply_rules = partial(
+        apply_policy,
+        toolbox,
+        deny=settings.tools_deny,
+        redactor=store.redactor,
+        max_result_chars=settings.tool_result_max_chars,
+    )
+    policy_toolbox, host_toolbox = apply_rules(), apply_rules(sanitizes=False)
     registry = ServerRegistry(ServerConfigFile(settings), toolbox, store.servers, store.bus)
     store.bus.subscribe(BusKind.SERVERS_CHANGED, registry.on_servers_changed)
     store.bus.subscribe(BusKind.GRANTS_CHANGED, lambda _: toolbox.on_grants_changed())

@@ -73,8 +73,16 @@ class GatedToolbox:
     ) -> JsonObject:
         raise NotFound
 
+    def list_instructions(self) -> list[tuple[str, str]]:
+        return []
+
     async def complete_argument(
-        self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
+        self,
+        ref: JsonObject,
+        argument: JsonObject,
+        principal: Principal,
+        server: str | None = None,
+        context: dict[str, str] | None = None,
     ) -> JsonObject:
         raise NotFound
 

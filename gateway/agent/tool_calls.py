@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Coroutine
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -294,7 +295,8 @@ class _EventObserver(CallObserver):
         message = message and message[:MAX_OBSERVED_MESSAGE_LENGTH]
         self._emit_bounded(ToolProgress(call_id=self._call_id, progress=progress, total=total, message=message))
 
-    def on_log(self, level: str, message: str) -> None:
+    def on_log(self, level: str, data: Any, logger: str | None) -> None:
+        message = data if isinstance(data, str) else msgspec.json.encode(data).decode()
         self._emit_bounded(ToolLog(call_id=self._call_id, level=level, message=message[:MAX_OBSERVED_MESSAGE_LENGTH]))
 
     async def ask_user(self, question: Question) -> Answer:

@@ -19,3 +19,17 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
     scope: str | None = None
     token_endpoint: str | None = None
     resource: str | None = None
+
+
+class AuthorizationRequest(msgspec.Struct, frozen=True):
+    """A started sign-in to an MCP server.
+
+    `owner` "" is the gateway, for all of its users. `challenge` is the `WWW-Authenticate` header with which the server
+    refused a request, if known.
+    """
+
+    server: str
+    owner: str
+    url: str
+    by: str
+    challenge: str | None = None

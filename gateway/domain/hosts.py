@@ -8,7 +8,7 @@ from gateway.domain.messages import JsonObject
 class HostProfile(msgspec.Struct, frozen=True):
     """Protocol era and capabilities of the host that sent a call.
 
-    `capabilities` has what it declared of elicitation, sampling and roots, in MCP's format.
+    `capabilities` has what it declared of elicitation, sampling, roots and pages (MCP Apps), in MCP's format.
     """
 
     is_legacy: bool

@@ -141,6 +141,7 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     `find_tools`, `batch`, the sign-in to a server, and reading a server's resources and prompts. `read_only`,
     `destructive`, `idempotent` and `open_world` are MCP's annotations, with its defaults. `title`, `description` and
     `input_schema` of a server's tool are sanitized and cut, for models and people; `definition` has the originals.
+    A tool that is not `for_model` is for the pages of MCP Apps that a host shows.
     """
 
     name: str
@@ -157,10 +158,11 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     approval: Approval = "never"
     client: bool = False
     helper: bool = False
+    for_model: bool = True
     deduplicates: bool = False
     """The tool takes effect once per idempotency key."""
     definition: JsonObject | None = None
-    """The server's own title, description and schemas, in MCP's format."""
+    """The server's own definition without the name, in MCP's format."""
     former_names: tuple[str, ...] = ()
     """Names that the tool may have had in release 0.1.0."""
     aliases: tuple[str, ...] = ()
@@ -187,13 +189,14 @@ class ToolResult(msgspec.Struct, frozen=True):
     """Result of a call.
 
     `content` holds MCP content blocks as JSON, `structured` the tool's own JSON, if any. `refusal` is the JSON-RPC
-    error with which the server refused the call: its code, message and data.
+    error with which the server refused the call: its code, message and data. `meta` is the server's `_meta`, for hosts.
     """
 
     outcome: Outcome
     content: list[JsonObject]
     structured: Any = None
     refusal: JsonObject | None = None
+    meta: JsonObject | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -391,6 +394,7 @@ class Question(msgspec.Struct, frozen=True):
     server names with kind `url`. `held`: the server keeps its call open for the answer (inline
     elicitation), so only the worker that made the call can deliver it. `login` is the MCP server that the user must
     sign in to. Kind `host` is a `request` for sampling or roots to the host of the call, in MCP's format.
+    `elicitation_id` is the server's id of a visit to a page, whose end it announces.
     """
 
     key: str
@@ -401,6 +405,7 @@ class Question(msgspec.Struct, frozen=True):
     held: bool = False
     login: str | None = None
     request: JsonObject | None = None
+    elicitation_id: str | None = None
 
 
 class PendingInput(msgspec.Struct, frozen=True):
@@ -429,20 +434,6 @@ class StoredQuestion(msgspec.Struct, frozen=True):
     question: Question
     state: str | None = None
     answer: Answer | None = None
-
-
-class AuthorizationRequest(msgspec.Struct, frozen=True):
-    """A started sign-in to an MCP server.
-
-    `owner` "" is the gateway, for all of its users. `challenge` is the `WWW-Authenticate` header with which the server
-    refused a request, if known.
-    """
-
-    server: str
-    owner: str
-    url: str
-    by: str
-    challenge: str | None = None
 
 
 def text_block(text: str) -> JsonObject:

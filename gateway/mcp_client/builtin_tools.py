@@ -6,10 +6,10 @@ import msgspec
 
 from gateway.domain.errors import GatewayError
 from gateway.domain.messages import JsonObject, Principal, ToolResult, ToolSpec, text_block
-from gateway.mcp_client.results import truncate_text
+from gateway.mcp_client.results.dump import truncate_text
 from gateway.mcp_client.tool_names import ExposedNames
 from gateway.ports.servers import ServerConfig
-from gateway.ports.tools import Toolbox
+from gateway.ports.tools import Toolbox, ToolCallRequest
 
 _NO_ARGUMENTS: JsonObject = {"type": "object", "properties": {}, "additionalProperties": False}
 _URI_ARGUMENT: JsonObject = {
@@ -41,7 +41,6 @@ _TOOLS_BY_KIND: dict[str, list[tuple[str, str, JsonObject]]] = {
         ("get_prompt", "Get a prompt of the server {0}, filled in.", _PROMPT_ARGUMENTS),
     ],
 }
-_MAX_RESULT_CHARS = 32_000
 _OMITTED_FIELDS = ("server", "prompt", "_meta")
 
 SIGN_IN = "sign_in"
@@ -88,13 +87,13 @@ def _make_builtin_tool(
     )
 
 
-async def run_builtin_tool(toolbox: Toolbox, spec: ToolSpec, arguments: JsonObject, principal: Principal) -> ToolResult:
+async def run_builtin_tool(toolbox: Toolbox, request: ToolCallRequest, max_chars: int) -> ToolResult:
     """Run a built-in tool over a toolbox. Its errors become results."""
     try:
-        text = await _get_text(toolbox, spec, arguments, principal)
+        text = await _get_text(toolbox, request.spec, request.arguments, request.principal)
     except GatewayError as error:
         return ToolResult("error", [text_block(error.message)])
-    return ToolResult("ok", [text_block(truncate_text(text, _MAX_RESULT_CHARS))])
+    return ToolResult("ok", [text_block(text if request.is_whole else truncate_text(text, max_chars))])
 
 
 async def _get_text(toolbox: Toolbox, spec: ToolSpec, arguments: JsonObject, principal: Principal) -> str:

@@ -123,7 +123,10 @@ def _make_question(key: str, params: ElicitRequestParams) -> Question:
                 raise UnsupportedElicitation("The server's question has too long an address, so the call was ended.")
             if not _is_web_address(page.url):
                 raise UnsupportedElicitation("The server's question leads to no web page, so the call was ended.")
-            return Question(key, "url", page.message[:_MAX_MESSAGE_LENGTH], url=page.url)
+            message, elicitation_id = page.message[:_MAX_MESSAGE_LENGTH], page.elicitation_id
+            if elicitation_id is not None and len(elicitation_id) > _MAX_KEY_LENGTH:
+                raise UnsupportedElicitation("The id of the server's question is too long, so the call was ended.")
+            return Question(key, "url", message, url=page.url, elicitation_id=elicitation_id)
 
 
 def _is_web_address(url: str) -> bool:
@@ -177,6 +180,15 @@ def make_inline_question(params: ElicitRequestParams) -> Question:
     """
     question = _make_question("elicitation", params)
     return msgspec.structs.replace(question, held=True)
+
+
+def find_elicitation_ids(data: Any) -> list[str]:
+    """The ids of the visits that a refusal (-32042) asks for."""
+    try:
+        elicitations = ElicitationRequiredErrorData.model_validate(data).elicitations
+    except ValidationError:
+        return []
+    return [page.elicitation_id for page in elicitations[:_MAX_QUESTIONS] if page.elicitation_id is not None]
 
 
 def make_elicit_result(answer: Answer) -> ElicitResult:

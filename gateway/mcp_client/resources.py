@@ -3,12 +3,19 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from mcp import Client
-from mcp.types import InputRequiredResult, PromptReference, ResourceTemplateReference, ServerCapabilities
+from mcp.types import (
+    InputRequiredResult,
+    PromptReference,
+    RequestParamsMeta,
+    ResourceTemplateReference,
+    ServerCapabilities,
+)
 from pydantic import BaseModel
 
+from gateway.common.mcp_meta import remove_connection_keys
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject, Principal
 from gateway.mcp_client.connection.client_capabilities import calling_for
@@ -70,7 +77,7 @@ async def request_resource(uri: str, exchange: HostExchange | None, client: Clie
         result = await client.read_resource(uri)
     else:
         result = await _exchange_input(exchange, partial(client.session.read_resource, uri))
-    return {"contents": _dump_model(result)["contents"]}
+    return _select(_dump_model(result), "contents")
 
 
 async def request_prompt(
@@ -81,15 +88,17 @@ async def request_prompt(
         answer = await client.get_prompt(name, arguments)
     else:
         answer = await _exchange_input(exchange, partial(client.session.get_prompt, name, arguments))
-    result = _dump_model(answer)
-    return {key: result[key] for key in ("description", "messages") if key in result}
+    return _select(_dump_model(answer), "description", "messages")
 
 
-async def request_completion(ref: JsonObject, argument: JsonObject, client: Client) -> JsonObject:
+async def request_completion(
+    ref: JsonObject, argument: JsonObject, context: dict[str, str] | None, client: Client
+) -> JsonObject:
     """Completions for one argument of a prompt or resource template."""
     kind = PromptReference if ref.get("type") == "ref/prompt" else ResourceTemplateReference
-    result = await client.complete(kind.model_validate(ref), {"name": argument["name"], "value": argument["value"]})
-    return {"completion": _dump_model(result)["completion"]}
+    named = {"name": argument["name"], "value": argument["value"]}
+    result = await client.complete(kind.model_validate(ref), named, context)
+    return _select(_dump_model(result), "completion")
 
 
 async def find_resource_server(toolbox: Toolbox, uri: str, principal: Principal) -> str:
@@ -125,6 +134,7 @@ async def _exchange_input(exchange: HostExchange, send: Callable[..., Awaitable[
             result = await send(
                 input_responses=make_input_responses(answers),
                 request_state=answers[0].state if answers else None,
+                meta=cast(RequestParamsMeta, dict(exchange.meta)),
                 allow_input_required=True,
             )
         if isinstance(result, InputRequiredResult):
@@ -132,6 +142,13 @@ async def _exchange_input(exchange: HostExchange, send: Callable[..., Awaitable[
     except UnsupportedElicitation as error:
         raise ToolCallError(str(error), did_run=False) from error
     return result
+
+
+def _select(result: JsonObject, *members: str) -> JsonObject:
+    """The members of a result for hosts, and its `_meta`."""
+    selected = {name: result[name] for name in members if name in result}
+    meta = remove_connection_keys(result.get("_meta"))
+    return selected | ({"_meta": meta} if meta else {})
 
 
 def _dump_model(model: BaseModel) -> JsonObject:

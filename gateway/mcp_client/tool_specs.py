@@ -8,6 +8,7 @@ import msgspec
 from mcp.types import Tool
 
 from gateway.common.logging import get_logger
+from gateway.common.mcp_meta import is_for_model
 from gateway.common.sanitize import clean_text, sanitize_value
 from gateway.domain.messages import JsonObject, ToolSpec
 from gateway.mcp_client.builtin_tools import list_builtin_tools, make_sign_in_tool
@@ -142,13 +143,21 @@ def make_spec(server: ServerConfig, tool: Tool, *, name: str) -> ToolSpec:
         open_world=not (hints and hints.open_world_hint is False),
         approval=server.approval,
         deduplicates=server.idempotency or (tool.meta or {}).get(IDEMPOTENT_META) is True,
-        definition={
-            "title": tool.title,
-            "description": tool.description or tool.title or tool.name,
-            "inputSchema": tool.input_schema,
-            "outputSchema": tool.output_schema,
-        },
+        for_model=is_for_model(tool.meta),
+        definition=_dump_definition(tool),
     )
+
+
+def _dump_definition(tool: Tool) -> JsonObject:
+    """The whole definition in MCP's format; the schemas are not copied."""
+    definition = tool.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude_none=True,
+        include={"title", "icons", "annotations", "execution", "meta"},
+    )
+    schemas = {"inputSchema": tool.input_schema, "outputSchema": tool.output_schema}
+    return {"description": tool.description or tool.title or tool.name, **schemas, **definition}
 
 
 def _clean_schema(schema: JsonObject) -> JsonObject:

@@ -1,13 +1,14 @@
 """The tools, resources and prompts of all connected servers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import msgspec
 
 from gateway.common.concurrency import LruDict
 from gateway.common.logging import get_logger
+from gateway.common.mcp_meta import get_ui_resource
 from gateway.common.schema_defaults import fill_required_defaults
 from gateway.config import Settings
 from gateway.domain.errors import McpServerError, NotFound, StorageUnavailable
@@ -21,7 +22,7 @@ from gateway.domain.messages import (
 )
 from gateway.mcp_client.builtin_tools import SIGN_IN, make_sign_in_tool
 from gateway.mcp_client.caller_identity import TokenIssuer
-from gateway.mcp_client.change_notifier import ChangeNotifier
+from gateway.mcp_client.change_notifier import ChangeCallback, ChangeNotifier
 from gateway.mcp_client.connection.client_capabilities import GATEWAY_CAPABILITIES
 from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.mcp_client.connection.errors import ToolCallError
@@ -43,13 +44,13 @@ from gateway.mcp_client.resources import (
     request_resource,
     supports_listing,
 )
-from gateway.mcp_client.results import dump_result, truncate_result
+from gateway.mcp_client.results.dump import ResultLimits, dump_result, truncate_result
 from gateway.mcp_client.tool_specs import MAX_TOOLS, SpecBuilder
+from gateway.ports.grants import GrantStore
 from gateway.ports.servers import ServerConfig, ServerPool
 from gateway.ports.tools import (
     ITEM_NAME_FIELDS,
     DefinitionProblem,
-    GrantStore,
     HostExchange,
     ItemKind,
     ServerStatus,
@@ -89,13 +90,16 @@ class McpToolbox(ServerPool, Toolbox):
         self._timeout = settings.tool_timeout
         self._max_message_bytes = settings.mcp_max_message_bytes
         self._max_call_seconds = settings.tool_progress_timeout
-        self._max_result_chars = settings.tool_result_max_chars
+        self._result_limits = ResultLimits(
+            settings.tool_result_max_chars, settings.tool_result_max_blocks, settings.tool_result_max_data_bytes
+        )
         self._specs: tuple[ToolSpec, ...] | None = None
         self._notifier = ChangeNotifier()
         self._memories: LruDict[tuple[object, ...], ConnectionMemory] = LruDict(_MAX_MEMORIES)
         self._pool = ConnectionPool(servers, self._make_connection, drain_seconds=self._timeout)
         self._checker = DefinitionChecker(definitions, self._pool.find_offer, self.reconcile)
         self._spec_builder = SpecBuilder(self._pool, self._checker)
+        self._item_sources: frozenset[str] = frozenset()
         self._uses_instructions = settings.mcp_instructions
         self.sign_in_service = None
         if grants is not None:
@@ -116,6 +120,7 @@ class McpToolbox(ServerPool, Toolbox):
             server,
             identity=self._identity,
             on_change=on_change,
+            on_items_changed=self._notifier.schedule_notification,
             connect_timeout_seconds=_CONNECT_TIMEOUT_SECONDS if is_main else _PERSONAL_CONNECT_TIMEOUT_SECONDS,
             principal=principal,
             memory=memory,
@@ -172,10 +177,17 @@ class McpToolbox(ServerPool, Toolbox):
         if changed_server is not None:
             self._checker.request_check(changed_server)
         self._specs = None
-        self._notifier.schedule_notification()
+        sources = self._list_item_sources()
+        has_same_items, self._item_sources = sources == self._item_sources, sources
+        self._notifier.schedule_notification(("tools",) if has_same_items else ("tools", "resources", "prompts"))
 
-    def subscribe_to_changes(self, callback: Callable[[], Awaitable[None]]) -> None:
-        """Await `callback` after the tools on offer have changed."""
+    def _list_item_sources(self) -> frozenset[str]:
+        """The available servers that have resources or prompts."""
+        capabilities = {connection.config.name: connection.server_capabilities for connection in self._pool}
+        return frozenset(name for name, has in capabilities.items() if has and (has.resources or has.prompts))
+
+    def subscribe_to_changes(self, callback: ChangeCallback) -> None:
+        """Await `callback` after the tools, resources or prompts on offer have changed."""
         self._notifier.add_subscriber(callback)
 
     def on_grants_changed(self) -> None:
@@ -209,14 +221,18 @@ class McpToolbox(ServerPool, Toolbox):
 
     def get_instructions(self, servers: Collection[str]) -> str:
         """See `Toolbox.get_instructions`."""
+        return quote_instructions((name, text) for name, text in self.list_instructions() if name in servers)
+
+    def list_instructions(self) -> list[tuple[str, str]]:
+        """See `Toolbox.list_instructions`."""
         if not self._uses_instructions:
-            return ""
+            return []
         offers = [self._pool.find_offer(connection.config.name) for connection in self._pool]
-        return quote_instructions(
-            (offer.config.name, offer.instructions or "")
+        return [
+            (offer.config.name, offer.instructions)
             for offer in offers
-            if offer is not None and offer.config.name in servers and not self._checker.withholds_instructions(offer)
-        )
+            if offer is not None and offer.instructions and not self._checker.withholds_instructions(offer)
+        ]
 
     def list_server_statuses(self) -> list[ServerStatus]:
         """See `Toolbox.list_server_statuses`."""
@@ -281,7 +297,7 @@ class McpToolbox(ServerPool, Toolbox):
             return question or _make_error_result(spec, error)
         if isinstance(result, PendingInput):
             return result
-        return dump_result(result) if request.is_whole else truncate_result(result, self._max_result_chars)
+        return dump_result(result) if request.is_whole else truncate_result(result, self._result_limits)
 
     async def _ask_to_sign_in(
         self, connection: ServerConnection, principal: Principal, error: ToolCallError
@@ -337,7 +353,7 @@ class McpToolbox(ServerPool, Toolbox):
         """See `Toolbox.read_resource`."""
         name = server or await find_resource_server(self, uri, principal)
         connection = self._pool.get_connection(name, principal)
-        if connection is not None and not connection.config.permits_tool(uri):
+        if connection is not None and not (connection.config.permits_tool(uri) or self._is_page_of_tool(uri, name)):
             raise NotFound(f"No such resource: {uri[:200]!r}.", param="uri")
         try:
             return await self._request_from_server(name, partial(request_resource, uri, exchange), principal)
@@ -346,6 +362,11 @@ class McpToolbox(ServerPool, Toolbox):
             if isinstance(cause, ToolCallError) and cause.refusal and cause.refusal["code"] in _UNKNOWN_RESOURCE_CODES:
                 raise NotFound(f"No such resource: {uri[:200]!r}.", param="uri") from None
             raise
+
+    def _is_page_of_tool(self, uri: str, server: str) -> bool:
+        """Whether the page belongs to a tool that the entry permits."""
+        specs = (spec for spec in self.list_specs() if spec.server == server)
+        return any(get_ui_resource((spec.definition or {}).get("_meta")) == uri for spec in specs)
 
     async def get_prompt(
         self,
@@ -362,7 +383,12 @@ class McpToolbox(ServerPool, Toolbox):
         )
 
     async def complete_argument(
-        self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
+        self,
+        ref: JsonObject,
+        argument: JsonObject,
+        principal: Principal,
+        server: str | None = None,
+        context: dict[str, str] | None = None,
     ) -> JsonObject:
         """See `Toolbox.complete_argument`."""
         if ref.get("type") == "ref/prompt":
@@ -370,7 +396,7 @@ class McpToolbox(ServerPool, Toolbox):
             name, ref = prompt["server"], ref | {"name": prompt["prompt"]}
         else:
             name = await self._find_template_server(ref.get("uri"), principal, server)
-        return await self._request_from_server(name, partial(request_completion, ref, argument), principal)
+        return await self._request_from_server(name, partial(request_completion, ref, argument, context), principal)
 
     async def _find_prompt(self, name: str, principal: Principal, server: str | None, *, param: str) -> JsonObject:
         for prompt in await self.list_server_items("prompts", principal):

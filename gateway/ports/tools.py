@@ -2,17 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 from uuid import UUID, uuid4, uuid5
 
 import msgspec
 
-from gateway.domain.grants import Grant
+from gateway.domain.grants import AuthorizationRequest
 from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import (
     Answer,
-    AuthorizationRequest,
     JsonObject,
     PendingInput,
     Principal,
@@ -32,6 +30,8 @@ ITEM_NAME_FIELDS: dict[ItemKind, str] = {"resources": "uri", "resource_templates
 """Field that names an item, which allow and deny lists match."""
 
 
+ChangeKind = Literal["tools", "resources", "prompts"]
+"""Lists that hosts are told to read again; templates belong to resources."""
 DefinitionKind = Literal["tool", "resource", "resource_template", "prompt", "server"]
 
 
@@ -85,122 +85,6 @@ class ToolDefinitionStore(Protocol):
         Raises:
             StorageUnavailable: the database cannot be reached.
         """
-        ...
-
-
-class GrantTransaction(Protocol):
-    """A locked grant.
-
-    The end of the block stores the value of `grant`; None deletes it.
-    """
-
-    grant: Grant | None
-
-
-class RefreshClaim(msgspec.Struct, frozen=True):
-    """The right of one worker to refresh a stored grant.
-
-    `version` is the stored form of `grant`, which a sign-in or sign-out changes.
-    """
-
-    grant: Grant | None
-    version: bytes
-
-
-class GrantStore(Protocol):
-    """Stores encrypted grants and the sign-ins in progress.
-
-    Every method may raise StorageUnavailable.
-    """
-
-    @abstractmethod
-    async def get_grant(self, server: str, owner: str, url: str) -> Grant | None:
-        """Return the grant for a server at exactly this address."""
-        ...
-
-    @abstractmethod
-    def begin_transaction(self, server: str, owner: str, url: str) -> AbstractAsyncContextManager[GrantTransaction]:
-        """Change a grant.
-
-        The block must wait for nothing but the database.
-        """
-        ...
-
-    @abstractmethod
-    async def claim_refresh(self, server: str, owner: str, url: str, *, seconds: float) -> RefreshClaim | None:
-        """Exclude other workers from refreshing a grant for some seconds.
-
-        None: another worker refreshes it.
-        """
-        ...
-
-    @abstractmethod
-    async def save_refreshed(
-        self, server: str, owner: str, url: str, claim: RefreshClaim, grant: Grant | None
-    ) -> Grant | None:
-        """Store a refreshed grant, end its claim, and return the stored grant.
-
-        A grant that a sign-in or sign-out has changed meanwhile stays as it is.
-        """
-        ...
-
-    @abstractmethod
-    async def save_challenge(self, server: str, owner: str, url: str, challenge: str) -> None:
-        """Store the `WWW-Authenticate` header of an answer that asks for further scopes.
-
-        A changed grant forgets it.
-        """
-        ...
-
-    @abstractmethod
-    async def get_challenge(self, server: str, owner: str, url: str) -> str | None: ...
-
-    @abstractmethod
-    async def delete_grant(self, server: str, owner: str, url: str, *, by: str) -> None:
-        """Delete a grant, if it exists, on behalf of `by`."""
-        ...
-
-    @abstractmethod
-    async def save_request(self, ticket: str, request: AuthorizationRequest) -> None: ...
-
-    @abstractmethod
-    async def find_request(self, ticket: str) -> AuthorizationRequest | None:
-        """Return the sign-in of a ticket that is still valid."""
-        ...
-
-    @abstractmethod
-    async def expect_callback(self, ticket: str, state: str) -> None:
-        """Set the `state` that the answer must contain.
-
-        The authorization server answers this sign-in.
-        """
-        ...
-
-    @abstractmethod
-    async def save_callback(self, ticket: str, state: str, answer: JsonObject) -> bool:
-        """Store the authorization server's answer once. False: no sign-in waits for it."""
-        ...
-
-    @abstractmethod
-    async def get_callback(self, ticket: str, state: str) -> JsonObject | None:
-        """Return the answer, if it has arrived.
-
-        Raises:
-            NotFound: the sign-in was restarted or has ended, so `state` is no longer valid.
-        """
-        ...
-
-    @abstractmethod
-    async def save_outcome(self, ticket: str, outcome: str) -> None:
-        """End a sign-in.
-
-        The outcome "" is success, else it is the problem.
-        """
-        ...
-
-    @abstractmethod
-    async def get_outcome(self, ticket: str) -> str | None:
-        """Return the outcome of a sign-in; None if it is in progress."""
         ...
 
 
@@ -269,12 +153,23 @@ class CallObserver(Protocol):
     @abstractmethod
     def on_progress(self, progress: float, total: float | None, message: str | None) -> None: ...
     @abstractmethod
-    def on_log(self, level: str, message: str) -> None: ...
+    def on_log(self, level: str, data: Any, logger: str | None) -> None:
+        """Receive a log message.
+
+        `data` is any JSON value, `logger` the server's name for its source.
+        """
+        ...
 
     @abstractmethod
     async def ask_user(self, question: Question) -> Answer:
         """Ask a person, and wait for the answer without a time limit."""
         ...
+
+    def on_visit_ended(self, elicitation_id: str) -> None:
+        """Receive the end of a visit, maybe after the call.
+
+        See `Question.elicitation_id`. By default nothing happens: a person reports the end with the answer.
+        """
 
 
 IDEMPOTENCY_KEY_META = "mcp-agent-gateway/idempotency-key"
@@ -312,7 +207,8 @@ class ToolCallRequest(msgspec.Struct, frozen=True):
     `answers` are the answers to earlier questions of this call, which may ask again. The server receives
     `idempotency_key`, by default a random one. The result is cut for a model, unless it `is_whole`, for a host. The
     server is told the capabilities of the `host` that the call comes from; without one, those of the gateway.
-    `require_lease` runs right before each request to the server.
+    `require_lease` runs right before each request to the server. `meta` is a host's `_meta` for the server,
+    and `log_level` the lowest level of the log messages that the host wants; None: the server chooses.
     """
 
     spec: ToolSpec
@@ -324,16 +220,20 @@ class ToolCallRequest(msgspec.Struct, frozen=True):
     is_whole: bool = False
     host: HostProfile | None = None
     require_lease: StartCheck = allow_start
+    meta: JsonObject = msgspec.field(default_factory=dict[str, Any])
+    log_level: str | None = None
 
 
 class HostExchange(msgspec.Struct, frozen=True):
     """A request of an MCP host that is not a call.
 
-    The server may ask the host; `answers` are those to earlier questions of this request.
+    The server may ask the host; `answers` are those to earlier questions of this request. `meta` is the host's `_meta`
+    for the server.
     """
 
     host: HostProfile
     answers: Sequence[StoredQuestion] = ()
+    meta: JsonObject = msgspec.field(default_factory=dict[str, Any])
 
 
 class InputNeeded(Exception):
@@ -363,6 +263,11 @@ class Toolbox(Protocol):
     @abstractmethod
     def get_instructions(self, servers: Collection[str]) -> str:
         """Return these servers' instructions for the model; may be empty."""
+        ...
+
+    @abstractmethod
+    def list_instructions(self) -> list[tuple[str, str]]:
+        """List the servers that have instructions, with the whole text, for hosts."""
         ...
 
     @abstractmethod
@@ -410,11 +315,16 @@ class Toolbox(Protocol):
 
     @abstractmethod
     async def complete_argument(
-        self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
+        self,
+        ref: JsonObject,
+        argument: JsonObject,
+        principal: Principal,
+        server: str | None = None,
+        context: dict[str, str] | None = None,
     ) -> JsonObject:
         """Complete an argument of a prompt or resource template.
 
-        Raises the errors of `read_resource`.
+        `context` has the arguments that are known already. Raises the errors of `read_resource`.
         """
         ...
 

@@ -29,6 +29,8 @@ class AgentSettings(BaseSettings):
     tool_parallelism: int = Field(default=8, ge=1, le=128)
     tool_token_budget: int = Field(default=24_000, ge=500)
     tool_result_max_chars: int = Field(default=32_000, ge=1_000)
+    tool_result_max_blocks: int = Field(default=200, ge=1)
+    tool_result_max_data_bytes: int = Field(default=192 * 1024, ge=0)
     tools_deny: CommaSeparated = ()
     agent_timeout: float = Field(default=120.0, gt=0)
     agent_max_steps: int = Field(default=10, ge=1, le=100)

@@ -12,9 +12,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.common.logging import get_logger
 from gateway.domain.errors import NotFound
-from gateway.domain.grants import Grant
-from gateway.domain.messages import AuthorizationRequest, JsonObject
-from gateway.ports.tools import GrantStore, GrantTransaction, RefreshClaim
+from gateway.domain.grants import AuthorizationRequest, Grant
+from gateway.domain.messages import JsonObject
+from gateway.ports.grants import GrantStore, GrantTransaction, RefreshClaim
 from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.encryption import Cipher

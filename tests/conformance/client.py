@@ -12,10 +12,9 @@ import httpx2
 
 from gateway.config import Settings
 from gateway.domain.errors import GatewayError
-from gateway.domain.grants import Grant
+from gateway.domain.grants import AuthorizationRequest, Grant
 from gateway.domain.messages import (
     Answer,
-    AuthorizationRequest,
     PendingInput,
     Principal,
     Question,
@@ -24,7 +23,8 @@ from gateway.domain.messages import (
 )
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
-from gateway.ports.tools import RefreshClaim, ToolCallRequest
+from gateway.ports.grants import RefreshClaim
+from gateway.ports.tools import ToolCallRequest
 
 _NO_INPUT_ID = UUID(int=0)
 ADA = Principal("ada", role="admin")
@@ -97,7 +97,10 @@ class AcceptingObserver:
     def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
         pass
 
-    def on_log(self, level: str, message: str) -> None:
+    def on_log(self, level: str, data: Any, logger: str | None) -> None:
+        pass
+
+    def on_visit_ended(self, elicitation_id: str) -> None:
         pass
 
     async def ask_user(self, question: Question) -> Answer:

@@ -227,10 +227,10 @@ async def test_notification_does_not_keep_the_oldest_legacy_session(
     ):
         for host in (first, second, first):
             await host.list_tools(cache_mode="refresh")
-        await gateway.state.mcp.notify_tools_changed()
+        await gateway.state.mcp.notify_changes({"tools"})
         assert {await notified.get(), await notified.get()} == {"first", "second"}
         await third.list_tools()
-        await gateway.state.mcp.notify_tools_changed()
+        await gateway.state.mcp.notify_changes({"tools"})
         assert {await notified.get(), await notified.get()} == {"first", "third"}
 
 

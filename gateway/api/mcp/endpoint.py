@@ -6,7 +6,7 @@ for the other tools, hosts ask their users before a call.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from copy import copy
 from functools import partial
@@ -16,13 +16,21 @@ import mcp.types as t
 import msgspec
 from mcp import MCPError
 from mcp.server import NotificationOptions
+from mcp.server.apps import EXTENSION_ID as APPS_EXTENSION
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from mcp.server.lowlevel import Server
 from mcp.server.models import InitializationOptions
 from mcp.server.session import ServerSession
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp
-from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
+from mcp.server.subscriptions import (
+    InMemorySubscriptionBus,
+    ListenHandler,
+    PromptsListChanged,
+    ResourcesListChanged,
+    ServerEvent,
+    ToolsListChanged,
+)
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers, MutableHeaders, State
 from starlette.types import Message as AsgiMessage
@@ -31,7 +39,9 @@ from starlette.types import Receive, Scope, Send
 from gateway import __version__
 from gateway.agent.service import TurnService
 from gateway.api.deps import add_forwarded_headers
+from gateway.api.mcp.app_resources import AppResources
 from gateway.api.mcp.ask_agent import ASK_AGENT, ask_agent, may_ask_agent
+from gateway.api.mcp.handshake import HandshakeMiddleware
 from gateway.api.mcp.host import HOST_GONE, Context, HostObserver, get_principal, mcp_errors
 from gateway.api.mcp.legacy_sessions import LegacySessionManager
 from gateway.api.mcp.pages import cut_page
@@ -42,21 +52,35 @@ from gateway.api.mcp.session_forwarding import WorkerForwarder
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.load import LoadMonitor
 from gateway.common.logging import get_logger
+from gateway.common.mcp_meta import LOG_LEVEL, remove_connection_keys
 from gateway.common.timeouts import Timeouts
 from gateway.config import Settings
 from gateway.domain.errors import Overloaded
 from gateway.domain.messages import JsonObject, Principal, ToolResult
-from gateway.ports.tools import ITEM_NAME_FIELDS, HostExchange, InputNeeded, ItemKind, Toolbox, ToolCallRequest
+from gateway.ports.tools import (
+    ITEM_NAME_FIELDS,
+    ChangeKind,
+    HostExchange,
+    InputNeeded,
+    ItemKind,
+    Toolbox,
+    ToolCallRequest,
+)
 
 log = get_logger(__name__)
 
 _SESSION_HEADER = "mcp-session-id"
 _MAX_ROUNDS = 10
 _NOTIFY_TIMEOUT_SECONDS = 5.0
+_CHANGES: dict[ChangeKind, Callable[[], ServerEvent]] = {
+    "tools": ToolsListChanged,
+    "resources": ResourcesListChanged,
+    "prompts": PromptsListChanged,
+}
 
 
 class _GatewayServer(Server[JsonObject]):
-    """MCP server that announces in the handshake that its tools may change."""
+    """MCP server that announces in the handshake that its lists may change."""
 
     def create_initialization_options(
         self,
@@ -65,7 +89,9 @@ class _GatewayServer(Server[JsonObject]):
         extensions: dict[str, JsonObject] | None = None,
     ) -> InitializationOptions:
         """Build the options of the handshake of the legacy protocol."""
-        options = notification_options or NotificationOptions(tools_changed=True)
+        options = notification_options or NotificationOptions(
+            prompts_changed=True, resources_changed=True, tools_changed=True
+        )
         return super().create_initialization_options(options, experimental_capabilities, extensions)
 
 
@@ -96,6 +122,8 @@ class McpEndpoint:
         self._bus = InMemorySubscriptionBus()
         self._listening = ListenHandler(self._bus)
         self._legacy_sessions: dict[str, ServerSession] = {}
+        self._app_resources = AppResources()
+        self._log_levels: dict[str, str] = {}
         self._manager = LegacySessionManager(self._create_server(), settings, self._forget_session)
         self._app = StreamableHTTPASGIApp(self._manager)
 
@@ -136,27 +164,32 @@ class McpEndpoint:
 
         return send_with_worker_name
 
-    async def notify_tools_changed(self) -> None:
-        """Send `tools/list_changed` to listening hosts and legacy sessions."""
-        await self._bus.publish(ToolsListChanged())
+    async def notify_changes(self, kinds: Collection[ChangeKind]) -> None:
+        """Tell listening hosts and legacy sessions to read lists again."""
+        for kind in sorted(kinds):
+            await self._bus.publish(_CHANGES[kind]())
         sessions = list(copy(self._legacy_sessions).items())  # a copy, because reading counts as use
-        results = await asyncio.gather(*(self._notify_legacy_session(name, session) for name, session in sessions))
+        results = await asyncio.gather(*(self._notify_legacy_session(*entry, kinds) for entry in sessions))
         if results:
             log.debug("hosts_notified", hosts=sum(results), lost=len(results) - sum(results))
 
-    async def _notify_legacy_session(self, name: str, session: ServerSession) -> bool:
+    async def _notify_legacy_session(self, name: str, session: ServerSession, kinds: Collection[ChangeKind]) -> bool:
         try:
             async with asyncio.timeout(_NOTIFY_TIMEOUT_SECONDS):
-                await session.send_tool_list_changed()
+                if "tools" in kinds:
+                    await session.send_tool_list_changed()
+                if "resources" in kinds:
+                    await session.send_resource_list_changed()
+                if "prompts" in kinds:
+                    await session.send_prompt_list_changed()
         except (TimeoutError, *HOST_GONE):
             self._legacy_sessions.pop(name, None)
             return False
         return True
 
     def _remember_session(self, ctx: Context) -> None:
-        """Remember a legacy session that lists tools, to notify it of changes."""
-        name = None if ctx.request is None else ctx.request.headers.get(_SESSION_HEADER)
-        if name is not None:
+        """Remember a legacy session that lists something, to notify it of changes."""
+        if (name := _get_session_name(ctx)) is not None:
             self._legacy_sessions[name] = ctx.session
 
     @property
@@ -166,6 +199,19 @@ class McpEndpoint:
 
     def _forget_session(self, name: str) -> None:
         self._legacy_sessions.pop(name, None)
+        self._log_levels.pop(name, None)
+
+    async def _set_log_level(self, ctx: Context, params: t.SetLevelRequestParams) -> t.EmptyResult:
+        """Remember the lowest level of log messages that a legacy host wants."""
+        if (name := _get_session_name(ctx)) is not None:
+            self._log_levels[name] = params.level
+        return t.EmptyResult()
+
+    def _get_log_level(self, ctx: Context) -> str | None:
+        """Return the log level of this request or of its legacy session."""
+        if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:
+            return _get_meta(ctx).get(LOG_LEVEL)
+        return self._log_levels.get(_get_session_name(ctx) or "")
 
     def stop_listening(self) -> None:
         """End the open listen streams, each with its final message."""
@@ -173,7 +219,7 @@ class McpEndpoint:
         self._forwarder.abort_connections()
 
     def _create_server(self) -> Server[JsonObject]:
-        return _GatewayServer(
+        server = _GatewayServer(
             "agent-gateway",
             version=__version__,
             title="MCP agent gateway",
@@ -185,20 +231,34 @@ class McpEndpoint:
             on_list_prompts=self._list_prompts,
             on_get_prompt=self._get_prompt,
             on_completion=self._complete_argument,
-            on_subscriptions_listen=self._listening,
+            on_subscriptions_listen=self._listen,
         )
+        server.add_request_handler("logging/setLevel", t.SetLevelRequestParams, self._set_log_level)
+        server.extensions[APPS_EXTENSION] = {}
+        server.middleware.append(HandshakeMiddleware(self._toolbox))
+        return server
+
+    async def _listen(self, ctx: Context, params: t.SubscriptionsListenRequestParams) -> t.SubscriptionsListenResult:
+        """Serve a listen stream.
+
+        Updates of single resources are not delivered, so they are not acknowledged.
+        """
+        delivered = params.notifications.model_copy(update={"resource_subscriptions": None})
+        return await self._listening(ctx, params.model_copy(update={"notifications": delivered}))
 
     # --- tools
 
     async def _list_tools(self, ctx: Context, params: t.PaginatedRequestParams | None) -> t.ListToolsResult:
         principal = get_principal(ctx)
         self._remember_session(ctx)
-        specs = [spec for spec in self._toolbox.list_specs() if principal.can_use_tool(spec)]
+        all_specs = self._toolbox.list_specs()
+        specs = [spec for spec in all_specs if principal.can_use_tool(spec)]
         if may_ask_agent(principal):
             specs.append(ASK_AGENT)
         page, cursor = cut_page(specs, params, lambda spec: spec.name)
         is_modern = ctx.protocol_version in MODERN_PROTOCOL_VERSIONS
-        return t.ListToolsResult(tools=[to_mcp_tool(spec, is_modern=is_modern) for spec in page], next_cursor=cursor)
+        shown = (self._app_resources.qualify_tool(spec, all_specs) for spec in page)
+        return t.ListToolsResult(tools=[to_mcp_tool(spec, is_modern=is_modern) for spec in shown], next_cursor=cursor)
 
     async def _call_tool(
         self, ctx: Context, params: t.CallToolRequestParams
@@ -210,16 +270,22 @@ class McpEndpoint:
             self._load.check_capacity()
         except Overloaded as error:
             raise MCPError(t.INTERNAL_ERROR, error.message) from None
-        host = HostObserver(ctx)
+        log_level = self._get_log_level(ctx)
+        host = HostObserver(ctx, log_level)
         if params.name == ASK_AGENT.name and may_ask_agent(principal):
             result = to_call_result(*await ask_agent(self._turn_service, params, principal, host))
         else:
-            result = await self._call_server_tool(ctx, params, principal, host)
+            result = await self._call_server_tool(ctx, params, principal, host, log_level)
         await host.wait_until_notified()
         return result
 
     async def _call_server_tool(
-        self, ctx: Context, params: t.CallToolRequestParams, principal: Principal, host: HostObserver
+        self,
+        ctx: Context,
+        params: t.CallToolRequestParams,
+        principal: Principal,
+        host: HostObserver,
+        log_level: str | None,
     ) -> t.CallToolResult | t.InputRequiredResult:
         spec = self._toolbox.find_tool(params.name)
         if spec is None or not principal.can_use_tool(spec):
@@ -227,11 +293,23 @@ class McpEndpoint:
         key = make_server_key(params, principal)
         state = self._question_states.open(params.request_state, spec.name, principal)
         arguments, answers = params.arguments or {}, parse_answers(params, state)
-        request = ToolCallRequest(spec, arguments, principal, host, answers, key, is_whole=True, host=host.profile)
+        meta = remove_connection_keys(_get_meta(ctx)) or {}
+        request = ToolCallRequest(
+            spec,
+            arguments,
+            principal,
+            host,
+            answers,
+            key,
+            is_whole=True,
+            host=host.profile,
+            meta=meta,
+            log_level=log_level,
+        )
         for _ in range(_MAX_ROUNDS):
             result = await self._toolbox.call_tool(request)
             if isinstance(result, ToolResult):
-                return to_call_result(result)
+                return to_call_result(result, is_modern=ctx.protocol_version in MODERN_PROTOCOL_VERSIONS)
             if not ctx.session.can_send_request and all(map(host.can_answer, result.questions)):
                 return to_input_required(self._question_states.seal(result, spec.name, principal))
             answers = [await host.collect_answer(question, result.state) for question in result.questions]
@@ -253,6 +331,7 @@ class McpEndpoint:
         return t.ListPromptsResult.model_validate(await self._list_items("prompts", ctx, params))
 
     async def _list_items(self, kind: ItemKind, ctx: Context, params: t.PaginatedRequestParams | None) -> JsonObject:
+        self._remember_session(ctx)
         items = list(qualify_duplicates(kind, await self._toolbox.list_server_items(kind, get_principal(ctx))))
         page, cursor = cut_page(items, params, lambda item: f"{item['server']} {item[ITEM_NAME_FIELDS[kind]]}")
         shown = [{name: value for name, value in item.items() if name not in ("server", "prompt")} for item in page]
@@ -268,10 +347,11 @@ class McpEndpoint:
         """Send a request that is not a call, with its server's questions."""
         host, principal = HostObserver(ctx), get_principal(ctx)
         answers = parse_answers(params, self._question_states.open(params.request_state, name, principal))
+        meta = remove_connection_keys(_get_meta(ctx)) or {}
         for _ in range(_MAX_ROUNDS):
             try:
                 with mcp_errors():
-                    return await send(HostExchange(host.profile, answers))
+                    return await send(HostExchange(host.profile, answers, meta))
             except InputNeeded as needed:
                 pending = needed.pending
             if not ctx.session.can_send_request and all(map(host.can_answer, pending.questions)):
@@ -282,7 +362,7 @@ class McpEndpoint:
     async def _read_resource(
         self, ctx: Context, params: t.ReadResourceRequestParams
     ) -> t.ReadResourceResult | t.InputRequiredResult:
-        server, uri = split_uri(params.uri)
+        server, uri = self._app_resources.find_server(params.uri, self._toolbox.list_specs())
         read = partial(self._toolbox.read_resource, uri, get_principal(ctx), server)
         result = await self._answer_host(ctx, params, f"resource {params.uri}", read)
         if isinstance(result, t.InputRequiredResult):
@@ -304,8 +384,19 @@ class McpEndpoint:
         if isinstance(params.ref, t.ResourceTemplateReference):
             server, ref["uri"] = split_uri(params.ref.uri)
         with mcp_errors():
-            completion = await self._toolbox.complete_argument(ref, argument, get_principal(ctx), server)
+            known = params.context.arguments if params.context is not None else None
+            completion = await self._toolbox.complete_argument(ref, argument, get_principal(ctx), server, known)
         return t.CompleteResult.model_validate(completion)
+
+
+def _get_session_name(ctx: Context) -> str | None:
+    """Return the name of the host's legacy session."""
+    return None if ctx.request is None else ctx.request.headers.get(_SESSION_HEADER)
+
+
+def _get_meta(ctx: Context) -> JsonObject:
+    """Return the `_meta` of a request as the host wrote it."""
+    return (ctx.params or {}).get("_meta") or {}
 
 
 class McpRoute:

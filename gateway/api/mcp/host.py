@@ -1,13 +1,17 @@
 """Progress, logs and questions for the host that called the MCP endpoint."""
 
+import asyncio
+import contextlib
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
-from typing import cast
-from uuid import UUID
+from typing import Any, cast, get_args
+from uuid import UUID, uuid4
 
 import anyio
 import mcp.types as t
+import msgspec
 from mcp import MCPError
+from mcp.server.apps import EXTENSION_ID as APPS_EXTENSION
 from mcp.server.context import ServerRequestContext
 from mcp.shared.message import ServerMessageMetadata
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
@@ -25,6 +29,10 @@ from gateway.ports.tools import MAX_OBSERVED_MESSAGE_LENGTH, MAX_OBSERVED_MESSAG
 log = get_logger(__name__)
 
 _NOTIFY_TIMEOUT_SECONDS = 5.0
+_MAX_LOG_CHARS, _MAX_WAITING_LOG_CHARS = 64 * 1024, 4 * 1024 * 1024
+_VISIT_VERSION = "2025-11-25"
+"""Protocol version that announces the ends of visits to pages."""
+LOG_LEVELS: tuple[str, ...] = get_args(t.LoggingLevel)
 
 Context = ServerRequestContext[JsonObject, Request]
 _CAPABILITIES = {"sampling/createMessage": "sampling", "roots/list": "roots"}
@@ -42,35 +50,60 @@ A host that has disconnected cannot receive messages.
 class HostObserver(CallObserver):
     """Forwards progress, logs and questions of a call to its host.
 
-    Long messages are truncated. While too many wait for a host that does not read them, new ones are dropped.
+    Log messages below `log_level` are left out, and very long ones truncated. While too many messages wait for a host
+    that does not read them, new ones are dropped.
     """
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, log_level: str | None = None) -> None:
         self._ctx = ctx
         self.profile = read_profile(ctx)
+        self._log_level = log_level
         self._notifications = TaskSet("notify MCP host")
+        self._waiting_log_chars = 0
+        self._has_ended = False
 
     def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
         if len(self._notifications) < MAX_OBSERVED_MESSAGES:
             message = message and message[:MAX_OBSERVED_MESSAGE_LENGTH]
             self._notifications.spawn(_send_notification(self._ctx.session.report_progress(progress, total, message)))
 
-    def on_log(self, level: str, message: str) -> None:
-        if len(self._notifications) >= MAX_OBSERVED_MESSAGES:
+    def on_log(self, level: str, data: Any, logger: str | None) -> None:
+        if self._log_level is not None and LOG_LEVELS.index(level) < LOG_LEVELS.index(self._log_level):
             return
+        text = data if isinstance(data, str) else msgspec.json.encode(data).decode()
+        if len(text) > _MAX_LOG_CHARS:
+            data = text = f"{text[:_MAX_LOG_CHARS]} [cut: {len(text):,} characters]"
+        is_full = self._waiting_log_chars + len(text) > _MAX_WAITING_LOG_CHARS
+        if not is_full and len(self._notifications) < MAX_OBSERVED_MESSAGES:
+            self._waiting_log_chars += len(text)
+            self._notifications.spawn(self._send_log(cast(t.LoggingLevel, level), data, logger, len(text)))
+
+    async def _send_log(self, level: t.LoggingLevel, data: Any, logger: str | None, length: int) -> None:
         # Logging is deprecated in the protocol, but legacy hosts show it.
         notification = self._ctx.session.send_log_message(  # pyright: ignore[reportDeprecated]
-            cast(t.LoggingLevel, level),
-            message[:MAX_OBSERVED_MESSAGE_LENGTH],
-            related_request_id=self._ctx.request_id,
+            level, data, logger, related_request_id=self._ctx.request_id
         )
-        self._notifications.spawn(_send_notification(notification))
+        try:
+            await _send_notification(notification)
+        finally:
+            self._waiting_log_chars -= length
+
+    def on_visit_ended(self, elicitation_id: str) -> None:
+        if self._ctx.protocol_version == _VISIT_VERSION and len(self._notifications) < MAX_OBSERVED_MESSAGES:
+            request_id = None if self._has_ended else self._ctx.request_id  # the call's stream ends with the call
+            self._notifications.spawn(self._send_visit_ended(elicitation_id, request_id))
+
+    async def _send_visit_ended(self, elicitation_id: str, request_id: t.RequestId | None) -> None:
+        with contextlib.suppress(TimeoutError):  # the host reads nothing
+            async with asyncio.timeout(_NOTIFY_TIMEOUT_SECONDS):
+                await _send_notification(self._ctx.session.send_elicit_complete(elicitation_id, request_id))
 
     async def wait_until_notified(self) -> None:
         """Wait until the host has the progress and logs.
 
         They must precede the result. A host that does not read them has five seconds.
         """
+        self._has_ended = True
         await self._notifications.wait(_NOTIFY_TIMEOUT_SECONDS)
 
     def can_answer(self, question: Question) -> bool:
@@ -88,7 +121,8 @@ class HostObserver(CallObserver):
             if question.request is not None:
                 return await self._forward_request(question.request)
             if question.url is not None:
-                result = await session.elicit_url(question.message, question.url, question.key, self._ctx.request_id)
+                elicitation_id = question.elicitation_id or str(uuid4())
+                result = await session.elicit_url(question.message, question.url, elicitation_id, self._ctx.request_id)
             else:
                 result = await session.elicit_form(question.message, question.schema or {}, self._ctx.request_id)
         except (MCPError, ValidationError):  # the host refuses, or its answer is not one
@@ -144,6 +178,8 @@ def read_profile(ctx: Context) -> HostProfile:
         capabilities["sampling"] = {part: {} for part, value in parts.items() if value is not None}
     if declared.roots is not None:
         capabilities["roots"] = {}
+    if (apps := (declared.extensions or {}).get(APPS_EXTENSION)) is not None:
+        capabilities["extensions"] = {APPS_EXTENSION: apps}
     return HostProfile(ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS, capabilities)
 
 

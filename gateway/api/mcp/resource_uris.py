@@ -6,7 +6,8 @@ from urllib.parse import quote, unquote
 from gateway.domain.messages import JsonObject
 from gateway.ports.tools import ITEM_NAME_FIELDS, ItemKind
 
-_PREFIX = "agent-gateway://"
+_PREFIX, _PAGES = "agent-gateway://", "ui://"
+_PAGE_PREFIX = f"{_PAGES}agent-gateway/"
 
 
 def qualify_duplicates(kind: ItemKind, items: Iterable[JsonObject]) -> Iterator[JsonObject]:
@@ -18,12 +19,24 @@ def qualify_duplicates(kind: ItemKind, items: Iterable[JsonObject]) -> Iterator[
     field, uris = ITEM_NAME_FIELDS[kind], set[str]()
     for item in items:
         uri = item[field]
-        is_ambiguous = kind != "prompts" and (uri in uris or uri.startswith(_PREFIX))
+        is_ambiguous = kind != "prompts" and (uri in uris or uri.startswith((_PREFIX, _PAGE_PREFIX)))
         uris.add(uri)
-        yield {**item, field: f"{_PREFIX}{quote(item['server'], safe='')}/{uri}"} if is_ambiguous else item
+        yield {**item, field: make_server_uri(item["server"], uri)} if is_ambiguous else item
+
+
+def make_server_uri(server: str, uri: str) -> str:
+    """Return a URI that names the server, too.
+
+    The URI of a page of MCP Apps stays one.
+    """
+    name = quote(server, safe="")
+    return f"{_PAGE_PREFIX}{name}/{uri.removeprefix(_PAGES)}" if uri.startswith(_PAGES) else f"{_PREFIX}{name}/{uri}"
 
 
 def split_uri(uri: str) -> tuple[str | None, str]:
     """Return the server that a URI names, and its own URI."""
-    server, slash, own_uri = uri.removeprefix(_PREFIX).partition("/")
-    return (unquote(server), own_uri) if uri.startswith(_PREFIX) and slash else (None, uri)
+    for prefix, own_start in ((_PREFIX, ""), (_PAGE_PREFIX, _PAGES)):
+        server, slash, own_uri = uri.removeprefix(prefix).partition("/")
+        if uri.startswith(prefix) and slash:
+            return unquote(server), f"{own_start}{own_uri}"
+    return None, uri

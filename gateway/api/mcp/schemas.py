@@ -3,8 +3,10 @@
 from uuid import UUID, uuid4
 
 import mcp.types as t
+import msgspec
 from mcp import MCPError
 
+from gateway.common.structured_text import select_missing
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import (
     Answer,
@@ -15,6 +17,7 @@ from gateway.domain.messages import (
     StoredQuestion,
     ToolResult,
     ToolSpec,
+    text_block,
 )
 from gateway.ports.tools import (
     IDEMPOTENCY_KEY_META,
@@ -25,7 +28,7 @@ from gateway.ports.tools import (
 
 
 def to_mcp_tool(spec: ToolSpec, *, is_modern: bool) -> t.Tool:
-    """Convert a tool; a server's own title, description and schemas are unchanged.
+    """Convert a tool; a server's own definition is unchanged.
 
     The legacy protocol permits only output schemas of objects, so others are left out there.
     """
@@ -38,32 +41,40 @@ def to_mcp_tool(spec: ToolSpec, *, is_modern: bool) -> t.Tool:
     output_schema: JsonObject | None = definition["outputSchema"]
     if output_schema is not None and not is_modern and output_schema.get("type") != "object":
         output_schema = None
-    return t.Tool(
-        name=spec.name,
-        title=definition["title"],
-        description=definition["description"],
-        input_schema=definition["inputSchema"],
-        output_schema=output_schema,
-        annotations=t.ToolAnnotations(
-            read_only_hint=spec.read_only,
-            destructive_hint=spec.destructive,
-            idempotent_hint=spec.idempotent,
-            open_world_hint=spec.open_world,
-        ),
-        _meta={IDEMPOTENT_META: True} if spec.deduplicates else None,
-    )
+    hints = {
+        "readOnlyHint": spec.read_only,
+        "destructiveHint": spec.destructive,
+        "idempotentHint": spec.idempotent,
+        "openWorldHint": spec.open_world,
+    }
+    meta = {**definition.get("_meta", {}), **({IDEMPOTENT_META: True} if spec.deduplicates else {})}
+    own = {
+        "name": spec.name,
+        "outputSchema": output_schema,
+        "annotations": {**definition.get("annotations", {}), **hints},
+        "_meta": meta or None,
+    }
+    return t.Tool.model_validate({**definition, **own})
 
 
-def to_call_result(result: ToolResult, meta: JsonObject | None = None) -> t.CallToolResult:
+def to_call_result(result: ToolResult, meta: JsonObject | None = None, *, is_modern: bool = True) -> t.CallToolResult:
     """Convert a tool's result.
+
+    The legacy protocol permits only objects as structured results. Others become text there, if the text lacks them.
 
     Raises:
         MCPError: the server answered the call with a JSON-RPC error, which is forwarded.
     """
     if (refusal := result.refusal) is not None:
         raise MCPError(refusal["code"], refusal["message"], refusal["data"])
-    fields = {"content": result.content, "structuredContent": result.structured, "isError": result.outcome != "ok"}
-    return t.CallToolResult.model_validate(fields | ({"_meta": meta} if meta else {}))
+    content, structured = result.content, result.structured
+    if not is_modern and structured is not None and not isinstance(structured, dict):
+        text = "\n".join(str(block.get("text", "")) for block in content)
+        if select_missing(structured, text) is not None:
+            content = [*content, text_block(msgspec.json.encode(structured).decode())]
+        structured = None
+    fields: JsonObject = {"content": content, "structuredContent": structured, "isError": result.outcome != "ok"}
+    return t.CallToolResult.model_validate(fields | {"_meta": meta or result.meta})
 
 
 def to_input_required(pending: PendingInput) -> t.InputRequiredResult:
@@ -75,7 +86,8 @@ def to_input_required(pending: PendingInput) -> t.InputRequiredResult:
     for question in pending.questions:
         params: JsonObject = {"mode": "form", "message": question.message, "requestedSchema": question.schema}
         if question.url is not None:
-            params = {"mode": "url", "message": question.message, "url": question.url, "elicitationId": question.key}
+            elicitation_id = question.elicitation_id or question.key
+            params = {"mode": "url", "message": question.message, "url": question.url, "elicitationId": elicitation_id}
         requests[question.key] = question.request or {"method": "elicitation/create", "params": params}
     fields = {"resultType": "input_required", "inputRequests": requests, "requestState": pending.state}
     return t.InputRequiredResult.model_validate(fields)

@@ -4,14 +4,22 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from mcp.server.apps import APP_MIME_TYPE
+from mcp.server.apps import EXTENSION_ID as APPS_EXTENSION
 from mcp.types import CLIENT_CAPABILITIES_META_KEY
 
 from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import JsonObject
 
-GATEWAY_CAPABILITIES: JsonObject = {"elicitation": {"form": {}, "url": {}}}
-"""Capabilities of the gateway itself, whose chats ask their users."""
-_HOST_CAPABILITIES = ("elicitation", "sampling", "roots")
+GATEWAY_CAPABILITIES: JsonObject = {
+    "elicitation": {"form": {}, "url": {}},
+    "extensions": {APPS_EXTENSION: {"mimeTypes": [APP_MIME_TYPE]}},
+}
+"""Capabilities of the gateway itself.
+
+Its chats ask their users. Some servers list tools with pages (MCP Apps) only to clients that know pages.
+"""
+_HOST_CAPABILITIES = ("elicitation", "extensions", "sampling", "roots")
 
 _calling_host: ContextVar[HostProfile | None] = ContextVar("mcp_calling_host", default=None)
 

@@ -17,6 +17,7 @@ from gateway.domain.messages import JsonObject, PendingInput, Principal
 from gateway.mcp_client.caller_identity import TokenIssuer, acting_for, forward_header
 from gateway.mcp_client.connection.client_capabilities import GATEWAY_CAPABILITIES
 from gateway.mcp_client.connection.errors import describe_error, is_wrong_transport
+from gateway.mcp_client.connection.item_changes import ItemChanges
 from gateway.mcp_client.connection.negotiation import ConnectionMemory
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.requests import ClientRequest, RequestSender, T
@@ -30,7 +31,7 @@ from gateway.mcp_client.size_limit import DEFAULT_MAX_MESSAGE_BYTES
 from gateway.mcp_client.stdio.transport import ProcessReport
 from gateway.mcp_client.transports import RequestHook
 from gateway.ports.servers import ServerConfig
-from gateway.ports.tools import ServerStatus, ToolCallRequest
+from gateway.ports.tools import ChangeKind, ServerStatus, ToolCallRequest
 
 _MIN_BACKOFF_SECONDS = 0.2
 _MAX_BACKOFF_SECONDS = {"http": 5.0, "sse": 5.0, "stdio": 60.0}
@@ -41,7 +42,7 @@ _MIN_SESSION_SECONDS = {"http": 0.0, "sse": 0.0, "stdio": 60.0}
 A remote server that forgot its session is asked again soon; a command that crashes is not.
 """
 _STOP_SECONDS, _STOP_UNCONNECTED_SECONDS = 5.0, 0.1
-MAX_INSTRUCTIONS_LENGTH = 4_000
+MAX_INSTRUCTIONS_LENGTH = 256 * 1024
 _REFUSED_REASON = "it refuses the credentials that it is sent"
 
 
@@ -52,7 +53,8 @@ class ServerConnection:
     unavailable. A legacy client is bound to a session that the server forgets, so it is opened again.
 
     `principal`: the only user of this connection; None if all users share it. `on_change` is called when the tools or
-    the state change. Requests wait `connect_timeout_seconds` for a server that is starting.
+    the state change, `on_items_changed` when the server announces changes of resources or prompts. Requests wait
+    `connect_timeout_seconds` for a server that is starting.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class ServerConnection:
         *,
         identity: TokenIssuer,
         on_change: Callable[[], None],
+        on_items_changed: Callable[[frozenset[ChangeKind]], None],
         connect_timeout_seconds: float = 1.0,
         tokens: AccessTokenProvider,
         principal: Principal | None = None,
@@ -92,7 +95,10 @@ class ServerConnection:
         self._report = ProcessReport()
         self._max_message_bytes = max_message_bytes
         self._memory = memory or ConnectionMemory()
-        self._watch = ServerWatch(self._tool_list, self._status, self._calls, is_http=self._uses_http)
+        self._item_changes = ItemChanges(on_items_changed)
+        self._watch = ServerWatch(
+            self._tool_list, self._status, self._calls, self._item_changes, is_http=self._uses_http
+        )
         self._requests = RequestSender(
             config,
             status=self._status,
@@ -198,6 +204,7 @@ class ServerConnection:
             tokens=self._tokens,
             calls=self._calls,
             tool_list=self._tool_list,
+            item_changes=self._item_changes,
             problems=self.problems,
             on_end=self._status.broken_event.set,
             identity=self._identity,
@@ -220,12 +227,14 @@ class ServerConnection:
     async def _watch_until_broken(self, client: Client) -> None:
         run = self._on_behalf(partial(self._watch.watch_forever, client))
         watcher = SupervisedTask(f"mcp watch {self.config.name}", run)
+        forwarder = SupervisedTask(f"mcp changes {self.config.name}", self._item_changes.forward_forever)
         watcher.start()
+        forwarder.start()
         try:
             await self._status.broken_event.wait()
         finally:
             self._status.set_disconnected()
-            await watcher.stop()
+            await asyncio.gather(watcher.stop(), forwarder.stop())
 
     # --- state
 

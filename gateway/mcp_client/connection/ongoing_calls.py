@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import contextvars
+from collections.abc import Iterable
 
+from mcp.client import IncomingMessage
 from mcp.client.context import ClientRequestContext
 from mcp.shared.dispatcher import ProgressFnT
 from mcp.types import (
@@ -11,6 +13,7 @@ from mcp.types import (
     CreateMessageRequestParams,
     CreateMessageResult,
     CreateMessageResultWithTools,
+    ElicitCompleteNotification,
     ElicitRequestParams,
     ElicitResult,
     ErrorData,
@@ -19,11 +22,10 @@ from mcp.types import (
 )
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.common.concurrency import Deadline, WorkInterrupted, run_until
+from gateway.common.concurrency import Deadline, LruDict, WorkInterrupted, run_until
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.messages import Answer, Question
-from gateway.mcp_client.connection.errors import ToolCallError
 from gateway.mcp_client.connection.question_routing import QuestionRouter, TurnsToAsk
 from gateway.mcp_client.elicitation import (
     UnsupportedElicitation,
@@ -40,6 +42,7 @@ _REFUSED_CODE = -1
 _SAMPLING_RESULT: TypeAdapter[CreateMessageResultWithTools | CreateMessageResult] = TypeAdapter(
     CreateMessageResultWithTools | CreateMessageResult
 )
+_MAX_VISITS = 1_000
 
 
 class OngoingCalls:
@@ -53,19 +56,20 @@ class OngoingCalls:
         self._calls: set[OngoingCall] = set()
         self._router: QuestionRouter[OngoingCall] = QuestionRouter()
         self._turns: TurnsToAsk[OngoingCall] = TurnsToAsk(self._router)
+        self._visits: LruDict[str, CallObserver] = LruDict(_MAX_VISITS)
         self.begin_session = self._router.begin_session
         self.on_answered = self._router.on_answered
         self.on_cancelled = self._router.on_cancelled
 
     def track_call(
-        self, tool: str, observer: CallObserver | None, timeout: PausableTimeout, *, turn_seconds: float | None = None
+        self, tool: str, observer: CallObserver | None, timeout: PausableTimeout, *, takes_turns: bool = False
     ) -> "OngoingCall":
         """A context manager around one call.
 
-        With `turn_seconds` it waits at most so long until no other call can ask. The timeout does not count that.
+        A call that `takes_turns` waits until no other call can ask. The timeout does not count that.
         """
-        wait_seconds = turn_seconds if self._turns.may_ask(tool) else None
-        return OngoingCall(tool, observer, timeout, self._calls, self._router, self._turns, wait_seconds)
+        needs_turn = takes_turns and self._turns.may_ask(tool)
+        return OngoingCall(tool, observer, timeout, self._calls, self._router, self._turns, needs_turn=needs_turn)
 
     def on_sent(self, request_id: RequestId, method: str) -> None:
         """The gateway sends a request, in the task of its call."""
@@ -90,7 +94,20 @@ class OngoingCalls:
     async def on_log(self, params: LoggingMessageNotificationParams) -> None:
         """Pass a log line to the observer of its call."""
         if (call := self._find_call()) is not None and call.observer is not None:
-            call.observer.on_log(params.level, str(params.data))
+            call.observer.on_log(params.level, params.data, params.logger)
+
+    async def on_message(self, message: IncomingMessage) -> None:
+        """Pass the end of a visit to the call that asked."""
+        if isinstance(message, ElicitCompleteNotification):
+            elicitation_id = message.params.elicitation_id
+            if (observer := self._visits.pop(elicitation_id, None)) is not None:
+                observer.on_visit_ended(elicitation_id)
+
+    def expect_visits(self, elicitation_ids: Iterable[str | None], observer: CallObserver | None) -> None:
+        """Remember who is told the end of visits to pages."""
+        for elicitation_id in elicitation_ids:
+            if elicitation_id is not None and observer is not None:
+                self._visits[elicitation_id] = observer
 
     async def on_elicit(self, context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
         """Ask the user of a call a question of a legacy server.
@@ -105,6 +122,7 @@ class OngoingCalls:
         except UnsupportedElicitation as error:
             log.warning("elicitation_refused", server=self._server, reason=str(error))
             return ElicitResult(action="decline")
+        self.expect_visits((question.elicitation_id,), call.observer)
         return make_elicit_result(await call.ask_user(question))
 
     async def on_sample(
@@ -156,13 +174,14 @@ class OngoingCall:
         calls: "set[OngoingCall]",
         router: "QuestionRouter[OngoingCall]",
         turns: "TurnsToAsk[OngoingCall]",
-        turn_seconds: float | None,
+        *,
+        needs_turn: bool,
     ) -> None:
         self.observer = observer
         self._tool = tool
         self._router = router
         self._turns = turns
-        self._turn_seconds = turn_seconds
+        self._needs_turn = needs_turn
         self.has_asked = False
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._timeout = timeout
@@ -180,15 +199,9 @@ class OngoingCall:
         self._token = _current_call.set(self)
 
     async def _wait_for_turn(self) -> None:
-        if self._turn_seconds is None:
-            return
-        try:
+        if self._needs_turn:
             with self._timeout.pause_timeout():
-                async with Deadline.after(self._turn_seconds).limit():
-                    await self._turns.take(self)
-        except TimeoutError:
-            message = "The server is busy with another call that may ask a question. Try again later."
-            raise ToolCallError(message, did_run=False) from None
+                await self._turns.take(self, self._tool)
 
     async def __aexit__(self, *_: object) -> None:
         assert self._token is not None
@@ -217,7 +230,7 @@ class OngoingCall:
 
     async def _ask_in_turn(self, question: Question) -> Answer:
         assert self.observer is not None
-        async with self._turns.asking(self):
+        async with self._turns.asking(self, self._tool):
             return await self.observer.ask_user(question)
 
 

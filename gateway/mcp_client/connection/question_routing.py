@@ -17,6 +17,8 @@ _MAX_REQUESTS, _MAX_TOOLS = 10_000, 10_000
 _GIVEN_UP_SECONDS = 30.0
 """Maximum time that a server works on an abandoned call."""
 _UNCLEAR_SECONDS = 60.0
+_MAX_TURN_SECONDS = 10.0
+"""Time in which a call may ask while no other runs."""
 _POLL_SECONDS = 1.0
 CallT = TypeVar("CallT")
 
@@ -119,16 +121,20 @@ class QuestionRouter(Generic[CallT]):
 
 
 class TurnsToAsk(Generic[CallT]):
-    """Lets calls that may ask run one at a time.
+    """Lets calls that may ask run one by one for some seconds.
 
     A tool may ask until a call of it has ended without a question. A call does not hold its turn while a person is
-    asked, and gets it back before the server gets the answer, so that at any time only one call can ask.
+    asked, and gets it back before the server gets the answer, so that as a rule only one call can ask. A call that
+    keeps its turn for `max_seconds` without a question is overtaken: the next ones run beside it, its tool counts as
+    one that does not ask, and the router holds a question back until it is clear whose it is.
     """
 
-    def __init__(self, router: QuestionRouter[CallT]) -> None:
+    def __init__(self, router: QuestionRouter[CallT], max_seconds: float = _MAX_TURN_SECONDS) -> None:
         self._router = router
+        self._max_seconds = max_seconds
         self._lock = asyncio.Lock()
         self._holder: CallT | None = None
+        self._holder_tool, self._taken_at = "", 0.0
         self._quiet_tools: LruDict[str, None] = LruDict(_MAX_TOOLS)
         self._endings = TaskSet("mcp calls that were given up")
 
@@ -143,10 +149,21 @@ class TurnsToAsk(Generic[CallT]):
         else:
             self._quiet_tools[tool] = None
 
-    async def take(self, call: CallT) -> None:
-        """Wait for the turn of a call."""
-        await self._lock.acquire()
-        self._holder = call
+    async def take(self, call: CallT, tool: str) -> None:
+        """Wait for the turn of a call.
+
+        The call runs without a turn if it has to overtake another one.
+        """
+        now = asyncio.get_running_loop().time
+        holder, age = self._holder, now() - self._taken_at
+        try:
+            async with Deadline.after(self._max_seconds if holder is None else self._max_seconds - age).limit():
+                await self._lock.acquire()
+        except TimeoutError:
+            if self._holder is holder and self._holder_tool:
+                self._quiet_tools[self._holder_tool] = None
+            return
+        self._holder, self._holder_tool, self._taken_at = call, tool, now()
 
     def give_back(self, call: CallT) -> None:
         """End the turn of a call, if it has one."""
@@ -168,7 +185,7 @@ class TurnsToAsk(Generic[CallT]):
             self.give_back(call)
 
     @asynccontextmanager
-    async def asking(self, call: CallT) -> AsyncGenerator[None]:
+    async def asking(self, call: CallT, tool: str) -> AsyncGenerator[None]:
         """Let other calls run while a person is asked."""
         held_turn = self._holder is call
         self._router.set_waiting(call, is_waiting=True)
@@ -176,7 +193,7 @@ class TurnsToAsk(Generic[CallT]):
         try:
             yield
             if held_turn:
-                await self.take(call)
+                await self.take(call, tool)
         finally:
             self._router.set_waiting(call, is_waiting=False)
 

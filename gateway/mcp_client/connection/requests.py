@@ -2,13 +2,21 @@
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from mcp import Client, MCPError
-from mcp.types import INVALID_REQUEST, PARSE_ERROR, CallToolResult, InputRequiredResult
+from mcp.types import (
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    URL_ELICITATION_REQUIRED,
+    CallToolResult,
+    InputRequiredResult,
+    RequestParamsMeta,
+)
 
 from gateway.common.concurrency import Deadline, wait_or_poll
 from gateway.common.logging import get_logger
+from gateway.common.mcp_meta import LOG_LEVEL
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.common.sanitize import clean_text
 from gateway.domain.messages import PendingInput, Principal
@@ -20,13 +28,21 @@ from gateway.mcp_client.connection.errors import (
     is_answer_too_large,
     is_grant_unavailable,
 )
+from gateway.mcp_client.connection.log_level import ServerLogLevel
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls, make_progress_callback
+from gateway.mcp_client.connection.output_check import OutputMismatch
 from gateway.mcp_client.connection.status import ConnectionStatus
-from gateway.mcp_client.elicitation import UnsupportedElicitation, make_input_responses, parse_input_request
+from gateway.mcp_client.elicitation import (
+    UnsupportedElicitation,
+    find_elicitation_ids,
+    make_input_responses,
+    parse_input_request,
+)
 from gateway.mcp_client.http.call_lifetime import lasting_exchange
 from gateway.mcp_client.http.start_check import checking_start
 from gateway.mcp_client.http_transport import CONNECTION_CLOSED
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
+from gateway.mcp_client.results.normalize import restore_structure
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import IDEMPOTENCY_KEY_META, ToolCallRequest
 
@@ -69,6 +85,7 @@ class RequestSender:
         self._uses_http = uses_http
         self._connect_timeout_seconds = connect_timeout_seconds
         self._max_call_seconds = max_call_seconds
+        self._log_level = ServerLogLevel(config.name)
 
     @property
     def needs_sign_in(self) -> bool:
@@ -136,15 +153,15 @@ class RequestSender:
         client = await self.wait_for_client()
         pausable = PausableTimeout(timeout, max_seconds=max(timeout, self._max_call_seconds))
         has_one_stream = not self._uses_http() and client.protocol_version in _INLINE_QUESTION_VERSIONS
-        turn_seconds = timeout if has_one_stream else None
         try:
-            async with pausable, self._calls.track_call(tool, observer, pausable, turn_seconds=turn_seconds):
+            async with pausable, self._calls.track_call(tool, observer, pausable, takes_turns=has_one_stream):
                 with (
                     acting_for(request.principal),
                     calling_for(request.host),
                     checking_start(request.require_lease),
                     lasting_exchange(),
                 ):
+                    await self._log_level.request_level(client, request.log_level)
                     request.require_lease()
                     result = await client.session.call_tool(
                         tool,
@@ -153,24 +170,28 @@ class RequestSender:
                         progress_callback=make_progress_callback(observer, pausable),
                         input_responses=make_input_responses(answers),
                         request_state=answers[0].state if answers else None,
-                        meta={IDEMPOTENCY_KEY_META: request.idempotency_key},
+                        meta=_make_meta(request),
                         allow_input_required=True,
                     )
-                return parse_input_request(result, request.host) if isinstance(result, InputRequiredResult) else result
+                if isinstance(result, InputRequiredResult):
+                    return parse_input_request(result, request.host)
+                restore_structure(result)
+                return result
         except TimeoutError:
             message = f"There was no result within {timeout:g} seconds, and the call was given up."
             raise ToolCallError(message, did_run=None) from None
         except MCPError as error:
+            if error.code == URL_ELICITATION_REQUIRED:
+                self._calls.expect_visits(find_elicitation_ids(error.data), observer)
             raise self._translate_error(error, client) from error
         except UnsupportedElicitation as error:
             raise ToolCallError(str(error), did_run=False) from error
-        except (RuntimeError, ValueError) as error:  # raised by the SDK for a result that breaks its own schema
+        except (RuntimeError, ValueError) as error:  # the latter by the SDK, for a result that breaks the protocol
             log.warning(
                 "mcp_bad_result", server=self._config.name, tool=clean_text(tool, 100), error=type(error).__name__
             )
-            raise ToolCallError(
-                "The server's result does not fit the tool's own output schema.", did_run=True
-            ) from error
+            broken = "the tool's own output schema" if isinstance(error, OutputMismatch) else "the protocol"
+            raise ToolCallError(f"The server's result does not fit {broken}.", did_run=True) from error
 
     async def _retry_connection(self) -> None:
         """Ask for a connection attempt now: a user may have signed in.
@@ -222,3 +243,12 @@ class RequestSender:
             self._status.report_lost(client)
         message = f"The connection to the MCP server {self._config.name!r} was lost."
         return ToolCallError(message, did_run=None, connection_lost=True)
+
+
+def _make_meta(request: ToolCallRequest) -> RequestParamsMeta:
+    """The `_meta` of a call.
+
+    It has the host's, the idempotency key, and the level of logs that the host wants.
+    """
+    level = {LOG_LEVEL: request.log_level} if request.log_level is not None else {}
+    return cast(RequestParamsMeta, {**request.meta, **level, IDEMPOTENCY_KEY_META: request.idempotency_key})

@@ -5,19 +5,22 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from mcp import Client
+from mcp.client import IncomingMessage
+from mcp.client.session import MessageHandlerFnT
 from mcp.types import Implementation
 
 from gateway import __version__
 from gateway.common.concurrency import Deadline
 from gateway.domain.messages import JsonObject
 from gateway.mcp_client.caller_identity import TokenIssuer
+from gateway.mcp_client.connection.item_changes import ItemChanges
 from gateway.mcp_client.connection.message_tap import MessageTap, SentRequest
 from gateway.mcp_client.connection.negotiation import ConnectionMemory, NegotiatingClient, negotiate_protocol
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.output_check import replace_output_check
 from gateway.mcp_client.connection.tool_list import ServerToolList
 from gateway.mcp_client.definitions.limits import limit_header_search
-from gateway.mcp_client.definitions.normalize import LIST_METHODS, ResultNormalizer
+from gateway.mcp_client.definitions.normalize import HANDSHAKES, ResultNormalizer
 from gateway.mcp_client.definitions.problems import DefinitionProblems
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.mcp_client.stdio.process import INSTALL_SECONDS, is_package_runner
@@ -37,6 +40,7 @@ async def open_session(
     tokens: AccessTokenProvider,
     calls: OngoingCalls,
     tool_list: ServerToolList,
+    item_changes: ItemChanges,
     problems: DefinitionProblems,
     on_end: Callable[[], None],
     identity: TokenIssuer,
@@ -64,13 +68,13 @@ async def open_session(
         normalizer = ResultNormalizer(problems)
 
         async def normalize_result(request: SentRequest, result: JsonObject) -> None:
-            version = client.session.protocol_version if request.method in LIST_METHODS else None
+            version = None if request.method in HANDSHAKES else client.session.protocol_version
             await normalizer.normalize_result(request.method, request.params, result, version)
 
         client = NegotiatingClient(
             MessageTap(normalize_result, calls, capabilities).watch_streams(transport.streams),
             read_timeout_seconds=start_seconds,
-            message_handler=tool_list.on_message,
+            message_handler=_make_message_handler(tool_list, calls, item_changes),
             logging_callback=calls.on_log,
             elicitation_callback=calls.on_elicit,
             sampling_callback=calls.on_sample,
@@ -95,3 +99,16 @@ def get_start_seconds(config: ServerConfig) -> float:
     if config.start_timeout is not None:
         return config.start_timeout
     return INSTALL_SECONDS if is_package_runner(config.command, config.args) else START_SECONDS
+
+
+def _make_message_handler(
+    tool_list: ServerToolList, calls: OngoingCalls, item_changes: ItemChanges
+) -> MessageHandlerFnT:
+    """The SDK client's callback for notifications."""
+
+    async def handle_message(message: IncomingMessage) -> None:
+        await tool_list.on_message(message)
+        await calls.on_message(message)
+        item_changes.add(message)
+
+    return handle_message

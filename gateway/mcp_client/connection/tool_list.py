@@ -36,7 +36,7 @@ class ServerToolList:
         """Whether the tools were listed once."""
         self._status = status
         self._problems = problems
-        self._pace = _RefreshPace()
+        self._pace = RefreshPace()
         self._on_change = on_change
         self._outdated_event = asyncio.Event()
         self._last_seconds = 0.0
@@ -112,7 +112,7 @@ class ServerToolList:
         self._outdated_event.set()
 
 
-class _RefreshPace:
+class RefreshPace:
     """Spaces out refreshes after announced changes.
 
     Some servers announce a change whenever they list their tools. The pause between refreshes grows from 0.2 to 10

@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Never
 
 from mcp import Client, MCPError
-from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
+from mcp.client.subscriptions import ListenNotSupportedError, Subscription, SubscriptionLost
+from mcp.shared.subscriptions import ToolsListChanged
 from mcp.types import METHOD_NOT_FOUND, REQUEST_TIMEOUT
 
 from gateway.common.concurrency import Backoff, Deadline
 from gateway.mcp_client.connection.errors import describe_error, is_grant_unavailable
+from gateway.mcp_client.connection.item_changes import ItemChanges
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.status import ConnectionStatus
 from gateway.mcp_client.connection.tool_list import LISTING_ERRORS, ServerToolList
@@ -30,11 +32,18 @@ class ServerWatch:
     """
 
     def __init__(
-        self, tool_list: ServerToolList, status: ConnectionStatus, calls: OngoingCalls, *, is_http: Callable[[], bool]
+        self,
+        tool_list: ServerToolList,
+        status: ConnectionStatus,
+        calls: OngoingCalls,
+        item_changes: ItemChanges,
+        *,
+        is_http: Callable[[], bool],
     ) -> None:
         self._tool_list = tool_list
         self._status = status
         self._calls = calls
+        self._item_changes = item_changes
         self._is_http = is_http
 
     async def watch_forever(self, client: Client) -> None:
@@ -67,10 +76,13 @@ class ServerWatch:
         try:
             async with AsyncExitStack() as stack:
                 async with Deadline.after(_ACKNOWLEDGEMENT_SECONDS).limit():
-                    changes = await stack.enter_async_context(client.listen(tools_list_changed=True))
+                    changes = await stack.enter_async_context(_listen_to_declared(client))
                 await self._tool_list.refresh_tools(client)  # earlier changes were not announced
                 self._status.set_available()
-                async for _ in changes:
+                async for change in changes:
+                    if not isinstance(change, ToolsListChanged):
+                        self._item_changes.add(change)
+                        continue
                     await self._tool_list.wait_for_pace()
                     await self._tool_list.refresh_tools(client)
         except ListenNotSupportedError:
@@ -116,6 +128,16 @@ class ServerWatch:
                     self._status.set_degraded("its tools have changed, and it does not list them")
             else:
                 self._status.set_recovered()
+
+
+def _listen_to_declared(client: Client) -> AbstractAsyncContextManager[Subscription]:
+    """Listen to changes of the tools and of declared other lists."""
+    prompts, resources = client.server_capabilities.prompts, client.server_capabilities.resources
+    return client.listen(
+        tools_list_changed=True,
+        prompts_list_changed=bool(prompts and prompts.list_changed),
+        resources_list_changed=bool(resources and resources.list_changed),
+    )
 
 
 def _is_timeout(error: Exception) -> bool:

@@ -4,28 +4,28 @@ The SDK refuses a whole list for one definition that does not fit the protocol.
 """
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 from mcp.types import Prompt, Resource, ResourceTemplate, Tool
 from mcp_types.methods import validate_server_result
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from gateway.common.schema_rules import SchemaTooLarge, measure_value
 from gateway.domain.messages import JsonObject
 from gateway.mcp_client.definitions.limits import MAX_ITEM_CHARS, MAX_ITEM_NODES
 from gateway.mcp_client.definitions.problems import DefinitionProblems
+from gateway.mcp_client.definitions.repair import Misfit, find_misfit, remove_misfits
 from gateway.mcp_client.definitions.schema_repair import repair_schema
+from gateway.mcp_client.results.normalize import normalize_result, set_modern_members
 from gateway.ports.tools import DefinitionKind
 
-_MAX_REPAIRS = 50
 _MAX_SHOWN_PROBLEMS = 5
 _ITEMS_AT_ONCE = 20
 _FIRST_VERSION = "2025-11-25"
 """The version that the SDK assumes before the handshake has ended."""
 _MODERN_MEMBERS: JsonObject = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
-_HANDSHAKES = {"initialize": ("serverInfo", "capabilities"), "server/discover": ("capabilities",)}
+HANDSHAKES = {"initialize": ("serverInfo", "capabilities"), "server/discover": ("capabilities",)}
 """Methods of the handshakes, with the members that must be objects."""
 
 
@@ -55,8 +55,8 @@ LIST_METHODS = {
 class ResultNormalizer:
     """Makes results of a server fit the protocol where possible.
 
-    An optional member that does not fit is removed, and a schema repaired. An item whose required members do not fit is
-    left out. `problems` gets each of these.
+    Of lists and handshakes, an optional member that does not fit is removed, and a schema repaired. An item whose
+    required members do not fit is left out. `problems` gets each of these.
     """
 
     def __init__(self, problems: DefinitionProblems) -> None:
@@ -64,16 +64,18 @@ class ResultNormalizer:
 
     async def normalize_result(self, method: str, params: JsonObject, result: JsonObject, version: str | None) -> None:
         """Normalize the result of a request in place."""
-        if method in _HANDSHAKES:
+        if method in HANDSHAKES:
             self._normalize_handshake(method, result)
         elif (listing := LIST_METHODS.get(method)) is not None:
             if params.get("cursor") is None:
                 self._problems.begin_list(listing.kind)
             await self._normalize_list(method, listing, result, version or _FIRST_VERSION)
+        else:
+            normalize_result(method, params, result, version or _FIRST_VERSION)
 
     def _normalize_handshake(self, method: str, result: JsonObject) -> None:
         self._problems.begin_list("server")
-        required = _HANDSHAKES[method]
+        required = HANDSHAKES[method]
         for member in required:
             if not isinstance(result.get(member), dict):
                 result[member] = {}
@@ -82,16 +84,16 @@ class ResultNormalizer:
         capabilities.update({name: {} for name, value in capabilities.items() if value is True})
         version = MODERN_PROTOCOL_VERSIONS[-1]
         if method == "server/discover":
-            _set_defaults(result)
+            set_modern_members(result)
         else:
             version = _FIRST_VERSION
             info: JsonObject = result["serverInfo"]
             info.update({name: str(info.get(name) or "") for name in ("name", "version")})
 
-        def find_misfit() -> _Misfit | None:
-            return _find_misfit(lambda: validate_server_result(method, version, result), ())
+        def find() -> Misfit | None:
+            return find_misfit(lambda: validate_server_result(method, version, result), ())
 
-        for problem in _remove_misfits(result, required, find_misfit).problems:
+        for problem in remove_misfits(result, required, find).problems:
             self._problems.add("server", "", problem, left_out=False)
 
     async def _normalize_list(self, method: str, listing: _ListMethod, result: JsonObject, version: str) -> None:
@@ -112,7 +114,7 @@ class ResultNormalizer:
                 await asyncio.sleep(0)  # other tasks run
         result[listing.key] = accepted
         if version in MODERN_PROTOCOL_VERSIONS:
-            _set_defaults(result)
+            set_modern_members(result)
 
     def _normalize_item(self, method: str, listing: _ListMethod, version: str, item: Any) -> bool:
         """Normalize an item in place; return whether it can be used."""
@@ -133,22 +135,16 @@ class ResultNormalizer:
             problems.append("name: is missing")
         result: JsonObject = {**(_MODERN_MEMBERS if is_modern else {}), listing.key: [definition]}
 
-        def find_misfit() -> _Misfit | None:
-            misfit = _find_misfit(lambda: validate_server_result(method, version, result), (listing.key, 0))
-            return misfit or _find_misfit(lambda: listing.model.model_validate(definition, by_name=False), ())
+        def find() -> Misfit | None:
+            misfit = find_misfit(lambda: validate_server_result(method, version, result), (listing.key, 0))
+            return misfit or find_misfit(lambda: listing.model.model_validate(definition, by_name=False), ())
 
-        repair = _remove_misfits(definition, listing.required, find_misfit)
+        repair = remove_misfits(definition, listing.required, find)
         problems += repair.problems
         if problems:
             problem = "; ".join(problems[:_MAX_SHOWN_PROBLEMS])
             self._problems.add(listing.kind, name, problem, left_out=not repair.is_usable)
         return repair.is_usable
-
-
-def _set_defaults(result: JsonObject) -> None:
-    """Add what a result of the current protocol must have."""
-    for name, value in _MODERN_MEMBERS.items():
-        result.setdefault(name, value)
 
 
 def _normalize_schemas(tool: JsonObject, *, is_modern: bool) -> list[str]:
@@ -172,58 +168,3 @@ def _normalize_schema(name: str, schema: JsonObject, *, must_be_object: bool) ->
         schema["type"] = "object"
         problems.append("type: must be object")
     return [f"{name}.{problem}" for problem in problems]
-
-
-class _Misfit(NamedTuple):
-    """The place in a value that does not fit the protocol."""
-
-    path: tuple[int | str, ...]
-    message: str
-
-    def __str__(self) -> str:
-        return f"{'.'.join(map(str, self.path))}: {self.message[:1].lower()}{self.message[1:]}"
-
-
-class _Repair(NamedTuple):
-    problems: list[str]
-    is_usable: bool
-
-
-def _find_misfit(validate: Callable[[], object], prefix: tuple[int | str, ...]) -> _Misfit | None:
-    try:
-        validate()
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        return _Misfit(first["loc"][len(prefix) :], first["msg"])
-    return None
-
-
-def _remove_misfits(value: JsonObject, required: tuple[str, ...], find_misfit: Callable[[], _Misfit | None]) -> _Repair:
-    """Remove from a value in place what does not fit the protocol.
-
-    It is not usable if a member that is `required` does not fit.
-    """
-    problems: list[str] = []
-    for _ in range(_MAX_REPAIRS):
-        misfit = find_misfit()
-        if misfit is None:
-            return _Repair(problems, True)
-        problems.append(str(misfit))
-        path = _find_existing(value, misfit.path)
-        if not path or (len(path) == 1 and path[0] in required):
-            break
-        container: Any = value
-        for part in path[:-1]:
-            container = container[part]
-        del container[path[-1]]
-    return _Repair(problems[-1:], False)
-
-
-def _find_existing(value: Any, path: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The longest beginning of a path that exists in a value."""
-    for depth, part in enumerate(path):
-        keys: Any = range(len(cast("list[Any]", value))) if isinstance(value, list) else value
-        if not isinstance(value, dict | list) or part not in keys:
-            return path[:depth]
-        value = cast("Any", value)[part]
-    return path

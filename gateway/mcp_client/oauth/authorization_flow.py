@@ -12,8 +12,8 @@ from pydantic import AnyUrl, ValidationError
 
 from gateway.common.logging import get_logger
 from gateway.common.sanitize import clean_text
-from gateway.domain.grants import Grant
-from gateway.domain.messages import AuthorizationRequest, JsonObject
+from gateway.domain.grants import AuthorizationRequest, Grant
+from gateway.domain.messages import JsonObject
 from gateway.mcp_client.oauth.client_authentication import choose_auth_method
 from gateway.mcp_client.oauth.errors import AuthorizationRefused, InsecureUrl, UnsafeAuthorizationServer
 from gateway.mcp_client.oauth.https_only import (
@@ -24,8 +24,8 @@ from gateway.mcp_client.oauth.https_only import (
 )
 from gateway.mcp_client.oauth.lenient_answers import LenientTransport, differs_by_slash
 from gateway.mcp_client.oauth.refresh import INVALID_CLIENT_ERRORS, get_expiry
+from gateway.ports.grants import GrantStore
 from gateway.ports.servers import ServerConfig
-from gateway.ports.tools import GrantStore
 
 log = get_logger(__name__)
 

@@ -20,8 +20,8 @@ from gateway.domain.messages import JsonObject
 from gateway.mcp_client.oauth.client_authentication import add_client_authentication
 from gateway.mcp_client.oauth.https_only import REQUEST_TIMEOUT_SECONDS, HttpsOnlyTransport
 from gateway.mcp_client.oauth.lenient_answers import LenientTransport
+from gateway.ports.grants import GrantStore, RefreshClaim
 from gateway.ports.servers import ServerConfig
-from gateway.ports.tools import GrantStore, RefreshClaim
 
 log = get_logger(__name__)
 

@@ -13,12 +13,14 @@ from urllib.parse import urlencode, urlsplit
 from gateway.common.concurrency import Deadline, TaskSet, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.errors import Conflict, Forbidden, GatewayError, McpServerError, NotFound, StorageUnavailable
-from gateway.domain.messages import AuthorizationRequest, JsonObject, Principal, Question
+from gateway.domain.grants import AuthorizationRequest
+from gateway.domain.messages import JsonObject, Principal, Question
 from gateway.mcp_client.oauth.authorization_flow import AuthorizationFlow, make_client_metadata
 from gateway.mcp_client.oauth.https_only import REQUEST_TIMEOUT_SECONDS
 from gateway.mcp_client.oauth.tokens import get_grant_owner
+from gateway.ports.grants import GrantStore
 from gateway.ports.servers import ServerConfig
-from gateway.ports.tools import GrantStore, SignIn
+from gateway.ports.tools import SignIn
 
 log = get_logger(__name__)
 

@@ -16,8 +16,8 @@ from gateway.domain.messages import Principal
 from gateway.mcp_client.connection.errors import GrantUnavailable
 from gateway.mcp_client.oauth.https_only import INSUFFICIENT_SCOPE
 from gateway.mcp_client.oauth.refresh import GrantRefresher, must_refresh
+from gateway.ports.grants import GrantStore
 from gateway.ports.servers import ServerConfig
-from gateway.ports.tools import GrantStore
 
 log = get_logger(__name__)
 

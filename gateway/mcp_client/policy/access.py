@@ -2,6 +2,7 @@
 
 from fnmatch import fnmatchcase
 
+from gateway.common.mcp_meta import get_ui_resource
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import (
     JsonObject,
@@ -110,13 +111,18 @@ class ItemPermissions(ToolboxWrapper):
         return await self._toolbox.get_prompt(name, arguments, principal, server, exchange)
 
     async def complete_argument(
-        self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
+        self,
+        ref: JsonObject,
+        argument: JsonObject,
+        principal: Principal,
+        server: str | None = None,
+        context: dict[str, str] | None = None,
     ) -> JsonObject:
         if not self._permits_everything(principal):
             is_prompt = ref.get("type") == "ref/prompt"
             find_server = self._find_prompt_server if is_prompt else self._find_template_server
             server = await find_server(str(ref.get("name" if is_prompt else "uri")), principal, server)
-        return await self._toolbox.complete_argument(ref, argument, principal, server)
+        return await self._toolbox.complete_argument(ref, argument, principal, server, context)
 
     def _permits_everything(self, principal: Principal) -> bool:
         return principal.can_use_all_tools and not self._deny
@@ -129,7 +135,13 @@ class ItemPermissions(ToolboxWrapper):
             return False
         if not principal.can_use_server(server):
             return False
-        return matches_any_glob(name, principal.tools) or self._may_use_reader(kind, server, principal)
+        is_permitted = matches_any_glob(name, principal.tools) or self._may_use_reader(kind, server, principal)
+        return is_permitted or (kind == "resources" and self._may_show_page(name, server, principal))
+
+    def _may_show_page(self, uri: str, server: str, principal: Principal) -> bool:
+        """Whether the caller may use a tool whose results the page shows."""
+        specs = (spec for spec in self._toolbox.list_specs() if spec.server == server and principal.can_use_tool(spec))
+        return any(get_ui_resource((spec.definition or {}).get("_meta")) == uri for spec in specs)
 
     def _may_use_reader(self, kind: ItemKind, server: str, principal: Principal) -> bool:
         readers = _READERS[kind]

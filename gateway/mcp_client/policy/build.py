@@ -8,17 +8,23 @@ from gateway.ports.tools import Toolbox
 
 
 def apply_policy(
-    toolbox: Toolbox, *, deny: tuple[str, ...] = (), redactor: Redactor | None = None, sanitizes: bool = True
+    toolbox: Toolbox,
+    *,
+    deny: tuple[str, ...] = (),
+    redactor: Redactor | None = None,
+    sanitizes: bool = True,
+    max_result_chars: int = 32_000,
 ) -> Toolbox:
     """Wrap a toolbox with every check that all callers must pass.
 
     `deny`: globs over exposed tool names and `server/tool`. Access is checked before content, so that a refused call
     does no work. The built-in tools read through the same permissions, redaction and sanitizing as the API's routes.
-    Without `sanitizes`, servers' own content is unchanged, for hosts of the MCP endpoint.
+    Without `sanitizes`, servers' own content is unchanged, for hosts of the MCP endpoint. Results of built-in tools
+    for models have at most `max_result_chars`.
     """
     redactor = redactor or Redactor()
     toolbox = ItemPermissions(toolbox, deny)
     readable_toolbox = RedactingToolbox(SanitizingToolbox(toolbox), redactor)
-    toolbox = BuiltinToolRunner(toolbox, readable_toolbox)
+    toolbox = BuiltinToolRunner(toolbox, readable_toolbox, max_result_chars)
     toolbox = RedactingToolbox(SanitizingToolbox(toolbox) if sanitizes else toolbox, redactor)
     return ToolDenyList(ToolPermissions(ArgumentDepthLimit(toolbox)), deny)

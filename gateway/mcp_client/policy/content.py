@@ -4,6 +4,7 @@ They limit the nesting depth, redact and sanitize.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -32,7 +33,7 @@ class ArgumentDepthLimit(ToolboxWrapper):
     """Refuses arguments that are nested too deeply to process."""
 
     async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
-        if exceeds_depth(request.arguments):
+        if exceeds_depth(request.arguments) or exceeds_depth(request.meta):
             message = f"The arguments are nested more than {MAX_DEPTH} deep: make them flatter."
             return ToolResult("error", [text_block(message)])
         return await self._toolbox.call_tool(request)
@@ -49,6 +50,7 @@ class RedactingToolbox(ToolboxWrapper):
         redacted_request = msgspec.structs.replace(
             request,
             arguments=self._redactor.redact_value(request.arguments),
+            meta=self._redactor.redact_value(request.meta),
             observer=request.observer and _RedactingObserver(request.observer, self._redactor),
             answers=self._redact_answers(request.answers),
         )
@@ -71,7 +73,9 @@ class RedactingToolbox(ToolboxWrapper):
         return await self._toolbox.read_resource(uri, principal, server, self._redact_exchange(exchange))
 
     def _redact_exchange(self, exchange: HostExchange | None) -> HostExchange | None:
-        return exchange and msgspec.structs.replace(exchange, answers=self._redact_answers(exchange.answers))
+        return exchange and msgspec.structs.replace(
+            exchange, answers=self._redact_answers(exchange.answers), meta=self._redactor.redact_value(exchange.meta)
+        )
 
     def _redact_answers(self, answers: Sequence[StoredQuestion]) -> list[StoredQuestion]:
         return [
@@ -80,9 +84,15 @@ class RedactingToolbox(ToolboxWrapper):
         ]
 
     async def complete_argument(
-        self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
+        self,
+        ref: JsonObject,
+        argument: JsonObject,
+        principal: Principal,
+        server: str | None = None,
+        context: dict[str, str] | None = None,
     ) -> JsonObject:
-        return await self._toolbox.complete_argument(ref, self._redactor.redact_value(argument), principal, server)
+        argument, context = self._redactor.redact_value(argument), self._redactor.redact_value(context)
+        return await self._toolbox.complete_argument(ref, argument, principal, server, context)
 
 
 class SanitizingToolbox(ToolboxWrapper):
@@ -132,11 +142,14 @@ class _RedactingObserver(CallObserver):
     def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
         self._observer.on_progress(progress, total, message)
 
-    def on_log(self, level: str, message: str) -> None:
-        self._observer.on_log(level, message)
+    def on_log(self, level: str, data: Any, logger: str | None) -> None:
+        self._observer.on_log(level, data, logger)
 
     async def ask_user(self, question: Question) -> Answer:
         return _redact_answer(await self._observer.ask_user(question), self._redactor)
+
+    def on_visit_ended(self, elicitation_id: str) -> None:
+        self._observer.on_visit_ended(elicitation_id)
 
 
 class _SanitizingObserver(CallObserver):
@@ -148,11 +161,14 @@ class _SanitizingObserver(CallObserver):
     def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
         self._observer.on_progress(progress, total, message and sanitize_text(message))
 
-    def on_log(self, level: str, message: str) -> None:
-        self._observer.on_log(level, sanitize_text(message))
+    def on_log(self, level: str, data: Any, logger: str | None) -> None:
+        self._observer.on_log(level, sanitize_value(data), logger and sanitize_text(logger))
 
     async def ask_user(self, question: Question) -> Answer:
         return await self._observer.ask_user(_sanitize_question(question))
+
+    def on_visit_ended(self, elicitation_id: str) -> None:
+        self._observer.on_visit_ended(elicitation_id)
 
 
 def _redact_answer(answer: Answer, redactor: Redactor) -> Answer:

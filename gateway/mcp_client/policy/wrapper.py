@@ -21,6 +21,9 @@ class ToolboxWrapper(Toolbox):
     def get_instructions(self, servers: Collection[str]) -> str:
         return self._toolbox.get_instructions(servers)
 
+    def list_instructions(self) -> list[tuple[str, str]]:
+        return self._toolbox.list_instructions()
+
     async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
         return await self._toolbox.call_tool(request)
 
@@ -43,9 +46,14 @@ class ToolboxWrapper(Toolbox):
         return await self._toolbox.get_prompt(name, arguments, principal, server, exchange)
 
     async def complete_argument(
-        self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
+        self,
+        ref: JsonObject,
+        argument: JsonObject,
+        principal: Principal,
+        server: str | None = None,
+        context: dict[str, str] | None = None,
     ) -> JsonObject:
-        return await self._toolbox.complete_argument(ref, argument, principal, server)
+        return await self._toolbox.complete_argument(ref, argument, principal, server, context)
 
     def list_server_statuses(self) -> list[ServerStatus]:
         return self._toolbox.list_server_statuses()

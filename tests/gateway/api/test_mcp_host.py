@@ -19,7 +19,7 @@ class SuspendedSession:
         await self.resume.wait()
         self.messages.append(message)
 
-    async def send_log_message(self, _level: str, message: str, **_: Any) -> None:
+    async def send_log_message(self, _level: str, message: str, _logger: str | None, **_: Any) -> None:
         await self.resume.wait()
         self.messages.append(message)
 
@@ -30,13 +30,16 @@ async def test_messages_for_a_host_that_does_not_read_are_limited() -> None:
     tasks_before = len(asyncio.all_tasks())
     for number in range(MAX_OBSERVED_MESSAGES):
         host.on_progress(number, None, "p" * 10_000)
-        host.on_log("info", "l" * 10_000)
+        host.on_log("info", "l" * 100_000, None)
         await asyncio.sleep(0)
     assert len(asyncio.all_tasks()) - tasks_before == MAX_OBSERVED_MESSAGES
     session.resume.set()
     await host.wait_until_notified()
     assert len(session.messages) == MAX_OBSERVED_MESSAGES
-    assert {len(message) for message in session.messages} == {MAX_OBSERVED_MESSAGE_LENGTH}
-    host.on_log("info", "the host reads again")
+    logs = [message for message in session.messages if message.startswith("l")]
+    assert {len(message) for message in session.messages} - set(map(len, logs)) == {MAX_OBSERVED_MESSAGE_LENGTH}
+    assert max(map(len, logs)) < 70_000
+    assert sum(map(len, logs)) <= 4 * 1024 * 1024
+    host.on_log("info", "the host reads again", None)
     await host.wait_until_notified()
     assert session.messages[-1] == "the host reads again"

@@ -45,6 +45,8 @@ class RawServer:
             "tools/call": lambda params, _request: {"content": [{"type": "text", "text": params["name"]}]},
             **{method.replace("__", "/"): answer for method, answer in answers.items()},
         }
+        self.hints: JsonObject = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if modern else {}
+        """Members of every result; the protocol of a modern server requires these."""
         self.calls: list[tuple[str, JsonObject]] = []
         """Method and parameters of each request."""
         self.streams: list[asyncio.Queue[JsonObject]] = []
@@ -52,10 +54,10 @@ class RawServer:
     def count(self, method: str) -> int:
         return sum(called == method for called, _ in self.calls)
 
-    def notify(self) -> None:
-        """Announce a change of the tools on every open stream."""
+    def notify(self, kind: str = "tools") -> None:
+        """Announce a change of a list on every open stream."""
         for stream in self.streams:
-            stream.put_nowait({"method": "notifications/tools/list_changed"})
+            stream.put_nowait({"method": f"notifications/{kind}/list_changed"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -73,18 +75,18 @@ class RawServer:
         self.calls.append((method, params))
         if method == "subscriptions/listen" and self.modern:
             meta = {"io.modelcontextprotocol/subscriptionId": message["id"]}
-            stream = self._stream_events({"_meta": meta})
+            stream = self._stream_events({"_meta": meta}, params["notifications"])
             return StreamingResponse(stream, media_type="text/event-stream")
         result = await self._answer(method, params, request)
         outcome = {"error": METHOD_NOT_FOUND} if result is None else {"result": result}
         headers = {"Mcp-Session-Id": "raw"} if method == "initialize" else None
         return JSONResponse({"jsonrpc": "2.0", "id": message["id"], **outcome}, headers=headers)
 
-    async def _stream_events(self, params: JsonObject) -> AsyncGenerator[str]:
+    async def _stream_events(self, params: JsonObject, wanted: JsonObject | None = None) -> AsyncGenerator[str]:
         stream: asyncio.Queue[JsonObject] = asyncio.Queue()
         self.streams.append(stream)
-        if params:
-            accepted = {**params, "notifications": {"toolsListChanged": True}}
+        if wanted:
+            accepted = {**params, "notifications": wanted}
             stream.put_nowait({"method": "notifications/subscriptions/acknowledged", "params": accepted})
         while True:
             message = {"jsonrpc": "2.0", "params": params, **await stream.get()}
@@ -94,14 +96,13 @@ class RawServer:
         if method == "initialize" and not self.modern:
             info = {"name": "raw", "version": "1"}
             return {"protocolVersion": "2025-11-25", "capabilities": self.capabilities, "serverInfo": info}
-        hints: JsonObject = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if self.modern else {}
         if method == "server/discover" and self.modern:
-            return {**hints, "supportedVersions": ["2026-07-28"], "capabilities": self.capabilities}
+            return {**self.hints, "supportedVersions": ["2026-07-28"], "capabilities": self.capabilities}
         answer = self.answers.get(method)
         result: Any = answer(params, request) if callable(answer) else answer
         if inspect.isawaitable(result):
             result = await result
-        return result and {**hints, **result}
+        return None if result is None else {**self.hints, **result}
 
 
 @asynccontextmanager

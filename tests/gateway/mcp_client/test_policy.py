@@ -46,12 +46,19 @@ class FakeToolbox(ToolboxWrapper):
             for server in ("s", "t")
         ]
 
-    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> Any:
+    async def read_resource(
+        self, uri: str, principal: Principal, server: str | None = None, exchange: Any = None
+    ) -> Any:
         self.calls.append((uri, server))
         return {"contents": [{"text": TEXT_WITH_HIDDEN_CHARACTER}]}
 
     async def get_prompt(
-        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+        self,
+        name: str,
+        arguments: dict[str, str],
+        principal: Principal,
+        server: str | None = None,
+        exchange: Any = None,
     ) -> Any:
         self.calls.append((name, arguments))
         return {"messages": [TEXT_WITH_HIDDEN_CHARACTER]}

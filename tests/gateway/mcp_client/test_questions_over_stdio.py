@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.domain.messages import Answer, Principal, Question, ToolResult
+from gateway.mcp_client.connection.question_routing import QuestionRouter, TurnsToAsk
 from gateway.mcp_client.toolbox import McpToolbox
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import CallObserver, ToolCallRequest
@@ -32,7 +33,7 @@ class Person(CallObserver):
             self.may_answer.set()
 
     def on_progress(self, progress: float, total: float | None, message: str | None) -> None: ...
-    def on_log(self, level: str, message: str) -> None: ...
+    def on_log(self, level: str, data: Any, logger: str | None) -> None: ...
 
     async def ask_user(self, question: Question) -> Answer:
         self.questions.append(question.message)
@@ -100,3 +101,34 @@ async def test_tools_that_do_not_ask_run_side_by_side_and_a_question_among_them_
     assert time.monotonic() - started < 2.5
     assert (slept, asked) == (["done"] * 4, "answer of p4")
     assert [person.questions for person in people] == [[]] * 4 + [["question of p4"]]
+
+
+async def test_call_that_hangs_is_overtaken_and_its_tool_delays_no_call_again(toolbox: McpToolbox) -> None:
+    people = [Person(f"p{number}") for number in range(3)]
+    hanging = asyncio.create_task(call(toolbox, "sleep", people[0], seconds=17))
+    await asyncio.sleep(0.2)
+    started = time.monotonic()
+    assert await call(toolbox, "maybe", people[1], quiet=True) == "done"
+    assert time.monotonic() - started < 14
+    overtaken = time.monotonic()
+    assert await call(toolbox, "sleep", people[1], seconds=0) == "done"
+    assert time.monotonic() - overtaken < 5
+    assert not hanging.done()
+    # A question beside the hanging call waits until it is clear whose it is.
+    assert await call(toolbox, "ask", people[2]) == "answer of p2"
+    assert hanging.done()
+    assert [person.questions for person in people] == [[], [], ["question of p2"]]
+
+
+async def test_call_after_an_overtaken_one_waits_for_no_turn() -> None:
+    router: QuestionRouter[str] = QuestionRouter()
+    turns = TurnsToAsk(router, max_seconds=0.2)
+    await turns.take("first", "slow")
+    assert turns.may_ask("slow")
+    await asyncio.gather(*(turns.take(f"later {number}", "other") for number in range(20)))
+    assert not turns.may_ask("slow")
+    assert turns.may_ask("other")
+    turns.give_back("first")
+    await turns.take("last", "other")  # the turn is free again
+    turns.on_call_ended("slow", has_asked=True)
+    assert turns.may_ask("slow")

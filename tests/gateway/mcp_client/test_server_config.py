@@ -16,7 +16,7 @@ from mcp.types import (
 )
 
 from gateway.config import ConfigError, Settings
-from gateway.mcp_client.results import truncate_result
+from gateway.mcp_client.results.dump import ResultLimits, truncate_result
 from gateway.mcp_client.server_config import ServerConfig, load_servers
 from gateway.mcp_client.tool_names import make_exposed_name
 from gateway.mcp_client.tool_specs import make_spec
@@ -188,38 +188,58 @@ def make_result(*content: Any, **fields: Any) -> CallToolResult:
 
 
 def test_text_is_truncated_across_all_blocks() -> None:
-    truncated = truncate_result(make_result(TextContent(text="a" * 80), TextContent(text="b" * 80)), 100)
+    truncated = truncate_result(make_result(TextContent(text="a" * 80), TextContent(text="b" * 80)), ResultLimits(100))
     assert truncated.content[0]["text"] == "a" * 80
     assert truncated.content[1]["text"].startswith("b" * 20 + "\n[cut: 80 characters, the first 20 are shown]")
 
 
 def test_text_of_embedded_resources_is_truncated() -> None:
     resource = EmbeddedResource(resource=TextResourceContents(uri="file:///a", text="a" * 80))
-    truncated = truncate_result(make_result(resource, resource, TextContent(text="b" * 80)), 100)
+    truncated = truncate_result(make_result(resource, resource, TextContent(text="b" * 80)), ResultLimits(100))
     assert truncated.content[0]["resource"]["text"] == "a" * 80
     assert truncated.content[1]["resource"]["text"].startswith("a" * 20 + "\n[cut: 80 characters, the first 20")
     assert truncated.content[2]["text"].startswith("\n[cut: 80 characters, the first 0")
 
 
 def test_control_characters_are_removed_except_line_breaks() -> None:
-    truncated = truncate_result(make_result(TextContent(text="a\x1b[31mred\x00\n\tb\x7f")), 100)
+    truncated = truncate_result(make_result(TextContent(text="a\x1b[31mred\x00\n\tb\x7f")), ResultLimits(100))
     assert truncated.content[0]["text"] == "ared\n\tb"
 
 
 def test_large_binary_content_is_replaced_by_a_note() -> None:
     image = ImageContent(data="A" * 400_000, mime_type="image/png")
     audio = AudioContent(data="AAAA", mime_type="audio/wav")
-    truncated = truncate_result(make_result(image, audio), 100)
+    truncated = truncate_result(make_result(image, audio), ResultLimits(100))
     assert truncated.content[0] == {"type": "text", "text": "[image of 300,000 bytes left out: too large]"}
     assert truncated.content[1]["mimeType"] == "audio/wav"
 
 
 def test_structured_result_over_the_limit_is_omitted() -> None:
-    assert truncate_result(make_result(structured_content={"a": 1}), 100).structured == {"a": 1}
-    truncated = truncate_result(make_result(structured_content={"a": "x" * 200}), 100)
+    assert truncate_result(make_result(structured_content={"a": 1}), ResultLimits(100)).structured == {"a": 1}
+    truncated = truncate_result(make_result(structured_content={"a": "x" * 200}), ResultLimits(100))
     assert truncated.structured is None
-    assert "left out" in truncated.content[0]["text"]
+    shown = '{"a":"' + "x" * 94
+    assert truncated.content[0]["text"] == f"{shown}\n[cut: 208 characters, the first 100 are shown]"
+
+
+@pytest.mark.parametrize(
+    ("text", "structured", "shown"),
+    [
+        ("Done.", {"rows": [1, 2]}, '{"rows":[1,2]}'),
+        ("5*9 = 45", {"expression": "5*9", "result": 45}, None),
+        ("Found 2: Ada, Bob", [{"name": "Ada"}, {"name": "Bob"}], None),
+        ("It took 12 ms.", {"id": 2}, '{"id":2}'),
+        ("The page.", {"text": "The page.", "truncated": False}, '{"truncated":false}'),
+        ('{"a": "line\\nend"}', {"a": "line\nend"}, None),
+        ("x", {"big": 10**30, "none": None}, f'{{"big":{10**30}}}'),
+        ("", [], "[]"),
+    ],
+)
+def test_model_reads_what_only_the_structure_says(text: str, structured: Any, shown: str | None) -> None:
+    content = [TextContent(text=text)] if text else []
+    blocks = truncate_result(make_result(*content, structured_content=structured), ResultLimits(100)).content
+    assert [block["text"] for block in blocks] == [part for part in (text, shown) if part]
 
 
 def test_error_flag_becomes_the_error_outcome() -> None:
-    assert truncate_result(make_result(TextContent(text="x"), is_error=True), 100).outcome == "error"
+    assert truncate_result(make_result(TextContent(text="x"), is_error=True), ResultLimits(100)).outcome == "error"

@@ -165,7 +165,7 @@ async def test_call_timeout_is_paused_during_elicitation() -> None:
 
         def on_progress(self, progress: float, total: float | None, message: str | None) -> None: ...
 
-        def on_log(self, level: str, message: str) -> None: ...
+        def on_log(self, level: str, data: Any, logger: str | None) -> None: ...
 
         async def ask_user(self, question: Question) -> Answer:
             self.question_received.set()
@@ -237,8 +237,8 @@ async def test_progress_and_log_reach_the_observer(trial: TrialSetup) -> None:
         def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
             self.notifications.append((progress, total, message))
 
-        def on_log(self, level: str, message: str) -> None:
-            self.notifications.append((level, message))
+        def on_log(self, level: str, data: Any, logger: str | None) -> None:
+            self.notifications.append((level, data))
 
         async def ask_user(self, question: Question) -> Answer:
             raise AssertionError(question)

@@ -132,14 +132,15 @@ async def call_tool(
 ) -> ToolCallResult:
     """Call a tool directly, without a model.
 
-    An error of the tool is a result with status 200. To call a tool again without a second effect, repeat the
+    An error of the tool is a result with status 200. The result is whole: the limits of `TOOL_RESULT_MAX_CHARS` are
+    for models. To call a tool again without a second effect, repeat the
     `Idempotency-Key`; the tool must deduplicate.
     """
     spec = toolbox.find_tool(name)
     if spec is None or not principal.can_use_tool(spec):
         raise ToolNotFound(f"There is no tool {name!r}. `GET /api/v1/tools` lists the available tools.")
     started_at = time.perf_counter()
-    request = ToolCallRequest(spec, arguments, principal)
+    request = ToolCallRequest(spec, arguments, principal, is_whole=True)
     if idempotency_key is not None:
         key = make_user_idempotency_key(principal.user, idempotency_key)
         request = msgspec.structs.replace(request, idempotency_key=key)

@@ -1,0 +1,51 @@
+"""Changes of the handshakes that hosts get, in both protocol eras."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from mcp.server.context import CallNext, HandlerResult
+
+from gateway.api.mcp.host import Context, get_principal
+from gateway.ports.tools import Toolbox
+
+_HANDSHAKE_METHODS = ("initialize", "server/discover")
+_ID_LENGTH = 8
+
+
+class HandshakeMiddleware:
+    """Adds servers' instructions to handshakes, and removes a claim.
+
+    The instructions are those of the servers whose tools the user may use.
+
+    The SDK claims updates of single resources where it serves listen streams; the gateway does not forward them.
+    """
+
+    def __init__(self, toolbox: Toolbox) -> None:
+        self._toolbox = toolbox
+
+    async def __call__(self, ctx: Context, call_next: CallNext) -> HandlerResult:
+        """Handle a message as a middleware of the SDK's server."""
+        result = await call_next(ctx)
+        if ctx.method not in _HANDSHAKE_METHODS or not isinstance(result, Mapping):
+            return result
+        handshake = dict(cast("Mapping[str, Any]", result))
+        resources = handshake["capabilities"].get("resources", {})
+        resources["subscribe"] = False
+        principal = get_principal(ctx)
+        servers = {spec.server for spec in self._toolbox.list_specs() if principal.can_use_tool(spec)}
+        may_use_all = principal.can_use_all_tools
+        parts = [part for part in self._toolbox.list_instructions() if may_use_all or part[0] in servers]
+        return handshake | ({"instructions": join_instructions(parts)} if parts else {})
+
+
+def join_instructions(parts: Sequence[tuple[str, str]]) -> str:
+    """Join the unchanged texts of servers; a single one stays alone.
+
+    Each text follows a line with its server's name. The line has a digest of all texts, so that no text can contain a
+    line that begins another server's.
+    """
+    if len(parts) == 1:
+        return parts[0][1]
+    digest = hashlib.sha256("\0".join(text for _, text in parts).encode()).hexdigest()[:_ID_LENGTH]
+    return "\n\n".join(f"[{digest}] Instructions of the MCP server {name!r}:\n{text}" for name, text in parts)

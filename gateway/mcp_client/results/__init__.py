@@ -1,0 +1,1 @@
+"""Results of servers: made to fit the protocol, and cut for models."""
