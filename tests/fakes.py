@@ -46,10 +46,10 @@ class GatedToolbox:
         async with asyncio.timeout(30), self._changed:
             await self._changed.wait_for(lambda: set(names) <= set(self.started))
 
-    def list_specs(self) -> tuple[ToolSpec, ...]:
+    def list_specs(self, principal: Principal | None = None) -> tuple[ToolSpec, ...]:
         return self._specs
 
-    def find_tool(self, name: str) -> ToolSpec | None:
+    def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
         return next((spec for spec in self._specs if spec.name == name), None)
 
     def get_instructions(self, servers: Collection[str]) -> str:

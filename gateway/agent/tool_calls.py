@@ -163,7 +163,7 @@ class ToolCallScheduler:
         if any(stored.question.held for stored in inputs):
             self.retry_interrupted(call)
             return
-        spec = self._offered.get(call.tool) or self._toolbox.find_tool(call.tool)
+        spec = self._offered.get(call.tool) or self._toolbox.find_tool(call.tool, self._principal)
         arguments = call.arguments if isinstance(call.arguments, dict) else {}
         approvals = [stored.answer for stored in inputs if stored.question.kind == "approval" and stored.answer]
         if any(answer.action != "accept" for answer in approvals):

@@ -67,7 +67,7 @@ class ToolSelector:
         self, request: TurnRequest, principal: Principal
     ) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
         client_names = {spec.name for spec in request.client_tools}
-        specs = tuple(spec for spec in self._toolbox.list_specs() if spec.for_model)
+        specs = tuple(spec for spec in self._toolbox.list_specs(principal) if spec.for_model)
         if client_names or request.approve or not principal.can_use_all_tools:
             specs = tuple(
                 msgspec.structs.replace(spec, approval="always")

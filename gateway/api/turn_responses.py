@@ -62,7 +62,11 @@ async def start_native_turn(
 ) -> TurnHandle:
     """Start the turn of a native or legacy body; see `start_turn`."""
     gateway_tools = (
-        {spec.name for spec in get_toolbox(request).list_specs() if spec.for_model and principal.can_use_tool(spec)}
+        {
+            spec.name
+            for spec in get_toolbox(request).list_specs(principal)
+            if spec.for_model and principal.can_use_tool(spec)
+        }
         if body.defines_tools
         else ()
     )

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
 
 import msgspec
 from mcp.types import Tool
@@ -16,6 +15,7 @@ from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.ports.servers import ServerConfig
 
 _MAX_PERSONAL_CONNECTIONS = 200
+_MAX_REMEMBERED_OFFERS = 1_000
 _MAX_HOST_CONNECTIONS = 100
 _HOST_CONNECT_SECONDS = 15.0
 
@@ -64,8 +64,9 @@ class ConnectionPool:
         self._for_hosts: LruDict[tuple[str, str, bytes], ServerConnection] = LruDict(
             _MAX_HOST_CONNECTIONS, on_evict=lambda _, connection: self._drain_connection(connection)
         )
-        self._uses = count(1)
-        self._last_offers: dict[str, ServerOffer] = {}
+        self._union_offers: dict[str, ServerOffer] = {}
+        self._last_offers: LruDict[tuple[str, str], ServerOffer] = LruDict(_MAX_REMEMBERED_OFFERS)
+        """Offers of personal connections, also of closed ones, by server and user."""
 
     def __iter__(self) -> Iterator[ServerConnection]:
         """The shared connections, in the order of the configuration."""
@@ -95,7 +96,9 @@ class ConnectionPool:
         for name, connection in list(self._shared.items()):
             if configs.get(name) != connection.config:
                 self._drain_connection(self._shared.pop(name))
-                self._last_offers.pop(name, None)
+                self._union_offers.pop(name, None)
+                for key in [key for key in self._last_offers if key[0] == name]:
+                    self._last_offers.pop(key)
                 for key in [key for key in self._personal if key[0] == name]:
                     self._drain_connection(self._personal.pop(key))
                 for host_key in [key for key in self._for_hosts if key[0] == name]:
@@ -125,7 +128,6 @@ class ConnectionPool:
             connection = self._make_connection(shared_connection.config, principal)
             connection.start_connection()
             self._personal[key] = connection
-        connection.last_used = next(self._uses)
         return connection
 
     async def get_host_connection(
@@ -153,30 +155,66 @@ class ConnectionPool:
                 await own.wait_until_attempted()
         return own if own.is_available else connection
 
+    @property
+    def has_personal_servers(self) -> bool:
+        """Whether any server has a connection per user."""
+        return any(connection.config.share == "user" for connection in self._shared.values())
+
+    def open_for_listing(self, principal: Principal) -> None:
+        """Connect a user to the servers that need no sign-in.
+
+        That user's tools can be listed then. It closes no connection of another user.
+        """
+        for name, shared in self._shared.items():
+            has_room = len(self._personal) < _MAX_PERSONAL_CONNECTIONS
+            is_open_to_all = shared.is_available or not shared.config.allows_sign_in
+            if shared.config.share == "user" and has_room and is_open_to_all:
+                self.get_connection(name, principal)
+
     def find_offer(self, server: str) -> ServerOffer | None:
-        """The offer of a server; None without one."""
+        """The offer of a server to all its users; None without one."""
         connection = self._shared.get(server)
         return None if connection is None else self.get_offer(connection)
 
-    def get_offer(self, shared_connection: ServerConnection) -> ServerOffer | None:
-        """The offer of a server; None if it offers nothing now.
+    def get_user_offer(self, shared_connection: ServerConnection, user: str) -> ServerOffer | None:
+        """The offer of a server to one user; None without one now."""
+        config = shared_connection.config
+        key = (config.name, user)
+        connection = self._personal.get(key) if config.share == "user" else None
+        if connection is not None and connection.knows_tools:
+            self._last_offers[key] = ServerOffer(config, connection.tools)
+        is_own_available = connection is not None and connection.is_available
+        is_usable = is_own_available or shared_connection.is_available or shared_connection.needs_sign_in
+        if is_usable and (offer := self._last_offers.get(key)) is not None:
+            return offer
+        return self._make_offer(shared_connection) if shared_connection.is_available else None
 
-        Where each user has a connection, it is the offer of the most recently used one.
+    def get_offer(self, shared_connection: ServerConnection) -> ServerOffer | None:
+        """The offer of a server to all its users; None without one now.
+
+        Where each user has a connection, it has the tools of all of them: no user may see it.
         """
-        if shared_connection.is_available or shared_connection.config.share == "all":
-            if not shared_connection.is_available:
-                return None
-            return ServerOffer(shared_connection.config, shared_connection.tools, shared_connection.instructions)
-        name = shared_connection.config.name
-        personal_connections = [
+        config = shared_connection.config
+        is_available = shared_connection.is_available
+        if config.share == "all":
+            return self._make_offer(shared_connection) if is_available else None
+        connections = [
             connection
             for connection in self._open
-            if connection.config is shared_connection.config and connection.last_used and connection.tools
+            if connection.config is config
+            and connection.knows_tools
+            and (connection is not shared_connection or is_available)
         ]
-        if personal_connections:
-            last_used = max(personal_connections, key=lambda connection: connection.last_used)
-            self._last_offers[name] = ServerOffer(last_used.config, last_used.tools)
-        return self._last_offers.get(name) if shared_connection.needs_sign_in else None
+        if connections:
+            tools = {tool.name: tool for connection in connections for tool in connection.tools}
+            instructions = shared_connection.instructions if is_available else None
+            self._union_offers[config.name] = ServerOffer(config, tuple(tools.values()), instructions)
+        elif not shared_connection.needs_sign_in:
+            return None
+        return self._union_offers.get(config.name)
+
+    def _make_offer(self, connection: ServerConnection) -> ServerOffer:
+        return ServerOffer(connection.config, connection.tools, connection.instructions)
 
     def discard_tokens(self) -> None:
         """Read the stored grants again before the next requests."""

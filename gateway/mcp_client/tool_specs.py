@@ -7,12 +7,14 @@ from typing import Any, cast
 import msgspec
 from mcp.types import Tool
 
+from gateway.common.concurrency import LruDict
 from gateway.common.logging import get_logger
 from gateway.common.mcp_meta import is_for_model
 from gateway.common.sanitize import clean_text, sanitize_value
 from gateway.domain.messages import JsonObject, ToolSpec
 from gateway.mcp_client.builtin_tools import list_builtin_tools, make_sign_in_tool
-from gateway.mcp_client.connection_pool import ConnectionPool
+from gateway.mcp_client.connection.connection import ServerConnection
+from gateway.mcp_client.connection_pool import ConnectionPool, ServerOffer
 from gateway.mcp_client.definition_check import DefinitionChecker
 from gateway.mcp_client.definitions.schema_repair import adapt_for_models
 from gateway.mcp_client.tool_names import ExposedNames
@@ -31,6 +33,10 @@ _ANY_ARGUMENTS: JsonObject = {"type": "object", "properties": {}}
 _CUT_NOTE = "[The schema of its arguments is too large to be shown.]"
 
 
+_SpecCache = dict[tuple[str, str, str], tuple[Tool, ServerConfig, ToolSpec]]
+_MAX_USERS = 200
+
+
 class SpecBuilder:
     """Makes the specs of the tools on offer.
 
@@ -40,7 +46,10 @@ class SpecBuilder:
     def __init__(self, pool: ConnectionPool, checker: DefinitionChecker) -> None:
         self._pool = pool
         self._checker = checker
-        self._specs: dict[tuple[str, str, str], tuple[Tool, ServerConfig, ToolSpec]] = {}
+        self._specs: _SpecCache = {}
+        self._user_specs: LruDict[str, _SpecCache] = LruDict(_MAX_USERS)
+        self._shared_specs: dict[str, list[ToolSpec]] = {}
+        """Specs by server, of those with one connection for all users."""
         self._configs: list[ServerConfig] = []
         self._names = ExposedNames(())
         self.surplus: Mapping[str, int] = {}
@@ -60,23 +69,46 @@ class SpecBuilder:
         The order is stable, since the model's prompt cache needs equal prompts.
         """
         earlier_specs, self._specs = self._specs, {}
-        names, specs = self.names, dict[str, ToolSpec]()
+        self._shared_specs = {
+            connection.config.name: self._list_server_specs(
+                connection, self._pool.get_offer(connection), earlier_specs, self._specs
+            )
+            for connection in self._pool
+        }
+        specs = [spec for server_specs in self._shared_specs.values() for spec in server_specs]
+        self._report_surplus(specs)
+        return tuple(specs[:MAX_TOOLS])
+
+    def build_user_specs(self, user: str) -> tuple[ToolSpec, ...]:
+        """The tools that one user is offered now, after `build_specs()`.
+
+        Those of servers with a connection per user are that user's own.
+        """
+        earlier_specs, new_specs = self._user_specs.get(user) or {}, _SpecCache()
+        specs: list[ToolSpec] = []
         for connection in self._pool:
-            offer = self._pool.get_offer(connection)
-            if offer is None:
-                if connection.needs_sign_in:
-                    sign_in = make_sign_in_tool(connection.config, names)
-                    specs[sign_in.name] = sign_in
-                continue
-            withheld_tools = self._checker.get_withheld_tools(offer)
-            for tool in offer.tools:
-                if tool.name not in withheld_tools and connection.config.permits_tool(tool.name):
-                    spec = self._make_spec(connection.config, tool, names, specs, earlier_specs)
-                    specs[spec.name] = spec
-            for builtin in list_builtin_tools(connection.config, names, specs):
-                specs[builtin.name] = builtin
-        self._report_surplus(specs.values())
-        return tuple(specs.values())[:MAX_TOOLS]
+            if connection.config.share == "all":
+                specs += self._shared_specs.get(connection.config.name, ())
+            else:
+                offer = self._pool.get_user_offer(connection, user)
+                specs += self._list_server_specs(connection, offer, earlier_specs, new_specs)
+        self._user_specs[user] = new_specs
+        return tuple(specs[:MAX_TOOLS])
+
+    def _list_server_specs(
+        self, connection: ServerConnection, offer: ServerOffer | None, earlier_specs: _SpecCache, new_specs: _SpecCache
+    ) -> list[ToolSpec]:
+        names, specs = self.names, dict[str, ToolSpec]()
+        if offer is None:
+            return [make_sign_in_tool(connection.config, names)] if connection.needs_sign_in else []
+        withheld_tools = self._checker.get_withheld_tools(offer)
+        for tool in offer.tools:
+            if tool.name not in withheld_tools and connection.config.permits_tool(tool.name):
+                spec = self._make_spec(connection.config, tool, names, specs, earlier_specs, new_specs)
+                specs[spec.name] = spec
+        for builtin in list_builtin_tools(connection.config, names, specs):
+            specs[builtin.name] = builtin
+        return list(specs.values())
 
     def _make_spec(
         self,
@@ -84,7 +116,8 @@ class SpecBuilder:
         tool: Tool,
         names: ExposedNames,
         specs: Mapping[str, ToolSpec],
-        earlier_specs: Mapping[tuple[str, str, str], tuple[Tool, ServerConfig, ToolSpec]],
+        earlier_specs: _SpecCache,
+        new_specs: _SpecCache,
     ) -> ToolSpec:
         name = names.get_name(config, tool.name)
         if name in specs:
@@ -98,7 +131,7 @@ class SpecBuilder:
         spec = earlier[2]
         if (spec.former_names, spec.aliases) != (tuple(former_names), aliases):
             spec = msgspec.structs.replace(spec, former_names=tuple(former_names), aliases=aliases)
-        self._specs[key] = (tool, config, spec)
+        new_specs[key] = (tool, config, spec)
         return spec
 
     def _may_be_of_another(self, config: ServerConfig, former_name: str, names: ExposedNames) -> bool:

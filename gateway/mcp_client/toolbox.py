@@ -64,6 +64,7 @@ log = get_logger(__name__)
 
 _CONNECT_TIMEOUT_SECONDS, _PERSONAL_CONNECT_TIMEOUT_SECONDS = 1.0, 15.0
 _MAX_MEMORIES = 1_000
+_MAX_USER_LISTS = 200
 _UNKNOWN_RESOURCE_CODES = (-32002, -32602)  # of legacy servers, and of modern ones
 
 
@@ -94,6 +95,7 @@ class McpToolbox(ServerPool, Toolbox):
             settings.tool_result_max_chars, settings.tool_result_max_blocks, settings.tool_result_max_data_bytes
         )
         self._specs: tuple[ToolSpec, ...] | None = None
+        self._user_specs: LruDict[str, tuple[ToolSpec, ...]] = LruDict(_MAX_USER_LISTS)
         self._notifier = ChangeNotifier()
         self._memories: LruDict[tuple[object, ...], ConnectionMemory] = LruDict(_MAX_MEMORIES)
         self._pool = ConnectionPool(servers, self._make_connection, drain_seconds=self._timeout)
@@ -177,6 +179,7 @@ class McpToolbox(ServerPool, Toolbox):
         if changed_server is not None:
             self._checker.request_check(changed_server)
         self._specs = None
+        self._user_specs.clear()
         sources = self._list_item_sources()
         has_same_items, self._item_sources = sources == self._item_sources, sources
         self._notifier.schedule_notification(("tools",) if has_same_items else ("tools", "resources", "prompts"))
@@ -198,18 +201,24 @@ class McpToolbox(ServerPool, Toolbox):
 
     # --- tools
 
-    def list_specs(self) -> tuple[ToolSpec, ...]:
+    def list_specs(self, principal: Principal | None = None) -> tuple[ToolSpec, ...]:
         """See `Toolbox.list_specs`."""
         if self._specs is None:
             self._specs = self._spec_builder.build_specs()
-        return self._specs
+        if principal is None or not self._pool.has_personal_servers:
+            return self._specs
+        specs = self._user_specs.get(principal.user)
+        if specs is None:
+            self._pool.open_for_listing(principal)
+            specs = self._user_specs[principal.user] = self._spec_builder.build_user_specs(principal.user)
+        return specs
 
-    def find_tool(self, name: str) -> ToolSpec | None:
+    def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
         """See `Toolbox.find_tool`.
 
         Finds sign-in tools also after a sign-in, for the calls that asked for it.
         """
-        specs = self.list_specs()
+        specs = self.list_specs(principal)
         spec = next((spec for spec in specs if spec.name == name), None)
         spec = spec or next((spec for spec in specs if name in spec.aliases), None)
         return spec or next((spec for spec in self._sign_in_tools() if spec.name == name), None)

@@ -248,15 +248,18 @@ class Toolbox(Protocol):
     """The tools of all connected MCP servers under one set of names."""
 
     @abstractmethod
-    def list_specs(self) -> tuple[ToolSpec, ...]:
-        """List the tools on offer, in a stable order."""
+    def list_specs(self, principal: Principal | None = None) -> tuple[ToolSpec, ...]:
+        """List the tools on offer, in a stable order.
+
+        Servers with a connection per user offer a user that user's tools only; without a principal, those of all users.
+        """
         ...
 
     @abstractmethod
-    def find_tool(self, name: str) -> ToolSpec | None:
-        """Return the tool of this name.
+    def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
+        """Return the tool of this name that a principal is offered.
 
-        Includes sign-in tools that a sign-in has removed from the offer.
+        See `list_specs`. Includes sign-in tools that a sign-in has removed from the offer.
         """
         ...
 

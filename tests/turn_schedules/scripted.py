@@ -166,10 +166,10 @@ class ScriptedToolbox:
         self._lease = lease
         self.sign_in_service = SimpleNamespace()  # takes the callbacks of sign-ins, of which there are none
 
-    def list_specs(self) -> tuple[ToolSpec, ...]:
+    def list_specs(self, principal: Principal | None = None) -> tuple[ToolSpec, ...]:
         return tuple(TOOLS.values())
 
-    def find_tool(self, name: str) -> ToolSpec | None:
+    def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
         return TOOLS.get(name)
 
     def get_instructions(self, servers: Collection[str]) -> str:

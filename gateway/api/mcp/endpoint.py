@@ -251,7 +251,7 @@ class McpEndpoint:
     async def _list_tools(self, ctx: Context, params: t.PaginatedRequestParams | None) -> t.ListToolsResult:
         principal = get_principal(ctx)
         self._remember_session(ctx)
-        all_specs = self._toolbox.list_specs()
+        all_specs = self._toolbox.list_specs(principal)
         specs = [spec for spec in all_specs if principal.can_use_tool(spec)]
         if may_ask_agent(principal):
             specs.append(ASK_AGENT)
@@ -287,7 +287,7 @@ class McpEndpoint:
         host: HostObserver,
         log_level: str | None,
     ) -> t.CallToolResult | t.InputRequiredResult:
-        spec = self._toolbox.find_tool(params.name)
+        spec = self._toolbox.find_tool(params.name, principal)
         if spec is None or not principal.can_use_tool(spec):
             raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
         key = make_server_key(params, principal)
@@ -362,7 +362,7 @@ class McpEndpoint:
     async def _read_resource(
         self, ctx: Context, params: t.ReadResourceRequestParams
     ) -> t.ReadResourceResult | t.InputRequiredResult:
-        server, uri = self._app_resources.find_server(params.uri, self._toolbox.list_specs())
+        server, uri = self._app_resources.find_server(params.uri, self._toolbox.list_specs(get_principal(ctx)))
         read = partial(self._toolbox.read_resource, uri, get_principal(ctx), server)
         result = await self._answer_host(ctx, params, f"resource {params.uri}", read)
         if isinstance(result, t.InputRequiredResult):

@@ -76,11 +76,6 @@ class ServerConnection:
         self.capabilities = capabilities
         """Client capabilities that its legacy sessions declare."""
         self.instructions = ""
-        self.last_used = 0
-        """Number of the last use of a personal connection.
-
-        It grows with each use, to find the most recently used connection.
-        """
         self._tokens = tokens
         self._principal = principal
         self._identity = identity

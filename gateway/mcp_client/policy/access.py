@@ -2,6 +2,7 @@
 
 from fnmatch import fnmatchcase
 
+from gateway.common.concurrency import LruDict
 from gateway.common.mcp_meta import get_ui_resource
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import (
@@ -17,6 +18,7 @@ from gateway.mcp_client.policy.wrapper import ToolboxWrapper
 from gateway.mcp_client.resources import find_resource_server
 from gateway.ports.tools import ITEM_NAME_FIELDS, HostExchange, ItemKind, Toolbox, ToolCallRequest
 
+_MAX_LISTS = 50
 _READERS: dict[ItemKind, tuple[str, ...]] = {
     "resources": ("list_resources", "read_resource"),
     "resource_templates": ("list_resources", "read_resource"),
@@ -34,20 +36,22 @@ class ToolDenyList(ToolboxWrapper):
     def __init__(self, toolbox: Toolbox, deny: tuple[str, ...]) -> None:
         super().__init__(toolbox)
         self._deny = deny
-        self._all_specs: tuple[ToolSpec, ...] = ()
-        self._allowed_specs: tuple[ToolSpec, ...] = ()
+        self._allowed: LruDict[str | None, tuple[tuple[ToolSpec, ...], tuple[ToolSpec, ...]]] = LruDict(_MAX_LISTS)
+        """All specs of a user, and those that are allowed."""
 
-    def list_specs(self) -> tuple[ToolSpec, ...]:
-        specs = self._toolbox.list_specs()
+    def list_specs(self, principal: Principal | None = None) -> tuple[ToolSpec, ...]:
+        specs = self._toolbox.list_specs(principal)
         if not self._deny:
             return specs
-        if specs is not self._all_specs:
-            self._all_specs = specs
-            self._allowed_specs = tuple(spec for spec in specs if not self._is_denied(spec))
-        return self._allowed_specs
+        user = principal and principal.user
+        all_specs, allowed_specs = self._allowed.get(user, (None, ()))
+        if specs is not all_specs:
+            allowed_specs = tuple(spec for spec in specs if not self._is_denied(spec))
+            self._allowed[user] = (specs, allowed_specs)
+        return allowed_specs
 
-    def find_tool(self, name: str) -> ToolSpec | None:
-        spec = self._toolbox.find_tool(name)
+    def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
+        spec = self._toolbox.find_tool(name, principal)
         return None if spec is None or self._is_denied(spec) else spec
 
     async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
@@ -140,12 +144,13 @@ class ItemPermissions(ToolboxWrapper):
 
     def _may_show_page(self, uri: str, server: str, principal: Principal) -> bool:
         """Whether the caller may use a tool whose results the page shows."""
-        specs = (spec for spec in self._toolbox.list_specs() if spec.server == server and principal.can_use_tool(spec))
+        all_specs = self._toolbox.list_specs(principal)
+        specs = (spec for spec in all_specs if spec.server == server and principal.can_use_tool(spec))
         return any(get_ui_resource((spec.definition or {}).get("_meta")) == uri for spec in specs)
 
     def _may_use_reader(self, kind: ItemKind, server: str, principal: Principal) -> bool:
         readers = _READERS[kind]
-        specs = (spec for spec in self._toolbox.list_specs() if spec.helper and spec.server == server)
+        specs = (spec for spec in self._toolbox.list_specs(principal) if spec.helper and spec.server == server)
         return any(spec.tool in readers and principal.can_use_tool(spec) for spec in specs)
 
     async def _find_prompt_server(self, name: str, principal: Principal, server: str | None) -> str:

@@ -12,11 +12,11 @@ class ToolboxWrapper(Toolbox):
     def __init__(self, toolbox: Toolbox) -> None:
         self._toolbox = toolbox
 
-    def list_specs(self) -> tuple[ToolSpec, ...]:
-        return self._toolbox.list_specs()
+    def list_specs(self, principal: Principal | None = None) -> tuple[ToolSpec, ...]:
+        return self._toolbox.list_specs(principal)
 
-    def find_tool(self, name: str) -> ToolSpec | None:
-        return self._toolbox.find_tool(name)
+    def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
+        return self._toolbox.find_tool(name, principal)
 
     def get_instructions(self, servers: Collection[str]) -> str:
         return self._toolbox.get_instructions(servers)

@@ -30,10 +30,10 @@ class FakeToolbox(ToolboxWrapper):
         super().__init__(self)
         self.calls: list[Any] = []
 
-    def list_specs(self) -> tuple[ToolSpec, ...]:
+    def list_specs(self, principal: Principal | None = None) -> tuple[ToolSpec, ...]:
         return SPECS
 
-    def find_tool(self, name: str) -> ToolSpec | None:
+    def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
         return next((spec for spec in self.list_specs() if spec.name == name), None)
 
     async def call_tool(self, request: ToolCallRequest) -> ToolResult:

@@ -111,7 +111,7 @@ async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolListVi
                 open_world=spec.open_world,
             ),
         )
-        for spec in toolbox.list_specs()
+        for spec in toolbox.list_specs(principal)
         if principal.can_use_tool(spec)
     ]
     views = [ServerView.model_validate(server, from_attributes=True) for server in servers]
@@ -136,7 +136,7 @@ async def call_tool(
     for models. To call a tool again without a second effect, repeat the
     `Idempotency-Key`; the tool must deduplicate.
     """
-    spec = toolbox.find_tool(name)
+    spec = toolbox.find_tool(name, principal)
     if spec is None or not principal.can_use_tool(spec):
         raise ToolNotFound(f"There is no tool {name!r}. `GET /api/v1/tools` lists the available tools.")
     started_at = time.perf_counter()

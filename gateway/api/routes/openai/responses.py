@@ -50,9 +50,8 @@ async def create_response(
     else:
         if body.references:
             body = body.replace_references(await _find_items(body.references, request))
-        specs = tuple(
-            spec for spec in get_toolbox(request).list_specs() if spec.for_model and principal.can_use_tool(spec)
-        )
+        all_specs = get_toolbox(request).list_specs(principal)
+        specs = tuple(spec for spec in all_specs if spec.for_model and principal.can_use_tool(spec))
         servers = get_toolbox(request).list_server_statuses()
         urls = {server.name: server.url for server in servers if principal.can_use_server(server.name)}
         turn_request = body.to_turn_request(specs=specs, urls=urls, idempotency_key=idempotency_key)

@@ -1,0 +1,70 @@
+"""Servers with a connection per user list each user's own tools."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from gateway.simulator import Simulator
+from tests.auth_helpers import Keyring
+from tests.eventually import eventually
+from tests.stack import serve_gateway
+from tests.tools_server.conftest import serve_web
+
+INITIALIZED = {
+    "protocolVersion": "2025-06-18",
+    "capabilities": {"tools": {}},
+    "serverInfo": {"name": "s", "version": "1"},
+}
+
+
+async def answer_by_user(request: web.Request) -> web.Response:
+    """Serve tools that bear the name of the token's user."""
+    if request.method != "POST":
+        return web.Response(status=405)
+    payload = request.headers["Authorization"].split(".")[1]
+    user = json.loads(base64.urlsafe_b64decode(payload + "=="))["sub"].replace("agent-gateway", "nobody")
+    message = await request.json()
+    tool = {"name": f"open_{user}", "description": f"Opens the safe of {user}.", "inputSchema": {"type": "object"}}
+    results: dict[str, Any] = {
+        "initialize": INITIALIZED,
+        "tools/list": {"tools": [tool]},
+        "tools/call": {"content": [{"type": "text", "text": f"the safe of {user}"}]},
+    }
+    if "id" not in message:
+        return web.Response(status=202)
+    if message["method"] not in results:
+        error = {"code": -32601, "message": "Method not found"}
+        return web.json_response({"jsonrpc": "2.0", "id": message["id"], "error": error})
+    return web.json_response({"jsonrpc": "2.0", "id": message["id"], "result": results[message["method"]]})
+
+
+async def test_users_see_and_call_their_own_tools_only(database_url: str, simulator: Simulator, tmp_path: Path) -> None:
+    async with serve_web(answer_by_user) as address:
+        file = tmp_path / "mcp.json"
+        entry = {"url": f"{address}/mcp", "identity": "gateway", "share": "user"}
+        file.write_text(json.dumps({"mcpServers": {"s": entry}}))
+        async with serve_gateway(
+            database_url, simulator, None, mcp_config=file, gateway_data_dir=tmp_path, tools_server_secret=None
+        ) as gateway:
+            keyring = Keyring(gateway)
+            for owner in ("ada", "bob"):
+                await keyring.create_key(owner)
+
+            async def lists_own(owner: str) -> bool:
+                reply = await keyring.get(owner, "/api/v1/tools")
+                names = [tool["name"] for tool in reply.body["tools"]]
+                assert names in ([], ["s_open_nobody"], [f"s_open_{owner}"]), names
+                return names == [f"s_open_{owner}"]
+
+            for owner in ("ada", "bob", "ada", "bob"):
+                await eventually(lambda owner=owner: lists_own(owner))  # type: ignore[misc]
+                reply = await keyring.post(owner, f"/api/v1/tools/s_open_{owner}", {})
+                assert f"the safe of {owner}" in str(reply.body)
+            for owner, other in (("ada", "bob"), ("bob", "ada")):
+                assert (await keyring.post(owner, f"/api/v1/tools/s_open_{other}", {})).status == 404
+                body = {"messages": [{"role": "user", "content": f"call s_open_{other} {{}}"}]}
+                reply = await keyring.post(owner, "/api/v1/chat", body)
+                assert "safe of" not in str(reply.body)
