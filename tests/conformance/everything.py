@@ -12,8 +12,6 @@ from mcp.server.mcpserver.prompts.base import Message, UserMessage
 from mcp.server.subscriptions import InMemorySubscriptionBus, PromptsListChanged, ToolsListChanged
 from starlette.types import ASGIApp
 
-from tests.gateway.mcp_client.mcp_servers import hide_modern_protocol
-
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg=="
 WAV = "UklGRiYAAABXQVZFZm10IBAAAAABAAEAQB8AAAB9AAACABAAZGF0YQIAAAA="
 STEP_SECONDS = 0.05
@@ -37,11 +35,14 @@ def create_server() -> MCPServer[Any]:
     mcp: MCPServer[Any] = MCPServer("everything", log_level="ERROR", subscriptions=bus)
     _register_content_tools(mcp)
     _register_messaging_tools(mcp)
+    _register_diagnostic_tools(mcp)
+    _register_task_tools(mcp)
     _register_elicitation_tools(mcp)
     _register_input_required_tools(mcp)
     _register_change_tools(mcp, bus)
     _register_resources(mcp)
     _register_prompts(mcp)
+    _register_handlers(mcp)
     return mcp
 
 
@@ -103,6 +104,54 @@ def _register_messaging_tools(mcp: MCPServer[Any]) -> None:
         message = t.SamplingMessage(role="user", content=make_text(prompt))
         answer = await ctx.session.create_message(messages=[message], max_tokens=100)
         return f"LLM response: {answer.content.text}"  # type: ignore[union-attr]
+
+
+def _register_diagnostic_tools(mcp: MCPServer[Any]) -> None:
+    """Register tools that the checks of stateless servers call."""
+
+    @mcp.tool()
+    async def test_streaming_elicitation(ctx: Context[Any]) -> str:
+        """Report progress, and ask nothing on the stream."""
+        await ctx.report_progress(1, 1)
+        return "streamed"
+
+    @mcp.tool()
+    async def test_logging_tool(ctx: Context[Any]) -> str:
+        """Log once."""
+        await ctx.info("a line")
+        return "logged"
+
+
+def _register_task_tools(mcp: MCPServer[Any]) -> None:
+    """Register immediate tools that the checks of task extensions call."""
+
+    @mcp.tool()
+    async def greet(name: str) -> str:
+        """Greet."""
+        return f"Hello, {name}!"
+
+    @mcp.tool()
+    async def slow_compute(seconds: float = 0, label: str = "") -> str:
+        """Compute."""
+        await asyncio.sleep(min(seconds, STEP_SECONDS))
+        return f"computed {label}"
+
+    @mcp.tool()
+    async def confirm_delete(filename: str = "") -> str:
+        """Delete without a question."""
+        return f"deleted {filename}"
+
+
+def _register_handlers(mcp: MCPServer[Any]) -> None:
+    """Register the handlers of the legacy protocol that the SDK's server lacks."""
+
+    async def accept(_ctx: Any, _params: Any) -> t.EmptyResult:
+        return t.EmptyResult()
+
+    server = mcp._lowlevel_server
+    server.add_request_handler("logging/setLevel", t.SetLevelRequestParams, accept)
+    server.add_request_handler("resources/subscribe", t.SubscribeRequestParams, accept)
+    server.add_request_handler("resources/unsubscribe", t.UnsubscribeRequestParams, accept)
 
 
 def _register_elicitation_tools(mcp: MCPServer[Any]) -> None:
@@ -317,7 +366,6 @@ def _register_prompts(mcp: MCPServer[Any]) -> None:
         return t.Completion(values=[value for value in ("paris", "park", "party") if value.startswith(argument.value)])
 
 
-def create_app(*, modern: bool) -> ASGIApp:
-    """Create the HTTP app; with `modern=False` it knows only the legacy protocol."""
-    app = create_server().streamable_http_app()
-    return app if modern else hide_modern_protocol(app)
+def create_app() -> ASGIApp:
+    """Create the HTTP app, which speaks both protocols."""
+    return create_server().streamable_http_app()

@@ -5,6 +5,7 @@ that passes.
 """
 
 import asyncio
+import json
 import os
 import re
 import sys
@@ -81,10 +82,20 @@ def check_failures(results: dict[str, bool], expected: dict[str, str]) -> None:
     assert sorted(failed) == sorted(expected)
 
 
+def read_failed_checks(directory: Path) -> dict[str, set[str]]:
+    """The failed checks of each scenario, scored or not."""
+    failed: dict[str, set[str]] = {}
+    for path in directory.glob("**/checks.json"):
+        scenario = re.sub(r"^server-|-\d{4}-\d\d-\d\dT.*", "", path.parent.name)
+        checks = json.loads(path.read_text())
+        failed.setdefault(scenario, set()).update(check["id"] for check in checks if check["status"] == "FAILURE")
+    return failed
+
+
 @pytest.fixture
-async def server(revision: str) -> AsyncGenerator[str]:
-    """A server with all features, which speaks the revision's protocol."""
-    async with serve_asgi(everything.create_app(modern=revision >= "2026")) as url:
+async def server() -> AsyncGenerator[str]:
+    """A server with all features, which speaks both protocols."""
+    async with serve_asgi(everything.create_app()) as url:
         yield f"{url}/mcp"
 
 
@@ -95,18 +106,27 @@ async def test_tool_server_fails_only_the_expected_scenarios(
     check_failures(await run_server_scenarios(open_tools_url, revision, tmp_path, expected), expected)
 
 
-async def test_gateway_fails_only_the_expected_scenarios(
+async def test_nothing_that_passes_directly_fails_through_the_gateway(
     database_url: str, simulator: Simulator, server: str, revision: str, tmp_path: Path
 ) -> None:
+    """Compare every check, with unpinned protocols."""
     expected, gateway_expected = EXPECTED["everything"][revision], EXPECTED["gateway"][revision]
     direct = await run_server_scenarios(server, revision, tmp_path / "direct", expected)
     check_failures(direct, expected)
     async with serve_gateway(database_url, simulator, server) as gateway:
-        through_gateway = await run_server_scenarios(
-            f"{gateway.base_url}/mcp", revision, tmp_path / "through", expected | gateway_expected
-        )
-    failed_only_through_gateway = {name for name, passed in direct.items() if passed and not through_gateway[name]}
-    assert sorted(failed_only_through_gateway) == sorted(gateway_expected)
+        url = f"{gateway.base_url}/mcp"
+        await run_suite("server", "--url", url, "-o", str(tmp_path / "through"), "--requirements", revision)
+        directly, through = read_failed_checks(tmp_path / "direct"), read_failed_checks(tmp_path / "through")
+        assert directly.keys() == through.keys()
+        for name in [name for name in through if through[name] - directly[name] and name not in gateway_expected]:
+            repeated = tmp_path / "repeated" / name  # alone, since a busy machine makes some time out
+            again = ("--scenario", name, "--spec-version", revision)
+            await run_suite("server", "--url", url, "-o", str(repeated), *again)
+            through[name] = read_failed_checks(repeated).get(name, through[name])
+    differing = {name: sorted(failed - directly[name]) for name, failed in through.items() if failed - directly[name]}
+    for name, checks in sorted(differing.items()):
+        print(f"{name}: {', '.join(checks)}")
+    assert sorted(differing) == sorted(gateway_expected)
 
 
 async def test_mcp_client_fails_only_the_expected_scenarios(tmp_path: Path) -> None:
