@@ -8,7 +8,10 @@ from contextlib import suppress
 
 import msgspec
 
-from gateway.common.json_schema import (
+from gateway.domain.errors import InvalidRequest
+from gateway.domain.messages import JsonObject
+from gateway_runtime.json_schema.rules import SchemaInvalid
+from gateway_runtime.json_schema.validation import (
     INLINE_OPERATIONS,
     OperationBudget,
     OperationsExceeded,
@@ -18,9 +21,6 @@ from gateway.common.json_schema import (
     find_error_off_loop,
     run_in_schema_thread,
 )
-from gateway.common.schema_rules import SchemaInvalid
-from gateway.domain.errors import InvalidRequest
-from gateway.domain.messages import JsonObject
 
 _MAX_MESSAGE_LENGTH = 500
 _FENCE = re.compile(r"```[\w-]{0,20}\s((?:(?!```).)*+)```", re.DOTALL)

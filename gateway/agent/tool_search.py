@@ -11,11 +11,11 @@ from collections.abc import Iterable
 import msgspec
 
 from gateway.agent.batch_tool import build_batch_spec
-from gateway.common.schema_rules import SchemaTooLarge, measure_value
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Principal, ToolResult, ToolSpec, TurnRequest, text_block
 from gateway.ports.model import ModelInfo
 from gateway.ports.tools import Toolbox
+from gateway_runtime.json_schema.rules import SchemaTooLarge, measure_value
 
 FIND_TOOLS = "find_tools"
 MAX_TOOLS = 128

@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import msgspec
 
-from gateway.common.json_schema import OperationBudget
 from gateway.common.logging import get_logger
 from gateway.domain.errors import (
     ModelError,
@@ -39,6 +38,7 @@ from gateway.llm.tool_repair.repair import (
 )
 from gateway.llm.tool_repair.text_calls import TextCallParser
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
+from gateway_runtime.json_schema.validation import OperationBudget
 
 log = get_logger(__name__)
 

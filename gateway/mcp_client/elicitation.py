@@ -25,9 +25,9 @@ from mcp.types import (
 from mcp.types.jsonrpc import URL_ELICITATION_REQUIRED
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.common.schema_rules import SchemaTooLarge, measure_value
 from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import Answer, JsonObject, PendingInput, Question, StoredQuestion
+from gateway_runtime.json_schema.rules import SchemaTooLarge, measure_value
 
 _MAX_QUESTIONS = 10
 _MAX_MESSAGE_LENGTH = 4_000

@@ -1,41 +1,11 @@
-"""Encryption of stored secrets, such as tokens of other services."""
-
-import base64
-import hashlib
-
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+"""The secrets that encrypt what the gateway stores."""
 
 from gateway.config import ConfigError, Settings
-from gateway_runtime.private_files import load_or_create_secret
+from gateway_runtime.encryption import Cipher, load_key_file
+
+__all__ = ["KEY_FILE", "Cipher", "load_encryption_secrets"]
 
 KEY_FILE = "encryption.key"
-
-
-class Cipher:
-    """Fernet (AES-128-CBC with HMAC-SHA-256) with keys derived from secrets.
-
-    The first secret encrypts; all of them decrypt.
-    """
-
-    def __init__(self, *secrets: str) -> None:
-        self._fernet = MultiFernet([_derive_key(secret) for secret in secrets])
-
-    def encrypt(self, plain: bytes) -> bytes:
-        return self._fernet.encrypt(plain)
-
-    def decrypt(self, encrypted: bytes) -> bytes | None:
-        """Decrypt bytes.
-
-        Return None if another key encrypted them, or if they were changed.
-        """
-        try:
-            return self._fernet.decrypt(encrypted)
-        except InvalidToken:
-            return None
-
-
-def _derive_key(secret: str) -> Fernet:
-    return Fernet(base64.urlsafe_b64encode(hashlib.sha256(secret.encode()).digest()))
 
 
 def load_encryption_secrets(settings: Settings) -> list[str]:
@@ -52,9 +22,8 @@ def load_encryption_secrets(settings: Settings) -> list[str]:
         return [settings.gateway_encryption_key.get_secret_value(), *older]
     file = settings.gateway_data_dir / KEY_FILE
     try:
-        lines = load_or_create_secret(file)[0].splitlines()
+        return [*load_key_file(file), *older]
     except OSError as error:
         raise ConfigError(
             f"GATEWAY_DATA_DIR: the key file {file} cannot be created or read: {error.strerror}"
         ) from None
-    return [*(line.strip() for line in lines if line.strip()), *older]

@@ -14,17 +14,17 @@ from jsonschema.exceptions import (
     best_match,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from gateway.common.json_schema import (
+from gateway.domain.messages import JsonObject
+from gateway.llm.tool_repair.json_repair import JsonRepairError, LenientJsonParser, is_list, is_object
+from gateway.llm.tool_repair.tool_names import normalize_name
+from gateway_runtime.json_schema.rules import SchemaInvalid
+from gateway_runtime.json_schema.validation import (
     CompiledSchema,
     OperationBudget,
     OperationsExceeded,
     SchemaNotCheckable,
     compile_schema,
 )
-from gateway.common.schema_rules import SchemaInvalid
-from gateway.domain.messages import JsonObject
-from gateway.llm.tool_repair.json_repair import JsonRepairError, LenientJsonParser, is_list, is_object
-from gateway.llm.tool_repair.tool_names import normalize_name
 
 MAX_OPERATIONS = 20_000
 """Operations of all repairs of a model's answer.

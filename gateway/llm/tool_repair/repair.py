@@ -10,7 +10,6 @@ from hashlib import sha256
 
 import msgspec
 
-from gateway.common.json_schema import OperationBudget
 from gateway.common.schema_defaults import fill_required_defaults
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, ToolCall, ToolSpec
 from gateway.llm.stream import check_call_count
@@ -36,6 +35,7 @@ from gateway.llm.tool_repair.json_repair import (
 )
 from gateway.llm.tool_repair.markup import normalize_markup
 from gateway.llm.tool_repair.tool_names import is_parallel_wrapper, matches_tool, normalize_name, resolve_tool_name
+from gateway_runtime.json_schema.validation import OperationBudget
 
 
 class RepairedCall(msgspec.Struct, frozen=True):

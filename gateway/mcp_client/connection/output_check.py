@@ -5,11 +5,11 @@ from collections.abc import Callable
 from mcp import Client
 from mcp.types import CallToolResult, Tool
 
-from gateway.common.json_schema import SchemaNotCheckable, compile_schema_off_loop, find_error_off_loop
 from gateway.common.logging import get_logger
 from gateway.common.sanitize import clean_text
-from gateway.common.schema_rules import SchemaInvalid
 from gateway.mcp_client.results.normalize import restore_structure
+from gateway_runtime.json_schema.rules import SchemaInvalid
+from gateway_runtime.json_schema.validation import SchemaNotCheckable, compile_schema_off_loop, find_error_off_loop
 
 log = get_logger(__name__)
 

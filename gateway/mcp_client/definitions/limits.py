@@ -7,9 +7,9 @@ import mcp.client.session
 from mcp.shared.inbound import find_invalid_x_mcp_header
 from mcp.types import Tool
 
-from gateway.common.schema_rules import SchemaTooLarge, measure_value
 from gateway.mcp_client.definitions.problems import DefinitionProblems
 from gateway.ports.tools import DefinitionKind
+from gateway_runtime.json_schema.rules import SchemaTooLarge, measure_value
 
 MAX_ITEM_NODES, MAX_ITEM_CHARS = 25_000, 512 * 1024
 MAX_LIST_NODES, MAX_LIST_CHARS = 100_000, 8 * 1024 * 1024

@@ -11,7 +11,6 @@ from mcp_types.methods import validate_server_result
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel
 
-from gateway.common.schema_rules import SchemaTooLarge, measure_value
 from gateway.domain.messages import JsonObject
 from gateway.mcp_client.definitions.limits import MAX_ITEM_CHARS, MAX_ITEM_NODES
 from gateway.mcp_client.definitions.problems import DefinitionProblems
@@ -19,6 +18,7 @@ from gateway.mcp_client.definitions.repair import Misfit, find_misfit, remove_mi
 from gateway.mcp_client.definitions.schema_repair import repair_schema
 from gateway.mcp_client.results.normalize import normalize_result, set_modern_members
 from gateway.ports.tools import DefinitionKind
+from gateway_runtime.json_schema.rules import SchemaTooLarge, measure_value
 
 _MAX_SHOWN_PROBLEMS = 5
 _ITEMS_AT_ONCE = 20

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any, cast
 from urllib.parse import unquote
 
-from gateway.common.schema_rules import (
+from gateway.domain.messages import JsonObject
+from gateway_runtime.json_schema.rules import (
     ID_KEYWORDS,
     KEYWORD_RULES,
     SUBSCHEMA_KEYWORDS,
@@ -16,7 +17,6 @@ from gateway.common.schema_rules import (
     SUBSCHEMA_MAP_KEYWORDS,
     TYPES,
 )
-from gateway.domain.messages import JsonObject
 
 _TYPE_NAMES = {name: name for name in TYPES} | {
     "bool": "boolean", "date": "string", "datetime": "string", "dict": "object", "double": "number",

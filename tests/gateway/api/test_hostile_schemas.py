@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from gateway.agent.structured_output import check_answer_content
-from gateway.common.json_schema import CompiledSchema, OperationBudget, OperationsExceeded
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import ToolSpec
 from gateway.llm.tool_repair.repair import RepairedCall, repair_call
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.simulator import Fault, Simulator
+from gateway_runtime.json_schema.validation import CompiledSchema, OperationBudget, OperationsExceeded
 from tests.call_counter import count_function_calls
 from tests.gateway.mcp_client.hostile_server import HostileServer, make_tool
 from tests.gateway.mcp_client.test_toolbox import connect_toolbox

@@ -32,9 +32,8 @@ from jsonschema.exceptions import (
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import EMPTY_REGISTRY
 
-from gateway.common.concurrency import Deadline
-from gateway.common.linear_patterns import compile_pattern, estimate_compilation
-from gateway.common.schema_rules import MAX_DEPTH, SchemaInvalid, check_keywords, measure_value
+from gateway_runtime.json_schema.patterns import compile_pattern, estimate_compilation
+from gateway_runtime.json_schema.rules import MAX_DEPTH, SchemaInvalid, check_keywords, measure_value
 
 T = TypeVar("T")
 _KeywordCheck = Callable[[Any, Any, object, Any], "Iterable[ValidationError] | None"]
@@ -272,7 +271,7 @@ async def run_in_schema_thread(function: Callable[..., T], *arguments: object) -
         SchemaNotCheckable: no thread was free in time.
     """
     try:
-        async with Deadline.after(_THREAD_TIMEOUT_SECONDS).limit():
+        async with asyncio.timeout(_THREAD_TIMEOUT_SECONDS):
             return await asyncio.get_running_loop().run_in_executor(_threads, function, *arguments)
     except TimeoutError:
         raise SchemaNotCheckable from None
