@@ -34,9 +34,11 @@ from gateway.domain.bus import BusKind, BusMessage
 from gateway.llm.build import connect_model_server
 from gateway.llm.catalog import Catalog
 from gateway.llm.resilient import ResilientModel, RetryPolicy
+from gateway.mcp_client.caller_identity import TokenIssuer
 from gateway.mcp_client.identity_keys import IdentityKeys
 from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.server_config import ServerConfigFile
+from gateway.mcp_client.tool_server.definitions import DefinitionClient
 from gateway.mcp_client.toolbox import McpToolbox
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import Toolbox
@@ -107,6 +109,7 @@ class Tools:
     policy_toolbox: Toolbox
     host_toolbox: Toolbox
     registry: ServerRegistry
+    definitions: DefinitionClient
 
 
 @asynccontextmanager
@@ -155,6 +158,7 @@ async def build_gateway(
         state.registry = tools.registry
         state.mcp = mcp
         state.toolbox = tools.policy_toolbox
+        state.definitions = tools.definitions
         state.catalog = llm.catalog
         state.model = llm.model
         state.storage_health = _build_storage_health(settings, timeouts, store, lease, stack)
@@ -320,7 +324,10 @@ async def build_tools(
         await toolbox.connect_servers()
         stack.push_async_callback(toolbox.disconnect_servers)
         _supervise(registry.task, tasks, stack)
-        yield Tools(toolbox, policy_toolbox, host_toolbox, registry)
+        secret = settings.tools_server_secret
+        issuer = TokenIssuer(store.identity_keys, secret.get_secret_value() if secret else None)
+        definitions = DefinitionClient(registry.get_config, issuer)
+        yield Tools(toolbox, policy_toolbox, host_toolbox, registry, definitions)
 
 
 @asynccontextmanager

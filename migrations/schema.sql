@@ -44,6 +44,34 @@ CREATE INDEX ix_task_calls_created_at ON tools.task_calls (created_at);
 
 UPDATE alembic_version SET version_num='tools_0002' WHERE alembic_version.version_num = 'tools_0001';
 
+-- Running upgrade tools_0002 -> tools_0003
+
+CREATE TABLE tools.http_tools (
+    name TEXT NOT NULL, 
+    draft JSON NOT NULL, 
+    origin TEXT NOT NULL, 
+    published JSON, 
+    published_origin TEXT, 
+    revision INTEGER NOT NULL, 
+    published_revision INTEGER, 
+    source JSON, 
+    updated_by TEXT NOT NULL, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    updated_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    PRIMARY KEY (name)
+);
+
+CREATE TABLE tools.http_tool_secrets (
+    origin TEXT NOT NULL, 
+    name TEXT NOT NULL, 
+    value BYTEA NOT NULL, 
+    updated_by TEXT NOT NULL, 
+    updated_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    PRIMARY KEY (origin, name)
+);
+
+UPDATE alembic_version SET version_num='tools_0003' WHERE alembic_version.version_num = 'tools_0002';
+
 -- Running upgrade  -> gateway_0001
 
 CREATE TABLE conversations (

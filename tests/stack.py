@@ -95,12 +95,12 @@ async def serve_asgi(app: Any, port: int = 0, http: type[HttpProtocol] = HttpPro
 
 
 @asynccontextmanager
-async def serve_tools(database_url: str, *, is_open: bool = False) -> AsyncGenerator[str]:
+async def serve_tools(database_url: str, *, is_open: bool = False, **values: Any) -> AsyncGenerator[str]:
     """Serve the real tool server; yields its MCP URL.
 
     With `is_open`, callers on this machine need no token.
     """
-    settings = _ToolsSettings(tools_server_secret=None if is_open else SecretStr(SECRET))
+    settings = _ToolsSettings(tools_server_secret=None if is_open else SecretStr(SECRET), **values)
     store = TaskStore(database_url, timeout_seconds=60)
     server = create_server(settings, store)
     try:

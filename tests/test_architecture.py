@@ -55,7 +55,7 @@ LIBRARY_USERS: dict[str, tuple[str, ...]] = {
     "groq": ("gateway.llm.providers",),
     "openai": ("gateway.llm.providers", "examples"),
     "mcp": ("gateway.mcp_client", "gateway.api.mcp", "tools_server"),
-    "sqlmodel": ("gateway.store", "tools_server.tasks"),
+    "sqlmodel": ("gateway.store", "tools_server.common.database", "tools_server.http_tools", "tools_server.tasks"),
     "fastapi": ("gateway.api", "gateway.app"),
     "starlette": (
         "gateway.api",

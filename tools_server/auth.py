@@ -7,6 +7,7 @@ on this machine without a token are `local`.
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import jwt
 from jwt.types import Options
@@ -22,6 +23,9 @@ from tools_server.published_keys import KeysUnavailable, PublishedKeys, UnknownK
 
 LOCAL_USER = "local"
 USER_SCOPE_KEY = "tools_server.user"
+DEFINITIONS_PATH = "/definitions"
+DEFINE_SCOPE = "tools:define"
+"""Scope of the gateway's tokens with which an admin defines tools."""
 _GATEWAY_ISSUER = "agent-gateway"
 _MAX_USER_LENGTH = 256
 _LEEWAY_SECONDS = 5
@@ -48,8 +52,19 @@ class TokenRejected(Exception):
     """
 
 
+class ScopeMissing(TokenRejected):
+    """The token is valid, and does not permit the request."""
+
+
 class TokenMissing(TokenRejected):
     """The request has no token, and the server requires one."""
+
+
+class AuthenticatedCaller(NamedTuple):
+    """User of a request, and the scopes of the token."""
+
+    user: str
+    scopes: frozenset[str] = frozenset()
 
 
 class AuthenticationMiddleware:
@@ -79,38 +94,55 @@ class AuthenticationMiddleware:
         if scope["type"] == "http" and scope["path"] != "/health" and not scope["path"].startswith(METADATA_PATH):
             try:
                 port = (scope.get("server") or ("", 0))[1] or 0
-                scope[USER_SCOPE_KEY] = await self._authenticate_user(dict(scope["headers"]), port)
+                headers = dict(scope["headers"])
+                if is_definitions_path(scope["path"]):
+                    scope[USER_SCOPE_KEY] = await self._authenticate_definer(headers, port)
+                else:
+                    scope[USER_SCOPE_KEY] = (await self._authenticate_user(headers, port)).user
             except TokenRejected as error:
                 await _send_rejection(send, error, self._metadata_url)
                 return
         await self._app(scope, receive, send)
 
-    async def _authenticate_user(self, headers: Mapping[bytes, bytes], port: int) -> str:
+    async def _authenticate_definer(self, headers: Mapping[bytes, bytes], port: int) -> str:
+        """Return the admin who defines tools.
+
+        The gateway's token for it is required, on loopback, too.
+        """
+        if not headers.get(b"authorization"):
+            raise TokenMissing("a bearer token of the gateway is required")
+        caller = await self._authenticate_user(headers, port)
+        if DEFINE_SCOPE not in caller.scopes:
+            raise ScopeMissing("only admins may define tools, at the gateway's /api/v1/tools/definitions")
+        return caller.user
+
+    async def _authenticate_user(self, headers: Mapping[bytes, bytes], port: int) -> "AuthenticatedCaller":
         """Return the user of a request that arrived at a port."""
         authorization = headers.get(b"authorization", b"").decode("latin-1")
         if not authorization:
             if self._requires_token or not _PROXY_HEADERS.isdisjoint(headers):
                 raise TokenMissing("a bearer token is required")
-            return LOCAL_USER
+            return AuthenticatedCaller(LOCAL_USER)
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise TokenRejected("the Authorization header must be `Bearer` and a token")
         if self._oauth_issuer is not None and _parse_issuer(token) != _GATEWAY_ISSUER:
-            return await self._oauth_issuer.verify_token(token, [self._resource_url])
+            caller = await self._oauth_issuer.verify_token(token, [self._resource_url])
+            return AuthenticatedCaller(caller.user)  # scopes of another issuer have other meanings
         audiences = [self._audience, *self._list_resource_urls(port)]
         if _parse_algorithm(token) == "HS256":
             return self._verify_shared_secret_token(token, audiences)
         return await self._gateway.verify_token(token, audiences)
 
-    def _verify_shared_secret_token(self, token: str, audiences: list[str]) -> str:
+    def _verify_shared_secret_token(self, token: str, audiences: list[str]) -> "AuthenticatedCaller":
         """Verify a token that is signed with TOOLS_SERVER_SECRET.
 
         This way is deprecated.
         """
         if self._secret is None:
             raise TokenRejected("this server has no TOOLS_SERVER_SECRET to verify a token with")
-        return _decode_user(token, self._secret.get_secret_value(), ["HS256"], audiences, _GATEWAY_ISSUER)
+        return _decode_caller(token, self._secret.get_secret_value(), ["HS256"], audiences, _GATEWAY_ISSUER)
 
 
 class TokenIssuer:
@@ -124,7 +156,7 @@ class TokenIssuer:
         self._keys = keys
         self._name = name
 
-    async def verify_token(self, token: str, audiences: list[str]) -> str:
+    async def verify_token(self, token: str, audiences: list[str]) -> "AuthenticatedCaller":
         """Return the user of a token for one of the audiences.
 
         Raises:
@@ -136,10 +168,12 @@ class TokenIssuer:
             raise TokenRejected(f"the keys of {self._name} cannot be fetched now") from None
         except (UnknownKey, jwt.PyJWTError):
             raise TokenRejected("the token is not valid") from None
-        return _decode_user(token, key, _ALGORITHMS, audiences, self._issuer)
+        return _decode_caller(token, key, _ALGORITHMS, audiences, self._issuer)
 
 
-def _decode_user(token: str, key: str | jwt.PyJWK, algorithms: list[str], audiences: list[str], issuer: str) -> str:
+def _decode_caller(
+    token: str, key: str | jwt.PyJWK, algorithms: list[str], audiences: list[str], issuer: str
+) -> "AuthenticatedCaller":
     try:
         claims = jwt.decode(
             token,
@@ -154,7 +188,15 @@ def _decode_user(token: str, key: str | jwt.PyJWK, algorithms: list[str], audien
         raise TokenRejected("the token has expired") from None
     except jwt.PyJWTError:
         raise TokenRejected("the token is not valid") from None
-    return _get_user_claim(claims)
+    scope: object = claims.get("scope")
+    return AuthenticatedCaller(
+        _get_user_claim(claims), frozenset(scope.split()) if isinstance(scope, str) else frozenset()
+    )
+
+
+def is_definitions_path(path: str) -> bool:
+    """Return whether a path is one of the definitions'."""
+    return path == DEFINITIONS_PATH or path.startswith(f"{DEFINITIONS_PATH}/")
 
 
 def build_metadata_routes(settings: Settings) -> list[Route]:
@@ -216,8 +258,11 @@ def get_request_user(request: object) -> str:
 
 
 async def _send_rejection(send: Send, error: TokenRejected, metadata_url: str | None) -> None:
-    body = json.dumps({"error": {"code": "not_authenticated", "message": f"Refused: {error}."}}).encode()
-    parameters = [] if isinstance(error, TokenMissing) else ['error="invalid_token"']
+    status, code, problem = 401, "not_authenticated", "invalid_token"
+    if isinstance(error, ScopeMissing):
+        status, code, problem = 403, "forbidden", "insufficient_scope"
+    body = json.dumps({"error": {"code": code, "message": f"Refused: {error}."}}).encode()
+    parameters = [] if isinstance(error, TokenMissing) else [f'error="{problem}"']
     parameters += [f'resource_metadata="{metadata_url}"'] if metadata_url else []
     challenge = f"Bearer {', '.join(parameters)}".strip().encode()
     headers = [
@@ -225,5 +270,5 @@ async def _send_rejection(send: Send, error: TokenRejected, metadata_url: str | 
         (b"content-length", str(len(body)).encode()),
         (b"www-authenticate", challenge),
     ]
-    await send({"type": "http.response.start", "status": 401, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

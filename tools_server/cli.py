@@ -72,6 +72,7 @@ async def run_server(
     """
     # Imported here because they take most of a second: a broken setting or a taken port is reported before that.
     gc.disable()  # imports leave no garbage, and collecting would take a fifth of their time
+    from tools_server.http_tools.secrets import SecretCipher
     from tools_server.migrations import upgrade_when_available
     from tools_server.server import create_app, create_server
     from tools_server.tasks.store import TaskStore
@@ -81,12 +82,14 @@ async def run_server(
     url = settings.postgres_url or (postgres.server.build_url() if postgres else "")
     store = TaskStore(url)
     mcp = create_server(settings, store)
+    SecretCipher(settings).load()
     migrations = asyncio.create_task(
         _log_failure("migrations", upgrade_when_available(settings.direct_postgres_url or url))
     )
     try:
         if listener is None:
-            await _serve_stdio(mcp, postgres.stop if postgres else None)
+            async with mcp.run_definitions():
+                await _serve_stdio(mcp, postgres.stop if postgres else None)
         else:
             _warn_about_tokens(settings)
             if settings.gateway_parent_fd is not None:

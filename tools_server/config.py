@@ -15,6 +15,7 @@ from gateway_runtime.postgres.settings import PostgresSettings
 from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings, read_parent_fd
 from gateway_runtime.settings.hosts import normalize_host_pattern, normalize_origin, split_list
 from gateway_runtime.tls import TlsFiles
+from tools_server.common.private_targets import parse_private_target
 
 __all__ = ["ConfigError", "Settings", "list_renamed_settings", "load_settings"]
 
@@ -62,6 +63,10 @@ class Settings(PostgresSettings):
     tools_server_max_sessions: int = Field(default=1_000, ge=1)
     tools_server_max_user_sessions: int = Field(default=100, ge=1)
 
+    tools_encryption_key: SecretStr | None = Field(default=None, min_length=16)
+    tools_encryption_old_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_list)] = ()
+    tools_private_targets: CommaSeparated = ()
+
     gateway_data_dir: Path = Path(".data")
     gateway_parent_fd: Annotated[int | None, BeforeValidator(read_parent_fd)] = Field(
         default=None, ge=0, validation_alias=AliasChoices("GATEWAY_PARENT_FD", "GATEWAY_LIFELINE")
@@ -87,7 +92,7 @@ class Settings(PostgresSettings):
     def _normalize_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(normalize_origin(origin, any_port=True) for origin in origins)
 
-    @field_validator("tools_server_secret", "tools_server_state_key")
+    @field_validator("tools_server_secret", "tools_server_state_key", "tools_encryption_key")
     @classmethod
     def _reject_placeholder_secret(cls, value: SecretStr | None) -> SecretStr | None:
         """Refuse secrets from examples.
@@ -97,6 +102,13 @@ class Settings(PostgresSettings):
         if value is not None and _PLACEHOLDER.fullmatch(value.get_secret_value().strip()):
             raise ValueError("is a placeholder: set a secret of your own, for example from `openssl rand -hex 32`")
         return value
+
+    @field_validator("tools_private_targets")
+    @classmethod
+    def _validate_targets(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        for target in targets:
+            parse_private_target(target)
+        return targets
 
     @field_validator("log_level", mode="before")
     @classmethod

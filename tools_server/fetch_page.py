@@ -4,10 +4,7 @@ It returns the readable text of a page at a public address.
 """
 
 import asyncio
-import ipaddress
 import re
-import socket
-from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urljoin
 
@@ -19,13 +16,12 @@ from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 from yarl import URL
 
-from gateway_runtime.public_addresses import Address, is_public
+from gateway_runtime.public_addresses import is_public
+from tools_server.common.guarded_http import AddressCheck, create_guarded_session, describe_transport_error
 from tools_server.text_extractor import ExtractionFailed, TextExtractor
 from tools_server.thread_pool import BoundedThreadPool, ThreadedResolver
 
 log = structlog.stdlib.get_logger(__name__)
-
-AddressCheck = Callable[[Address, int], bool]
 
 MAX_BYTES = 2 * 1024 * 1024
 MAX_CHARACTERS = 50_000
@@ -52,10 +48,6 @@ class FetchError(Exception):
     """The page cannot be fetched; `str()` is the reason, for the model."""
 
 
-class _AddressNotPublic(OSError):
-    """The connection would have gone to an address that is not public."""
-
-
 class PageFetcher:
     """Fetches pages from addresses that `is_allowed` accepts.
 
@@ -78,39 +70,17 @@ class PageFetcher:
         try:
             async with asyncio.timeout(self._total_seconds), self._create_session() as session:
                 return await self._follow_redirects(session, url)
-        except TimeoutError:
-            raise FetchError("it did not arrive in time") from None
-        except aiohttp.ClientConnectorDNSError:
-            raise FetchError("its host name is not known, or there is no network") from None
-        except aiohttp.ClientConnectorError as error:
-            raise FetchError(_explain_connection_error(error.os_error)) from None
-        except (aiohttp.InvalidURL, ValueError):
-            raise FetchError("this is not a web address") from None
-        except (aiohttp.ClientError, OSError):
-            raise FetchError("its server did not answer properly") from None
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            raise FetchError(describe_transport_error(error)) from None
 
     def _create_session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            socket_factory=self._create_socket, resolver=self._resolver, use_dns_cache=False, limit=8, force_close=True
-        )
-        return aiohttp.ClientSession(
-            connector=connector,
-            trust_env=False,  # a proxy would connect to addresses that are not checked here
+        return create_guarded_session(
+            self._is_allowed,
+            self._resolver,
+            total_seconds=self._total_seconds,
+            read_seconds=10,
             headers={"User-Agent": "agent-gateway-tools/1", "Accept": "text/html,text/*;q=0.9,application/json;q=0.8"},
-            timeout=aiohttp.ClientTimeout(total=self._total_seconds, connect=5, sock_read=10),
         )
-
-    def _create_socket(self, address_info: tuple[int, int, int, str, tuple[str | int, ...]]) -> socket.socket:
-        """Create the socket for one resolved address, which aiohttp connects next.
-
-        Raises:
-            _AddressNotPublic: the address is not allowed.
-        """
-        family, kind, protocol, _, address = address_info
-        host, port = str(address[0]), int(address[1])
-        if not self._is_allowed(ipaddress.ip_address(host.split("%", 1)[0]), port):
-            raise _AddressNotPublic("not public")
-        return socket.socket(family, kind, protocol)
 
     async def _follow_redirects(self, session: aiohttp.ClientSession, url: str) -> Page:
         for _ in range(MAX_REDIRECTS + 1):
@@ -141,13 +111,6 @@ class PageFetcher:
         return Page(
             url=str(response.url), title=title, text=text[:MAX_CHARACTERS], truncated=len(text) > MAX_CHARACTERS
         )
-
-
-def _explain_connection_error(error: OSError) -> str:
-    # After attempts at several addresses, asyncio joins their errors in one text.
-    if isinstance(error, _AddressNotPublic) or "not public" in str(error):
-        return "its address is not public, or its port is not a web server's"
-    return "its server cannot be reached"
 
 
 def _check_url(url: str) -> None:

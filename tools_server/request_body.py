@@ -5,10 +5,14 @@ import json
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway_runtime.request_body import BODY_METHODS, BodyRejected, check_body, read_body, replay_body
+from tools_server.auth import is_definitions_path
 
 _MAX_BYTES = 1024 * 1024
 _MAX_ITEMS = 1_000
 _TIMEOUT_SECONDS = 60.0
+_MAX_DEFINITION_BYTES = 5 * 1024 * 1024
+_MAX_DEFINITION_ITEMS = 50_000
+"""Limits of definitions and OpenAPI documents, which only admins send."""
 
 
 class RequestBodyMiddleware:
@@ -25,12 +29,15 @@ class RequestBodyMiddleware:
         if scope["type"] != "http" or scope["method"] not in BODY_METHODS:
             await self._app(scope, receive, send)
             return
+        max_bytes, max_items = _MAX_BYTES, _MAX_ITEMS
+        if is_definitions_path(scope["path"]):
+            max_bytes, max_items = _MAX_DEFINITION_BYTES, _MAX_DEFINITION_ITEMS
         try:
             body = await read_body(
-                receive, scope["headers"], max_bytes=_MAX_BYTES, timeout_seconds=self._timeout_seconds
+                receive, scope["headers"], max_bytes=max_bytes, timeout_seconds=self._timeout_seconds
             )
             if body:
-                await check_body(body, max_items=_MAX_ITEMS)
+                await check_body(body, max_items=max_items)
         except BodyRejected as error:
             await _send_rejection(send, error)
             return

@@ -1,19 +1,25 @@
 """The MCP server with all its tools, and its HTTP application."""
 
+import asyncio
 import hashlib
 import inspect
 import secrets
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from mcp import MCPError
 from mcp.server import NotificationOptions
 from mcp.server.caching import CacheHint
+from mcp.server.connection import Connection
+from mcp.server.context import ServerRequestContext
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.request_state import RequestStateSecurity
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp
-from mcp.server.subscriptions import ListenHandler
+from mcp.server.subscriptions import ListenHandler, ToolsListChanged
 from mcp.types import (
     INVALID_PARAMS,
     CallToolResult,
@@ -22,10 +28,13 @@ from mcp.types import (
     CompletionContext,
     GetPromptResult,
     InputRequiredResult,
+    ListToolsResult,
+    PaginatedRequestParams,
     PromptReference,
     ResourceTemplateReference,
     Tool,
 )
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -38,7 +47,15 @@ from gateway_runtime.cached_value import CachedValue
 from gateway_runtime.settings.hosts import normalize_host_pattern
 from tools_server import calculator, fetch_page, web_search
 from tools_server.auth import AuthenticationMiddleware, build_metadata_routes, get_request_user
+from tools_server.common.private_targets import TargetPolicy
 from tools_server.config import LOOPBACK_HOSTS, Settings
+from tools_server.http_tools.catalog import DefinitionCatalog
+from tools_server.http_tools.openapi.importer import DocumentImporter
+from tools_server.http_tools.routes import build_definition_routes
+from tools_server.http_tools.secrets import SecretCipher
+from tools_server.http_tools.sender import HttpSender
+from tools_server.http_tools.service import DefinitionService
+from tools_server.http_tools.store import DefinitionStore
 from tools_server.request_body import RequestBodyMiddleware
 from tools_server.request_origin import RequestOriginMiddleware
 from tools_server.rest import add_rest_routes, answer_http_error
@@ -51,6 +68,7 @@ if TYPE_CHECKING:
 
 VERSION = "0.2.0"
 _HEALTH_SECONDS = 1.0
+_NOTIFY_SECONDS = 2.0
 STATE_LIFETIME_SECONDS = 30 * 86_400.0
 INSTRUCTIONS = """\
 calculator is exact: use it for all arithmetic. web_search finds pages, fetch_page reads one. The task tools keep the \
@@ -60,8 +78,16 @@ user's own task list: look numbers up with list_tasks before you change or delet
 class ToolServer(MCPServer[object]):
     """The SDK's server, extended.
 
-    It notifies of tool changes, can close listen streams, and has readable errors.
+    It notifies of tool changes, can close listen streams, has readable errors, and offers defined tools.
     """
+
+    _catalog: DefinitionCatalog | None = None
+    _definitions: DefinitionService | None = None
+    _importer: DocumentImporter | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._legacy_sessions: WeakSet[Connection] = WeakSet()
 
     def announce_list_changes(self) -> None:
         """Announce that the list of tools may change.
@@ -80,9 +106,40 @@ class ToolServer(MCPServer[object]):
         """Build the application with bounded sessions of each user."""
         manager = UserSessionManager(self._lowlevel_server, settings)
         routes = [Route("/mcp", StreamableHTTPASGIApp(manager)), *self._custom_starlette_routes]
-        return Starlette(
-            routes=routes, lifespan=lambda _: manager.run(), exception_handlers={HTTPException: answer_http_error}
-        )
+        if self._definitions is not None and self._importer is not None:
+            routes.extend(build_definition_routes(self._definitions, self._importer))
+
+        @asynccontextmanager
+        async def run(_app: Starlette) -> AsyncGenerator[None]:
+            async with manager.run(), self.run_definitions():
+                yield
+
+        return Starlette(routes=routes, lifespan=run, exception_handlers={HTTPException: answer_http_error})
+
+    def add_definitions(self, settings: Settings, store: TaskStore) -> None:
+        """Offer the tools that people define, besides the registered ones."""
+        definitions, cipher = DefinitionStore(store.database), SecretCipher(settings)
+        sender = HttpSender(TargetPolicy(settings.tools_private_targets))
+        url = settings.direct_postgres_url or store.database.url
+        self._catalog = DefinitionCatalog(definitions, cipher, sender, url, self.notify_tools_changed)
+        names = frozenset(tool.name for tool in self._tool_manager.list_tools())
+        self._definitions = DefinitionService(definitions, self._catalog, cipher, names)
+        self._importer = DocumentImporter(self._definitions, sender)
+
+    @asynccontextmanager
+    async def run_definitions(self) -> AsyncGenerator[None]:
+        """Keep the defined tools current inside of the block."""
+        if self._catalog is None:
+            yield
+            return
+        async with self._catalog.run():
+            yield
+
+    async def notify_tools_changed(self) -> None:
+        """Tell all hosts that the list of tools has changed."""
+        await self._subscriptions.publish(ToolsListChanged())
+        notifications = (_notify_session(session) for session in list(self._legacy_sessions))
+        await asyncio.gather(*notifications)
 
     def close_listen_streams(self) -> None:
         """End the open listen streams, each with its last message.
@@ -96,7 +153,20 @@ class ToolServer(MCPServer[object]):
     async def list_tools(self) -> list[Tool]:
         """List the tools like the SDK, without the indentation of their docstrings."""
         tools = await super().list_tools()
-        return [tool.model_copy(update={"description": inspect.cleandoc(tool.description or "")}) for tool in tools]
+        listed = [tool.model_copy(update={"description": inspect.cleandoc(tool.description or "")}) for tool in tools]
+        return listed if self._catalog is None else [*listed, *await self._catalog.list_tools()]
+
+    async def _handle_list_tools(
+        self, ctx: ServerRequestContext[object, Any], params: PaginatedRequestParams | None
+    ) -> ListToolsResult:
+        """Remember which sessions of the legacy protocol to notify of changes."""
+        if ctx.session.protocol_version not in MODERN_PROTOCOL_VERSIONS:
+            self._legacy_sessions.add(ctx.session._connection)  # pyright: ignore[reportPrivateUsage]
+        return await super()._handle_list_tools(ctx, params)
+
+    def _tool_input_schema(self, name: str) -> dict[str, Any] | None:
+        defined = None if self._catalog is None else self._catalog.find(name)
+        return super()._tool_input_schema(name) if defined is None else defined.definition.input_schema
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: "Context[object, Any] | None" = None
@@ -105,6 +175,8 @@ class ToolServer(MCPServer[object]):
 
         For wrong arguments the model gets a readable error instead of pydantic's.
         """
+        if self._catalog is not None and (defined := self._catalog.find(name)) is not None:
+            return await self._catalog.call(defined, arguments)
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
@@ -145,9 +217,20 @@ def create_server(settings: Settings, store: TaskStore) -> ToolServer:
     web_search.register_web_search(mcp, web_search.create_backend(settings))
     fetch_page.register_fetch_page(mcp, fetch_page.PageFetcher())
     task_tools.register_task_tools(mcp, store)
+    mcp.add_definitions(settings, store)
     _register_completion(mcp)
     _register_health(mcp, store)
     return mcp
+
+
+async def _notify_session(session: Connection) -> None:
+    """Notify a session.
+
+    The session may have ended, or its client may not read.
+    """
+    with suppress(Exception):
+        async with asyncio.timeout(_NOTIFY_SECONDS):
+            await session.send_tool_list_changed()
 
 
 def _make_state_security(settings: Settings) -> RequestStateSecurity:

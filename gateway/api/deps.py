@@ -18,6 +18,7 @@ from gateway.common.concurrency import TaskRegistry, WorkInterrupted, run_until
 from gateway.config import Settings
 from gateway.domain.errors import ClientGone
 from gateway.domain.messages import JsonObject, Principal
+from gateway.ports.definitions import DefinitionForwarder
 from gateway.ports.model import Model, ModelCatalog
 from gateway.ports.servers import ServerAdmin
 from gateway.ports.tools import Toolbox
@@ -81,6 +82,7 @@ AuthenticatorDep = Annotated[Authenticator, _depends_on_part("auth")]
 AuditChainDep = Annotated[AuditChain, _depends_on_part("audit_chain")]
 AuditLogDep = Annotated[AuditStore, _depends_on_part("audit")]
 ConversationsDep = Annotated[ConversationStore, _depends_on_part("conversations")]
+DefinitionsDep = Annotated[DefinitionForwarder, _depends_on_part("definitions")]
 HistoryDep = Annotated[HistoryStore, _depends_on_part("history")]
 IdentityJwksDep = Annotated[JsonObject, _depends_on_part("identity_jwks")]
 ModelDep = Annotated[Model, _depends_on_part("model")]

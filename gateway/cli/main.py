@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import api_keys, audit, compose, mcp, tools_token, users
+from gateway.cli import api_keys, audit, compose, definitions, mcp, tools_token, users
 from gateway.cli.errors import report_config_errors
 from gateway.cli.serve import open_postgres, serve_gateway
 from gateway.config import load_settings
@@ -22,6 +22,7 @@ app.add_typer(api_keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(mcp.app, name="mcp")
 app.add_typer(users.app, name="users")
+app.add_typer(definitions.app, name="tools")
 app.command("compose-secrets")(compose.write_secrets)
 app.command("tools-token")(tools_token.print_token)
 

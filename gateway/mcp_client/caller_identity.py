@@ -45,12 +45,13 @@ def forward_header(header: str) -> Callable[[httpx2.Request], Awaitable[None]]:
 class TokenSigner:
     """Creates tokens that name the acting user, for one server.
 
-    `sign` signs the claims. Reuses a token for half its lifetime.
+    `sign` signs the claims. Reuses a token for half its lifetime. `scope` permits more than calls of tools.
     """
 
-    def __init__(self, sign: Callable[[JsonObject], str], audience: str) -> None:
+    def __init__(self, sign: Callable[[JsonObject], str], audience: str, scope: str | None = None) -> None:
         self._sign = sign
         self._audience = audience
+        self._scope = scope
         self._tokens: LruDict[str, tuple[float, str]] = LruDict(_MAX_CACHED_USERS)
 
     async def add_token(self, request: httpx2.Request) -> None:
@@ -68,6 +69,7 @@ class TokenSigner:
         if now > reuse_until:
             expires_at = now + _TOKEN_LIFETIME_SECONDS
             claims = {"iss": ISSUER, "aud": self._audience, "sub": user, "iat": int(now), "exp": int(expires_at)}
+            claims |= {"scope": self._scope} if self._scope else {}
             token = self._sign(claims)
             self._tokens[user] = (now + _TOKEN_LIFETIME_SECONDS / 2, token)
         return token
@@ -84,13 +86,15 @@ class TokenIssuer:
         self._keys = keys
         self._secret = secret
 
-    def create_transport(self, inner: httpx2.AsyncBaseTransport, audience: str) -> httpx2.AsyncBaseTransport:
+    def create_transport(
+        self, inner: httpx2.AsyncBaseTransport, audience: str, scope: str | None = None
+    ) -> httpx2.AsyncBaseTransport:
         """Add a token to every request of a transport."""
         signers: list[TokenSigner] = []
         if self._keys is not None:
-            signers.append(TokenSigner(self._keys.sign, audience))
+            signers.append(TokenSigner(self._keys.sign, audience, scope))
         if self._secret is not None:
-            signers.append(TokenSigner(partial(sign_with_secret, self._secret), audience))
+            signers.append(TokenSigner(partial(sign_with_secret, self._secret), audience, scope))
         return IdentityTransport(inner, signers) if signers else inner
 
 

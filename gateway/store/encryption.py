@@ -1,7 +1,7 @@
 """The secrets that encrypt what the gateway stores."""
 
 from gateway.config import ConfigError, Settings
-from gateway_runtime.encryption import Cipher, load_key_file
+from gateway_runtime.settings.encryption import Cipher, load_key_file
 
 __all__ = ["KEY_FILE", "Cipher", "load_encryption_secrets"]
 

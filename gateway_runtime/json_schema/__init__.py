@@ -1,1 +1,1 @@
-"""JSON schemas of others: their size and form, and validation in bounded time."""
+"""JSON schemas of others: size, form, and validation in bounded time."""

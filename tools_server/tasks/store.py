@@ -1,26 +1,20 @@
 """Tasks in Postgres, separate for each user."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
-import structlog
 from pydantic import BaseModel, Field
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from gateway_runtime.postgres.connections import ConnectionTimeouts, PostgresConnector
-from gateway_runtime.postgres.errors import StorageFailure, classify_error, is_database_error
+from tools_server.common.database import DatabaseUnavailable, ToolsDatabase
 from tools_server.tasks import calls
 from tools_server.tasks.calls import CallKey
 from tools_server.tasks.models import Task, TaskCounter
-
-log = structlog.stdlib.get_logger(__name__)
 
 Status = Literal["pending", "completed"]
 
@@ -89,22 +83,11 @@ class TaskStore:
     """
 
     def __init__(self, url: str, *, timeout_seconds: float = 10.0) -> None:
-        self._timeout_seconds = timeout_seconds
-        limits = ConnectionTimeouts(
-            connect=min(3.0, timeout_seconds), statement=timeout_seconds, lock=timeout_seconds, silence=timeout_seconds
-        )
-        self._engine = PostgresConnector(url, limits).create_engine(
-            pool_size=4,
-            max_overflow=8,
-            pool_timeout=timeout_seconds / 2,
-            # Hides a restart of Postgres between two calls; a retry instead could add a task twice.
-            pool_pre_ping=True,
-        )
-        self._sessions = async_sessionmaker(self._engine, class_=AsyncSession, expire_on_commit=False)
+        self.database = ToolsDatabase(url, timeout_seconds=timeout_seconds)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._engine.dispose()
+        await self.database.close()
 
     async def is_reachable(self) -> bool:
         """Return whether the database answers within two seconds."""
@@ -243,17 +226,11 @@ class TaskStore:
         Raises:
             TasksUnavailable: the database is unavailable, or block and commit took longer than `timeout` seconds.
         """
-        committing = False
         try:
-            async with asyncio.timeout(timeout or self._timeout_seconds), self._sessions() as session:
+            async with self.database.session(timeout=timeout, changes=changes) as session:
                 yield session
-                committing = changes
-                await session.commit()
-        except Exception as error:
-            if not is_database_error(error) or classify_error(error) is not StorageFailure.UNAVAILABLE:
-                raise
-            log.warning("task_database_unavailable", error=type(error).__name__)
-            raise TasksUnavailable(in_doubt=committing) from error
+        except DatabaseUnavailable as error:
+            raise TasksUnavailable(in_doubt=error.in_doubt) from error
 
 
 def _to_view(task: Task) -> TaskView:

@@ -69,7 +69,7 @@ class RequestBodyMiddleware:
     def _get_max_bytes(self, permission: RoutePermission | None) -> int:
         if permission is None:
             return self._max_small_bytes
-        if permission.starts_turn:
+        if permission.starts_turn or permission.long_body:
             return self._max_turn_bytes
         return self._max_tool_bytes if permission.area == "tools" else self._max_small_bytes
 

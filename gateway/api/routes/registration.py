@@ -7,7 +7,7 @@ from gateway.api.routes.admin import api_keys, audit, stats, user_data
 from gateway.api.routes.admin import turns as admin_turns
 from gateway.api.routes.anthropic import messages
 from gateway.api.routes.legacy import chat as legacy_chat
-from gateway.api.routes.mcp import identity_keys, mcp_resources, mcp_servers, mcp_sign_in
+from gateway.api.routes.mcp import definitions, identity_keys, mcp_resources, mcp_servers, mcp_sign_in
 from gateway.api.routes.native import budget, chat, conversations, health, history, home, models, tools, turns, usage
 from gateway.api.routes.openai import chat_completions, responses
 
@@ -17,6 +17,7 @@ def register_routes(app: FastAPI) -> None:
     for module in (
         chat,
         turns,
+        definitions,  # before `/tools/{name}`
         tools,
         models,
         health,

@@ -20,7 +20,7 @@ class RoutePermission(NamedTuple):
 
     `area` None: any credential is sufficient. `public`: no credential is required. `counted`: requests count against
     rate limits. `starts_turn`: requests pass the admission gate. `detailed`: an uncounted route that shows more to
-    admins; requests with a credential count.
+    admins; requests with a credential count. `long_body`: bodies may be as long as those that start turns.
     """
 
     area: Area | None
@@ -30,6 +30,7 @@ class RoutePermission(NamedTuple):
     counted: bool = True
     starts_turn: bool = False
     detailed: bool = False
+    long_body: bool = False
 
 
 _ROLE_RANKS: dict[UserRole, int] = {"viewer": 0, "user": 1, "admin": 2}
@@ -46,6 +47,7 @@ _CALL = RoutePermission("tools", "user", "tools")
 _SERVERS = RoutePermission("servers")
 _ADMIN_SERVERS = RoutePermission("servers", "admin")
 _ADMIN = RoutePermission("admin", "admin")
+_DEFINE = _ADMIN._replace(long_body=True)
 MANAGE_KEYS = RoutePermission("keys", "user")
 
 ROUTES: dict[tuple[str, str], RoutePermission] = {
@@ -69,6 +71,14 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/api/v1/history"): _READ,
     ("GET", "/api/v1/search"): _READ,
     ("GET", "/api/v1/tools"): _TOOLS,
+    ("GET", "/api/v1/tools/definitions"): _ADMIN,
+    ("POST", "/api/v1/tools/definitions"): _DEFINE,
+    ("POST", "/api/v1/tools/definitions/import"): _DEFINE,
+    ("GET", "/api/v1/tools/definitions/{name}"): _ADMIN,
+    ("PATCH", "/api/v1/tools/definitions/{name}"): _DEFINE,
+    ("DELETE", "/api/v1/tools/definitions/{name}"): _ADMIN,
+    ("POST", "/api/v1/tools/definitions/{name}/test"): _ADMIN,
+    ("POST", "/api/v1/tools/definitions/{name}/publish"): _ADMIN,
     ("POST", "/api/v1/tools/{name}"): _CALL,
     ("GET", "/api/v1/mcp/servers"): _SERVERS,
     ("POST", "/api/v1/mcp/servers"): _ADMIN_SERVERS,

@@ -1,0 +1,1 @@
+"""The tool server's own routes, beside MCP."""

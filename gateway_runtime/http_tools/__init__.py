@@ -1,0 +1,1 @@
+"""The definitions of tools that people define, as both servers read them."""

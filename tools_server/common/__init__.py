@@ -1,0 +1,1 @@
+"""Parts that several tools share: the database, and guarded HTTP sessions."""

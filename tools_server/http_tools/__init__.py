@@ -1,0 +1,1 @@
+"""Tools that people define: HTTP requests, kept in Postgres."""

@@ -1,0 +1,1 @@
+"""Import of OpenAPI 3 documents: operations become definitions."""
