@@ -241,6 +241,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         )
         for stored, expires_at in stored_questions:
             question = stored.question
+            assert question.kind != "host"  # a turn has no host
             self.emit(
                 InputRequired(
                     input_id=str(stored.id),
