@@ -160,7 +160,8 @@ class Runner:
         parameters, parameter_warnings = self._models.adapt_parameters(
             request.parameters, model, drop=request.drop_unsupported
         )
-        request = msgspec.structs.replace(request, parameters=parameters)
+        defaults = self._models.fit_defaults(self._config.default_parameters, model)
+        request = msgspec.structs.replace(request, parameters=parameters.with_defaults(defaults))
         if request.response_format is not None:
             await OutputSchema.prepare(request.response_format)
         check_client_tools(request.client_tools)

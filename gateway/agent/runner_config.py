@@ -9,6 +9,7 @@ from uuid_utils.compat import uuid7
 
 from gateway.agent.turn import DEFAULT_MAX_TURN_BYTES
 from gateway.config import Settings
+from gateway.domain.messages import Parameters
 from gateway.ports.journal import Journal
 from gateway.ports.store import Bus, ConversationRepository, QuestionRepository, ResponseCache, WorkerRepository
 
@@ -19,7 +20,8 @@ class RunnerConfig:
 
     `max_turn_bytes` bounds the events of a turn. `turn_timeout` and `storage_timeout` are seconds; `storage_timeout`
     bounds the wait for the database at a turn's end. `synchronous_journal` shows deltas only when they are durable.
-    `create_turn_id` reads this machine's clock, so the ids do not order the turns of a conversation.
+    `default_parameters` complete those of a request, as far as its model takes them. `create_turn_id` reads this
+    machine's clock, so the ids do not order the turns of a conversation.
     """
 
     worker_id: UUID
@@ -32,6 +34,7 @@ class RunnerConfig:
     max_tool_tokens: int = 24_000
     batch_tool: bool = False
     max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES
+    default_parameters: Parameters = Parameters()  # noqa: RUF009 - frozen
 
     @classmethod
     def from_settings(cls, settings: Settings, worker_id: UUID) -> Self:
@@ -45,6 +48,13 @@ class RunnerConfig:
             max_tool_tokens=settings.tool_token_budget,
             batch_tool=settings.agent_batch_tool,
             max_turn_bytes=settings.turn_max_bytes,
+            default_parameters=Parameters(
+                temperature=settings.groq_temperature,
+                top_p=settings.groq_top_p,
+                max_tokens=settings.groq_max_tokens,
+                reasoning_effort=settings.groq_reasoning_effort,
+                reasoning_format=settings.groq_reasoning_format,
+            ),
         )
 
 

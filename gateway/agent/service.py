@@ -33,7 +33,7 @@ from gateway.domain.errors import (
     error_from_info,
 )
 from gateway.domain.events import Event, JournalEntry
-from gateway.domain.messages import Answer, JsonObject, Parameters, Principal, TurnRequest
+from gateway.domain.messages import Answer, JsonObject, Principal, TurnRequest
 from gateway.ports.listener import EventFold, EventListener
 from gateway.ports.store import Bus, QuestionRepository, StoredTurn, TurnRepository
 
@@ -241,13 +241,6 @@ class TurnService:
         self._max_messages = settings.max_messages
         self._max_message_chars = settings.max_message_chars
         self._default_model = settings.default_model
-        self._default_parameters = Parameters(
-            temperature=settings.groq_temperature,
-            top_p=settings.groq_top_p,
-            max_tokens=settings.groq_max_tokens,
-            reasoning_effort=settings.groq_reasoning_effort,
-            reasoning_format=settings.groq_reasoning_format,
-        )
 
     @property
     def running_turns(self) -> int:
@@ -283,8 +276,7 @@ class TurnService:
         if (earlier_turn := await self._find_started(request, principal)) is not None:
             return earlier_turn
         self._load.check_capacity()
-        parameters = request.parameters.with_defaults(self._default_parameters)
-        request = replace(request, model=request.model or self._default_model, parameters=parameters)
+        request = replace(request, model=request.model or self._default_model)
         async with self._queue.make_place(request, principal, may_wait=if_busy == "wait") as place:
             while True:
                 try:

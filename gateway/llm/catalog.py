@@ -98,6 +98,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "presence_penalty": (-2, 2),
 }
 _MAX_STOP_SEQUENCES = 4
+_NO_PARAMETERS = Parameters()
 _REASONING_FORMATS = ("parsed", "raw", "hidden")
 
 
@@ -218,6 +219,15 @@ class Catalog(ModelCatalog):
             cleared_fields[name] = None
             warnings.append(f"{name} was left out: the model {model.id!r} does not support it ({correction}).")
         return msgspec.structs.replace(parameters, **cleared_fields), tuple(warnings)
+
+    def fit_defaults(self, defaults: Parameters, model: ModelInfo) -> Parameters:
+        """See `ModelCatalog.fit_defaults`. A model without known levels of reasoning gets none."""
+        if defaults == _NO_PARAMETERS:
+            return defaults
+        fitting, _ = self.adapt_parameters(defaults, model, drop=True)
+        if model.reasoning_efforts:
+            return fitting
+        return msgspec.structs.replace(fitting, reasoning_effort=None, reasoning_format=None, include_reasoning=None)
 
 
 def _map_effort(parameters: Parameters, model: ModelInfo) -> tuple[Parameters, list[str]]:

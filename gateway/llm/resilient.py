@@ -140,13 +140,20 @@ class ResilientModel(Model):
         for number, (model, fallback) in enumerate(zip(models, [*models[1:], None], strict=True), start=1):
             attempt = _AttemptSink(sink, call.tools)
             try:
-                return await self._complete_with_accounting(msgspec.structs.replace(call, model=model), attempt)
+                return await self._complete_with_accounting(self._address_call(call, model), attempt)
             except ModelError as error:
                 if fallback is None or attempt.has_output or not _is_worth_fallback(error):
                     raise
                 log.warning("model_fallback_used", model=model, fallback=fallback, code=error.code)
                 sink.on_retry(error.code, number, discard=attempt.has_reasoning, model=fallback)
         raise AssertionError("unreachable")
+
+    def _address_call(self, call: ModelCall, model: str) -> ModelCall:
+        """Return the call for a model; a fallback gets only parameters that it is known to take."""
+        if model == call.model:
+            return call
+        parameters = self._catalog.fit_defaults(call.parameters, self._catalog.get_model_info(model))
+        return msgspec.structs.replace(call, model=model, parameters=parameters)
 
     async def _complete_with_accounting(self, call: ModelCall, attempt: "_AttemptSink") -> ModelAnswer:
         """Add the usage and cost of all attempts to the answer.

@@ -194,4 +194,12 @@ class ModelCatalog(Protocol):
         ...
 
     @abstractmethod
+    def fit_defaults(self, defaults: Parameters, model: ModelInfo) -> Parameters:
+        """Return the parameters that the model is known to take.
+
+        They were not meant for this model: an administrator's defaults, or those of a request that falls back to it.
+        """
+        ...
+
+    @abstractmethod
     def list_models(self) -> list[ModelInfo]: ...

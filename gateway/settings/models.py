@@ -29,8 +29,8 @@ class ModelSettings(BaseSettings):
     groq_temperature: float | None = Field(default=None, ge=0, le=2)
     groq_max_tokens: int | None = Field(default=None, ge=1)
     groq_top_p: float | None = Field(default=None, ge=0, le=1)
-    groq_reasoning_effort: str | None = None
-    groq_reasoning_format: str | None = None
+    groq_reasoning_effort: Literal["none", "default", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    groq_reasoning_format: Literal["parsed", "raw", "hidden"] | None = None
     openai_api_key: SecretStr | None = None
     openai_base_url: str = "https://api.openai.com/v1"
     openai_default_model: str = Field(

@@ -64,3 +64,36 @@ async def test_long_call_ids_are_shortened_in_pairs(gateway: Gateway, model: Scr
     call_id = request["messages"][2]["tool_calls"][0]["id"]
     assert request["messages"][3]["tool_call_id"] == call_id
     assert len(call_id) <= 40
+
+
+@pytest.fixture(scope="module")
+async def configured(serve_shared_gateway: ServeSharedGateway) -> Gateway:
+    """A gateway on the simulated Groq whose administrator set defaults that not every model takes."""
+    return await serve_shared_gateway(
+        groq_reasoning_effort="medium", groq_reasoning_format="parsed", groq_temperature=0.5, groq_max_tokens=9_000
+    )
+
+
+@pytest.mark.parametrize(
+    ("model_id", "sent"),
+    [
+        ("openai/gpt-oss-120b", {"reasoning_effort": "medium", "temperature": 0.5, "max_completion_tokens": 9_000}),
+        ("qwen/qwen3.8-27b", {"reasoning_format": "parsed", "temperature": 0.5, "max_completion_tokens": 9_000}),
+        ("groq/compound", {"temperature": 0.5}),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/v1/chat"])
+async def test_default_parameters_are_sent_only_to_models_that_take_them(
+    configured: Gateway, path: str, model_id: str, sent: dict[str, Any]
+) -> None:
+    reply = await configured.post(path, {"messages": [USER], "model": model_id})
+    assert reply.status == 200, reply.body
+    request = configured.simulator.requests[-1]
+    names = {"reasoning_effort", "reasoning_format", "temperature", "max_completion_tokens"}
+    assert {name: request[name] for name in names & set(request)} == sent
+
+
+async def test_parameter_of_a_request_that_the_model_does_not_take_is_still_refused(configured: Gateway) -> None:
+    body = {"messages": [USER], "model": "groq/compound", "reasoning_effort": "medium"}
+    reply = await configured.post("/v1/chat/completions", body)
+    assert (reply.status, reply.body["error"]["param"]) == (400, "reasoning_effort")

@@ -376,6 +376,16 @@ async def test_fallback_models_are_called_in_order(groq: OpenAICompatibleModel, 
     assert sink.text
 
 
+async def test_fallback_gets_only_parameters_that_it_takes(groq: OpenAICompatibleModel, upstream: Simulator) -> None:
+    resilient = ResilientModel(groq, Catalog(), fallbacks=(QWEN,), policy=FAST)
+    upstream.faults.add_faults(Fault(kind="status", status=500, match="gpt-oss", times=3))
+    parameters = Parameters(reasoning_effort="medium", temperature=0.5)
+    await resilient.complete(make_call("Hello", tools=(), parameters=parameters), Sink())
+    first, last = upstream.requests[0], upstream.requests[-1]
+    assert (first["reasoning_effort"], last["model"], last["temperature"]) == ("medium", QWEN, 0.5)
+    assert "reasoning_effort" not in last
+
+
 async def test_model_that_keeps_failing_is_not_called_while_its_circuit_is_open(
     groq: OpenAICompatibleModel, upstream: Simulator
 ) -> None:
