@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway gateway_runtime tools_server
 
-.PHONY: help run dev test test-quick test-all schedules chaos fuzz check format lock audit sbom image-digests schema node previous-release pre-commit conformance mcpb docs release-schemas bench bench-quick figures clean
+.PHONY: help run dev test test-quick test-all schedules chaos fuzz check format lock audit sbom wheel release-version image-digests schema node debian-packages previous-release pre-commit conformance mcpb docs release-schemas bench bench-quick figures clean
 
 run: .venv/.run ## install everything and run it: Postgres, a simulated Groq, the tool server, the gateway
 	@exec $(BIN)/agent-gateway up
@@ -68,6 +68,15 @@ lock: | $(UV) ## update the lock files
 audit: .tools/.installed ## check the locked packages for vulnerabilities
 	.tools/bin/pip-audit -r requirements.lock --require-hashes --disable-pip --strict $(ARGS)
 
+# A wheel holds the migrations and the default mcp.json, so `agent-gateway up` runs where it is installed.
+wheel: | $(UV) ## build wheel and source archive in build/dist
+	rm -rf build/dist
+	$(UV) build --quiet --out-dir build/dist
+
+# A release's tag is the version of the project: `make release-version TAG=v0.2.0`.
+release-version: ## check that a tag is the version of the project
+	@$(PYTHON) -c 'import sys, tomllib; v = "v" + tomllib.load(open("pyproject.toml", "rb"))["project"]["version"]; sys.exit(v != sys.argv[1] and f"{sys.argv[1]} is not {v}, the version in pyproject.toml")' "$(TAG)"
+
 # The bill of materials of the locked packages, with their hashes: CycloneDX 1.6 in build/sbom.json. An image's system
 # packages are listed by `docker buildx build --sbom=true`.
 sbom: .tools/.installed ## write the bill of materials to build/sbom.json
@@ -86,6 +95,13 @@ schema: .venv/.dev ## update migrations/schema.sql after a new migration
 # The Node clients that some tests use; without them, these tests are skipped.
 node: ## install the Node clients that some tests use (Node 22.19 or newer)
 	cd tests/node && npm ci --silent
+
+# The Debian packages that some tests use: PgBouncer, nginx, nss_wrapper; without them, these tests are skipped.
+DEBIAN_PACKAGES := pgbouncer nginx-light libnss-wrapper
+debian-packages: ## install the Debian packages that some tests use (as root, or with sudo)
+	@dpkg --status $(DEBIAN_PACKAGES) >/dev/null 2>&1 || { set -e; \
+	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); $$sudo apt-get -q update; \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get -q install -y --no-install-recommends $(DEBIAN_PACKAGES); }
 
 # The previous release in .upgrade/, with its own lock file, for tests/upgrade; without it, these tests are skipped.
 previous-release: .venv/.dev ## install the previous release for tests/upgrade

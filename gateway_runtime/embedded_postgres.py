@@ -21,6 +21,7 @@ from urllib.parse import quote
 from gateway_runtime.cluster_paths import SOCKET_NAME, ClusterPaths
 from gateway_runtime.errors import EmbeddedPostgresError
 from gateway_runtime.private_files import open_private
+from gateway_runtime.shipped_files import find_shipped_file
 
 __all__ = [
     "DATABASE_NAME",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 DATABASE_NAME = "agent_gateway"
-SCHEMA_FILE = Path(__file__).resolve().parent.parent / "migrations" / "schema.sql"
+SCHEMA_FILE = find_shipped_file("migrations") / "schema.sql"
 """Result of all migrations, written by `make schema`.
 
 It creates the tables of a new cluster. See docs/adr/0008.

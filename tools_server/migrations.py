@@ -5,15 +5,15 @@ Alembic is imported on use, because a current schema does not need it.
 
 import asyncio
 import time
-from pathlib import Path
 
 import structlog
 
 from gateway_runtime.postgres.connections import PostgresConnector
 from gateway_runtime.postgres.errors import is_database_error
+from gateway_runtime.shipped_files import find_shipped_file
 from tools_server.thread_pool import BoundedThreadPool
 
-ROOT = Path(__file__).resolve().parent.parent
+MIGRATIONS = find_shipped_file("migrations")
 _MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 5.0
 _QUIET_SECONDS = 1.0
 """Seconds without a log entry.
@@ -32,7 +32,7 @@ def upgrade(url: str) -> None:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(ROOT / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["url"] = url
     command.upgrade(config, "tools@head")
 
@@ -90,4 +90,4 @@ def find_head_revision() -> str:
 
     The files are named after their revisions.
     """
-    return max(path.stem for path in (ROOT / "migrations" / "versions").glob("tools_*.py"))
+    return max(path.stem for path in (MIGRATIONS / "versions").glob("tools_*.py"))

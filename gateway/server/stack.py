@@ -10,10 +10,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
 from uuid import UUID
 
 from gateway.config import ConfigError, Settings
-from gateway.mcp_client.server_config import load_servers
+from gateway.mcp_client.server_config import DEFAULT_FILE, load_servers
 from gateway.server.child_environment import build_simulator_environment, build_tool_server_environment
 from gateway.server.source_watcher import SourceWatcher, list_source_directories
 from gateway.server.startup_report import report_stack_ready, report_workers_ready
@@ -21,6 +22,7 @@ from gateway.server.supervisor import ManagedProcess, Supervisor
 from gateway_runtime import tls
 from gateway_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError, find_cluster
 from gateway_runtime.private_files import load_or_create_secret
+from gateway_runtime.shipped_files import find_shipped_file
 from gateway_runtime.sockets import SharedPort, bind_socket
 
 _PYTHON_MODULE = (sys.executable, "-m")
@@ -39,6 +41,7 @@ def run_stack(settings: Settings, *, reload: bool = False) -> int:
             be used.
     """
     tls.build_server_options(settings.tls_files)
+    server_file, notes = _create_server_file(settings)
     load_servers(settings)
     port = SharedPort(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
     bind_socket("127.0.0.1", settings.tools_server_port, setting="TOOLS_SERVER_PORT").close()
@@ -50,6 +53,8 @@ def run_stack(settings: Settings, *, reload: bool = False) -> int:
             "DATABASE_WAIT_SECONDS": _DATABASE_WAIT_SECONDS,
             "TOOLS_SERVER_PORT": str(settings.tools_server_port),
         }
+        if server_file is not None:
+            env["MCP_CONFIG"] = str(server_file)
         simulators = build_simulator(settings, env, listener)
         tool_server = ManagedProcess(
             "the tool server",
@@ -65,7 +70,7 @@ def run_stack(settings: Settings, *, reload: bool = False) -> int:
             release_worker=_build_release(settings, env),
             source=SourceWatcher(list_source_directories()) if reload else None,
         )
-        report = report_stack_ready(settings, postgres, listener.getsockname()[1], started_at)
+        report = report_stack_ready(settings, postgres, listener.getsockname()[1], started_at, notes)
         return asyncio.run(_run_supervisor(supervisor, report))
 
 
@@ -127,6 +132,22 @@ def build_workers(settings: Settings, env: Mapping[str, str], port: SharedPort, 
         )
         for number in range(1, count + 1)
     ]
+
+
+def _create_server_file(settings: Settings) -> tuple[Path | None, list[str]]:
+    """Create `mcp.json` if nothing configures MCP servers, so that the gateway uses the tool server beside it.
+
+    Returns the shipped file where none can be created, and notes for the user.
+    """
+    if settings.mcp_config is not None or settings.mcp_server_url is not None or DEFAULT_FILE.exists():
+        return None, []
+    shipped = find_shipped_file("mcp.json")
+    try:
+        with DEFAULT_FILE.open("x") as file:
+            file.write(shipped.read_text())
+    except OSError as error:
+        return shipped, [f"{DEFAULT_FILE} cannot be created here ({error.strerror}); the tool server is used anyway"]
+    return None, [f"{DEFAULT_FILE} was created here; it connects the tool server"]
 
 
 def _build_release(settings: Settings, env: Mapping[str, str]) -> Callable[[UUID], Coroutine[None, None, None]]:

@@ -5,6 +5,7 @@ import json
 import ssl
 import sys
 import time
+from collections.abc import Sequence
 
 from gateway.config import Settings
 from gateway.domain.messages import JsonObject
@@ -23,6 +24,7 @@ async def report_stack_ready(
     postgres: EmbeddedPostgres | None,
     simulator_port: int,
     started_at: float,
+    notes: Sequence[str] = (),
     *,
     degraded_after_seconds: float = _DEGRADED_AFTER_SECONDS,
 ) -> None:
@@ -46,7 +48,7 @@ async def report_stack_ready(
         f"  tool server  http://127.0.0.1:{settings.tools_server_port}/mcp",
         f"  model        {upstream}",
         f"  Postgres     {database}",
-        *(f"  note         {note}" for note in (postgres.notes if postgres else ())),
+        *(f"  note         {note}" for note in (*(postgres.notes if postgres else ()), *notes)),
         *(f"  note         {note}" for note in list_scaling_notes(settings, settings.gateway_workers)),
         *(f"  not ready    {problem}" for problem in problems),
         "Try:",

@@ -3,23 +3,23 @@
 Alembic is imported only to migrate. See docs/adr/0016.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway_runtime.postgres.connections import PostgresConnector
+from gateway_runtime.shipped_files import find_shipped_file
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+MIGRATIONS = find_shipped_file("migrations")
 
 
 def make_alembic_config(url: str) -> "Config":
     """Build Alembic's configuration for the database at `url`."""
     from alembic.config import Config
 
-    config = Config(str(ROOT / "alembic.ini"))
-    config.set_main_option("script_location", str(ROOT / "migrations"))
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["url"] = url
     return config
 
@@ -36,7 +36,7 @@ def upgrade_schema(url: str, target: str = "heads") -> None:
 
 def list_heads() -> set[str]:
     """List the last revision of each branch, from the file names `<branch>_<number>.py`."""
-    names = sorted(path.stem for path in (ROOT / "migrations" / "versions").glob("*_*.py"))
+    names = sorted(path.stem for path in (MIGRATIONS / "versions").glob("*_*.py"))
     return set({name.rpartition("_")[0]: name for name in names}.values())
 
 

@@ -1,0 +1,14 @@
+"""Files that are no modules: migrations, and the default configuration of MCP servers."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def find_shipped_file(name: str) -> Path:
+    """Return a file or directory that the project ships.
+
+    A wheel has it in this package, a clone beside it.
+    """
+    in_wheel = _PACKAGE / name
+    return in_wheel if in_wheel.exists() else _PACKAGE.parent / name
