@@ -1,4 +1,4 @@
-"""A gateway behind a real nginx; skipped where it is not installed."""
+"""A gateway behind a real nginx."""
 
 import asyncio
 import os
@@ -23,12 +23,13 @@ from tests.certificates import Certificate, create_certificate
 from tests.e2e.running_stack import ROOT, START_SECONDS, clean_environment, gateway_command
 from tests.eventually import eventually
 from tests.gateway.api.test_behind_a_proxy import serve_with_sign_in, sign_in
+from tests.requirements import require
 from tests.stack import find_free_port
 from tests.tcp_postgres import find_program
 
 pytestmark = [
     pytest.mark.faults,
-    pytest.mark.skipif(not find_program("nginx"), reason="nginx is not installed (Debian: nginx-light)"),
+    require(bool(find_program("nginx")), "nginx (`make debian-packages`)"),
 ]
 NAME = "gw.example.test"
 IDLE_SECONDS = 6.0

@@ -19,6 +19,7 @@ import pytest
 from gateway_runtime.postgres.url import build_url
 from tests.e2e.running_stack import ROOT, START_SECONDS
 from tests.eventually import eventually
+from tests.requirements import require
 from tests.stack import find_free_port
 from tests.tcp_postgres import PASSWORD, serve_tcp_postgres
 
@@ -142,10 +143,7 @@ async def test_commands_of_compose_run_as_a_random_uid_on_a_read_only_root(direc
 
 
 @pytest.mark.faults
-@pytest.mark.skipif(
-    not list(Path("/usr/lib").glob("*/libnss_wrapper.so")),
-    reason="nss_wrapper is not installed (Debian: libnss-wrapper)",
-)
+@require(bool(list(Path("/usr/lib").glob("*/libnss_wrapper.so"))), "nss_wrapper (`make debian-packages`)")
 async def test_embedded_postgres_runs_as_a_random_uid_on_a_read_only_root(directory: Path) -> None:
     await asyncio.to_thread(run, directory, "compose-secrets", str(directory / "secrets"))
     await chat_with_a_tool(directory)

@@ -1,4 +1,4 @@
-"""Tests with a real PgBouncer, skipped where it is not installed."""
+"""Tests with a real PgBouncer."""
 
 import asyncio
 from collections.abc import Generator
@@ -13,6 +13,7 @@ from gateway.config import ConfigError, load_settings
 from gateway.simulator import Simulator
 from gateway.store import migrations
 from gateway.store.database import Database, wait_for_addresses, wait_until_ready
+from tests.requirements import require
 from tests.stack import Gateway, serve_gateway
 from tests.tcp_postgres import PASSWORD, TcpPostgres, find_program, serve_pgbouncer, serve_tcp_postgres
 from tools_server.tasks.store import TaskStore
@@ -20,7 +21,7 @@ from tools_server.tasks.store import TaskStore
 pytestmark = [
     pytest.mark.faults,
     pytest.mark.slow,
-    pytest.mark.skipif(not find_program("pgbouncer"), reason="PgBouncer is not installed (Debian: pgbouncer)"),
+    require(bool(find_program("pgbouncer")), "PgBouncer (`make debian-packages`)"),
 ]
 ESCAPED = quote(PASSWORD, safe="")
 
