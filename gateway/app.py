@@ -23,6 +23,7 @@ from gateway.common.timeouts import Timeouts
 from gateway.composition import build_gateway
 from gateway.config import ConfigError, Settings
 from gateway.mcp_client.server_config import load_servers
+from gateway.server.asgi import SelfConfiguredApplication
 
 log = get_logger(__name__)
 
@@ -115,3 +116,7 @@ def reload_servers(app: FastAPI) -> None:
     """
     if hasattr(app.state, "registry"):
         app.state.registry.reload()
+
+
+app = SelfConfiguredApplication(create_app, stop_gateway)
+"""For ASGI servers: `uvicorn gateway.app:app`. It reads the settings when the server starts it."""

@@ -56,11 +56,12 @@ LIBRARY_USERS: dict[str, tuple[str, ...]] = {
     "openai": ("gateway.llm.providers", "examples"),
     "mcp": ("gateway.mcp_client", "gateway.api.mcp", "tools_server"),
     "sqlmodel": ("gateway.store", "tools_server.common.database", "tools_server.http_tools", "tools_server.tasks"),
-    "fastapi": ("gateway.api", "gateway.app"),
+    "fastapi": ("gateway.api", "gateway.app", "gateway.server.asgi"),
     "starlette": (
         "gateway.api",
         "gateway.app",
         "gateway.composition",
+        "gateway.server.asgi",
         "gateway.wire.sse",
         "gateway.simulator",
         "tools_server",

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from gateway.cli.errors import report_config_errors
-from gateway.cli.serve import open_postgres, prepare_schema
 from gateway.config import ConfigError, Settings, load_settings
+from gateway.server.services import open_postgres, prepare_schema
 
 if TYPE_CHECKING:
     from gateway.store.database import Database

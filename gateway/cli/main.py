@@ -10,8 +10,9 @@ import typer
 
 from gateway.cli import api_keys, audit, compose, definitions, mcp, tools_token, users
 from gateway.cli.errors import report_config_errors
-from gateway.cli.serve import open_postgres, serve_gateway
+from gateway.cli.serve import serve_gateway
 from gateway.config import load_settings
+from gateway.server.services import open_postgres
 
 app = typer.Typer(
     name="agent-gateway", help="An agent gateway that speaks MCP.", no_args_is_help=True, add_completion=False

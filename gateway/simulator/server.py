@@ -1,6 +1,7 @@
 """The simulator's HTTP server."""
 
 import asyncio
+import logging
 import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -355,6 +356,9 @@ class _QuietServer(uvicorn.Server):
         yield
 
 
+_SERVER_LOGGERS = ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+
+
 @asynccontextmanager
 async def serve_simulator(
     settings: SimulatorSettings | None = None, listener: socket.socket | None = None
@@ -367,6 +371,8 @@ async def serve_simulator(
     if listener is None:
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
+    # uvicorn's loggers are those of the process, in which a gateway may run as well.
+    levels = {name: logging.getLogger(name).level for name in _SERVER_LOGGERS}
     config = uvicorn.Config(
         simulator.create_app(),
         log_config=None,
@@ -383,6 +389,8 @@ async def serve_simulator(
         if server_task.done():
             server_task.result()
         await asyncio.sleep(0.005)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield simulator
     finally:

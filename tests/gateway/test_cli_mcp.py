@@ -122,3 +122,26 @@ async def test_database_shell_runs_statements_on_the_gateways_database(gateway: 
     shell = ("db", "shell", "--", "-At", "-c")
     assert await run_command(database_url, *shell, "SELECT prompt FROM chat_logs") == "Hello there\n"
     assert "nonsense" in await run_command(database_url, *shell, "SELECT nonsense", code=1)
+
+
+async def test_database_shell_without_psql_is_one_line(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded Postgres brings psql; an install without it, and a machine without clients, do not."""
+    monkeypatch.setattr("gateway.cli.psql.find_spec", lambda _name: None)
+    monkeypatch.setenv("PATH", str(command_line.directory))
+    output = await command_line.run("db", "shell", code=2)
+    assert output == "psql is not installed: install PostgreSQL's client programs, or connect to DATABASE_URL\n"
+
+
+async def test_database_shell_uses_the_psql_of_the_path_where_none_is_embedded(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.cli.psql.find_spec", lambda _name: None)
+    program = command_line.directory / "psql"
+    program.write_text(f'#!/bin/sh\necho "$@" > {command_line.directory}/arguments\nexit 7\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command_line.directory}:/usr/bin:/bin")
+    await command_line.run("db", "shell", "--", "-At", code=7)
+    arguments = (command_line.directory / "arguments").read_text()
+    assert arguments.startswith("-At --dbname postgresql://")

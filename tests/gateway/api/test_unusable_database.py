@@ -9,9 +9,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from gateway.cli.serve import prepare_schema
 from gateway.config import load_settings
 from gateway.domain.errors import StorageUnavailable
+from gateway.server.services import prepare_schema
 from gateway.simulator import Simulator
 from gateway.store.database import DatabaseError, wait_until_ready
 from gateway_runtime.embedded_postgres import EmbeddedPostgres

@@ -7,8 +7,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from gateway.cli.serve import prepare_schema
 from gateway.config import ConfigError, load_settings
+from gateway.server.services import prepare_schema
 from gateway.simulator import Simulator
 from gateway.store import migrations
 from gateway.store.database import raise_database_error
