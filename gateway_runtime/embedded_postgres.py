@@ -21,7 +21,7 @@ from urllib.parse import quote
 from gateway_runtime.cluster_paths import SOCKET_NAME, ClusterPaths
 from gateway_runtime.errors import EmbeddedPostgresError
 from gateway_runtime.private_files import open_private
-from gateway_runtime.shipped_files import find_shipped_file
+from gateway_runtime.settings.shipped_files import find_shipped_file
 
 __all__ = [
     "DATABASE_NAME",

@@ -10,7 +10,7 @@ import structlog
 
 from gateway_runtime.postgres.connections import PostgresConnector
 from gateway_runtime.postgres.errors import is_database_error
-from gateway_runtime.shipped_files import find_shipped_file
+from gateway_runtime.settings.shipped_files import find_shipped_file
 from tools_server.thread_pool import BoundedThreadPool
 
 MIGRATIONS = find_shipped_file("migrations")

@@ -22,7 +22,7 @@ from gateway.server.supervisor import ManagedProcess, Supervisor
 from gateway_runtime import tls
 from gateway_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError, find_cluster
 from gateway_runtime.private_files import load_or_create_secret
-from gateway_runtime.shipped_files import find_shipped_file
+from gateway_runtime.settings.shipped_files import find_shipped_file
 from gateway_runtime.sockets import SharedPort, bind_socket
 
 _PYTHON_MODULE = (sys.executable, "-m")

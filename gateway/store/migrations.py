@@ -6,7 +6,7 @@ Alembic is imported only to migrate. See docs/adr/0016.
 from typing import TYPE_CHECKING
 
 from gateway_runtime.postgres.connections import PostgresConnector
-from gateway_runtime.shipped_files import find_shipped_file
+from gateway_runtime.settings.shipped_files import find_shipped_file
 
 if TYPE_CHECKING:
     from alembic.config import Config
