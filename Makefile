@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway gateway_runtime tools_server
 
-.PHONY: help run dev test test-quick test-all schedules chaos fuzz check format lock audit sbom wheel release-version image-digests schema node debian-packages previous-release pre-commit conformance mcpb docs release-schemas bench bench-quick figures clean
+.PHONY: help run dev test test-quick test-all schedules chaos fuzz check format lock audit sbom wheel release-version image-digests schema node debian-packages previous-release pre-commit conformance mcpb docs release-schemas eval eval-record bench bench-quick figures clean
 
 run: .venv/.run ## install everything and run it: Postgres, a simulated Groq, the tool server, the gateway
 	@exec $(BIN)/agent-gateway up
@@ -127,6 +127,14 @@ release-schemas: .venv/.dev ## write the public schemas of a release
 # Builds the tool server's bundle for Claude Desktop in build/.
 mcpb: .venv/.dev node ## build the bundle for Claude Desktop in build/
 	PYTHONPATH=. $(BIN)/python packaging/mcpb.py build
+
+# The evaluation of the project against its recordings, which were made with the simulator: docs/evaluation.md.
+eval: .venv/.dev ## run the evaluation against recordings
+	$(BIN)/agent-gateway eval evaluations/agent.yaml --recordings evaluations/recordings $(ARGS)
+
+eval-record: .venv/.dev ## record the evaluation again, with the simulator
+	rm -rf evaluations/recordings
+	$(BIN)/agent-gateway eval evaluations/agent.yaml --simulated --record evaluations/recordings $(ARGS)
 
 # The gateway and its peers under the same loads: benchmarks/RESULTS.md. The quick variant writes no file.
 bench: .venv/.dev ## compare the gateway with its peers, and write benchmarks/RESULTS.md

@@ -33,11 +33,13 @@ class SimulatorSettings(msgspec.Struct, frozen=True):
     """Settings of the simulator.
 
     `tokens_per_second` 0: no delay. `first_token_delay` in seconds. `replay`: directory of recorded exchanges.
+    With `replays_only`, a request that was not recorded is an error.
     """
 
     tokens_per_second: float = 150.0
     first_token_delay: float = 0.05
     replay: Path | None = None
+    replays_only: bool = False
 
 
 class Simulator:
@@ -124,6 +126,8 @@ class Simulator:
             self.replayed_requests += 1
             await self.notify_changed()
             return _ReplayedResponse(exchange)
+        if self.settings.replays_only:
+            raise ApiError(400, "There is no recording of this request.", "not_recorded")
         chat = parse_chat_request(body)
         self.requests.append(msgspec.json.decode(body))
         await self.notify_changed()
