@@ -420,6 +420,7 @@ def _build_runner(
         journal=store.journal,
         ephemeral_journal=EphemeralJournal(store.journal),
         conversations=store.conversations,
+        turns=store.turns,
         workers=store.workers,
         questions=store.questions,
         responses=ResponseCacheStore(store.database),

@@ -575,6 +575,16 @@ ALTER TABLE oauth_grants ADD COLUMN challenge TEXT;
 
 UPDATE alembic_version SET version_num='gateway_0019' WHERE alembic_version.version_num = 'gateway_0018';
 
+-- Running upgrade gateway_0019 -> gateway_0020
+
+ALTER TABLE turns ADD COLUMN origin_id UUID;
+
+ALTER TABLE turns ADD COLUMN is_replay BOOLEAN DEFAULT false NOT NULL;
+
+ALTER TABLE tool_calls ADD COLUMN source TEXT;
+
+UPDATE alembic_version SET version_num='gateway_0020' WHERE alembic_version.version_num = 'gateway_0019';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

@@ -9,10 +9,12 @@ from uuid import uuid4
 
 import msgspec
 
+from gateway.agent.branches.recorded_calls import RecordedCalls
 from gateway.agent.structured_output import OutputSchema
 from gateway.agent.tool_calls import ToolCallScheduler, build_input_resolved
 from gateway.agent.transcript import Transcript
 from gateway.common.logging import get_logger
+from gateway.domain.branches import NEW_CALL
 from gateway.domain.errors import OutputInvalid
 from gateway.domain.events import (
     ModelRetry,
@@ -56,12 +58,15 @@ class LoopLimits(msgspec.Struct, frozen=True):
 class TurnContext(EventEmitter):
     """A running turn, as the agent loop uses it.
 
-    `interrupted_step` is set from a takeover until the clients were told to discard what they have of that step.
+    `interrupted_step` is set from a takeover until the clients were told to discard what they have of that step. A fork
+    or replay has `taken_steps` of another turn, and a replay answers calls from `recorded_calls`.
     """
 
     transcript: Transcript
     inputs: list[StoredQuestion]
     interrupted_step: int | None = None
+    taken_steps: int = 0
+    recorded_calls: RecordedCalls | None = None
 
     @abstractmethod
     def on_accepted(self) -> None:
@@ -140,7 +145,8 @@ class AgentLoop:
             return finish_reason
         output_schema = await OutputSchema.prepare(context.response_format) if context.response_format else None
         step, limit_reached = turn.transcript.steps + 1, "step_limit"
-        while step <= self._limits.steps and (context.tools or output_schema is None):
+        last = turn.taken_steps + self._limits.steps
+        while step <= last and (context.tools or output_schema is None):
             calls = self._create_scheduler(step, context, turn)
             try:
                 model_call = self._create_model_call(context, turn, step)
@@ -159,6 +165,8 @@ class AgentLoop:
                 await calls.cancel_calls()
             if turn.transcript.waits_for_input:
                 return None
+            if turn.transcript.has_refused_calls(step):
+                return NEW_CALL
             if calls.client_calls:
                 return "tool_calls"
             if not len(calls) and (output_schema is None or turn.transcript.step_text(step)):
@@ -202,10 +210,12 @@ class AgentLoop:
             await calls.wait_for_results()
         finally:
             await calls.cancel_calls()
+        if transcript.has_refused_calls(last_step.step):
+            return NEW_CALL
         if transcript.has_client_calls(last_step.step):
             return "tool_calls"
         lacks_output = context.response_format is not None and not transcript.step_text(last_step.step)
-        return None if transcript.has_calls(last_step.step) or lacks_output else last_step.finish_reason
+        return None if transcript.is_followed(last_step.step) or lacks_output else last_step.finish_reason
 
     def _settle_open_call(self, call: ToolCallStarted, calls: ToolCallScheduler, turn: TurnContext) -> None:
         """Continue a call without a result.
@@ -232,6 +242,7 @@ class AgentLoop:
             emitter=turn,
             limit=self._limits.parallel_calls,
             approval=context.approval,
+            recorded_calls=turn.recorded_calls,
         )
 
     async def _ask_structured(

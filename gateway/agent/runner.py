@@ -6,6 +6,7 @@ from uuid import UUID
 
 import msgspec
 
+from gateway.agent.branches.origins import TurnOrigins, add_taken_events, make_origin_note
 from gateway.agent.budgets import Budgets
 from gateway.agent.loop import AgentLoop
 from gateway.agent.prompt import PromptBuilder
@@ -32,7 +33,7 @@ from gateway.domain.errors import (
     TurnTakenOver,
     TurnTimeout,
 )
-from gateway.domain.events import JournalEntry, TurnCompleted, TurnEnd, TurnStarted
+from gateway.domain.events import Event, JournalEntry, TurnCompleted, TurnEnd, TurnStarted
 from gateway.domain.messages import MAX_ATTEMPTS, Principal, StoredQuestion, TurnOutcome, TurnRecord, TurnRequest
 from gateway.ports.model import ModelCatalog, ModelInfo
 from gateway.ports.store import ConversationState
@@ -69,6 +70,7 @@ class Runner:
         self._tools = ToolSelector(toolbox, max_tokens=config.max_tool_tokens, batches=config.batch_tool)
         self._prompts = PromptBuilder(toolbox, storage.conversations, config.system_prompt)
         self._responses = TurnResponseCache(storage.responses)
+        self._origins = TurnOrigins(storage.turns)
         self._turns: dict[UUID, ActiveTurn] = {}
         self._tasks = TaskSet("turn")
         self.is_stopping = False
@@ -108,6 +110,7 @@ class Runner:
         if not self._lease.is_valid:
             raise StorageUnavailable
         model, request, request_warnings = await self._resolve_request(request, principal)
+        taken_events = await self._origins.load_taken_steps(request)
         await self._budgets.check_remaining(principal)
         turn_id = self._config.create_turn_id()
         slot = await self._slots.acquire_turn_slot(turn_id, principal)
@@ -124,15 +127,17 @@ class Runner:
             )
             turn = self._create_turn(record, principal, model)
             turn.slot = slot
-            await self._begin_turn(turn, self._select_tools(turn, conversation.name, request_warnings))
+            await self._begin_turn(turn, self._select_tools(turn, conversation.name, request_warnings, taken_events))
         except BaseException:
             if slot is not None:
                 slot.release()
             raise
         return turn
 
-    def _select_tools(self, turn: ActiveTurn, conversation: str | None, warnings: tuple[str, ...]) -> ToolSelection:
-        """Select the tools of a new turn, and write its first event."""
+    def _select_tools(
+        self, turn: ActiveTurn, conversation: str | None, warnings: tuple[str, ...], taken_events: list[Event]
+    ) -> ToolSelection:
+        """Select the tools of a new turn, and write its first events."""
         request = turn.record.request
         selection, tool_warnings = self._tools.select(request, turn.principal, turn.model)
         turn.log.append(
@@ -142,8 +147,10 @@ class Runner:
                 model=turn.model.id,
                 tools=tuple(spec.name for spec in selection.tools),
                 warnings=(*request.warnings, *warnings, *tool_warnings),
+                origin=make_origin_note(request.origin),
             )
         )
+        add_taken_events(taken_events, turn.transcript, turn.log)
         return selection
 
     async def _resolve_request(
@@ -205,10 +212,7 @@ class Runner:
     def take_over(
         self, record: TurnRecord, events: list[JournalEntry], inputs: list[StoredQuestion], *, cancel: bool
     ) -> None:
-        """Continue a claimed turn of another worker.
-
-        Or continue a turn that was suspended until a person answered.
-        """
+        """Continue a claimed turn of another worker, or a suspended one."""
         model, _ = self._models.resolve(record.model)
         principal = record.caller or Principal(user=record.owner)
         selection, _ = self._tools.select(record.request, principal, model)
@@ -225,12 +229,8 @@ class Runner:
         self._spawn_task(turn, selection)
 
     def _create_turn(self, record: TurnRecord, principal: Principal, model: ModelInfo) -> ActiveTurn:
-        turn_log = TurnLog(
-            record.id,
-            epoch=record.epoch,
-            attempts=record.attempts,
-            synchronous=self._config.synchronous_journal,
-        )
+        synchronous = self._config.synchronous_journal
+        turn_log = TurnLog(record.id, epoch=record.epoch, attempts=record.attempts, synchronous=synchronous)
         journal = self._storage.journal if record.request.store else self._storage.ephemeral_journal
         return ActiveTurn(
             record,
@@ -351,6 +351,7 @@ class Runner:
                 turn.slot = await self._slots.wait_for_turn_slot(turn.id, turn.principal)
             async with deadline:
                 context = await self._prompts.build_context(turn.record, turn.principal, turn.model, selection)
+                turn.recorded_calls = await self._origins.load_recorded_calls(turn.record.request, turn.transcript)
                 turn.discard_interrupted_step(self._loop.estimate_interrupted_usage(context, turn))
                 finish_reason = await self._responses.replay(turn, context) or await self._loop.run_turn(context, turn)
             if finish_reason is None:

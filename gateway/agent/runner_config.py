@@ -11,7 +11,14 @@ from gateway.agent.turn import DEFAULT_MAX_TURN_BYTES
 from gateway.config import Settings
 from gateway.domain.messages import Parameters
 from gateway.ports.journal import Journal
-from gateway.ports.store import Bus, ConversationRepository, QuestionRepository, ResponseCache, WorkerRepository
+from gateway.ports.store import (
+    Bus,
+    ConversationRepository,
+    QuestionRepository,
+    ResponseCache,
+    TurnRepository,
+    WorkerRepository,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,7 @@ class RunnerStorage:
     journal: Journal
     ephemeral_journal: Journal
     conversations: ConversationRepository
+    turns: TurnRepository
     workers: WorkerRepository
     questions: QuestionRepository
     responses: ResponseCache

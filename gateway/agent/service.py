@@ -2,21 +2,22 @@
 
 import asyncio
 import contextlib
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from types import TracebackType
-from typing import Literal, Self, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Literal, TypeVar
 from uuid import UUID
 
 from msgspec.structs import replace
 
+from gateway.agent.branches.requests import build_branch_request
 from gateway.agent.conversation_queue import ConversationQueue
+from gateway.agent.following.turn_handle import FollowedTurn, StartedTurn, TurnHandle, TurnListener
 from gateway.agent.runner import Runner
 from gateway.agent.structured_output import check_answer_content
-from gateway.agent.subscriptions import INPUT_REQUIRED, TurnSubscription, TurnSubscriptions
+from gateway.agent.subscriptions import INPUT_REQUIRED, TurnSubscriptions
 from gateway.agent.turn import ActiveTurn
 from gateway.common.load import LoadMonitor
 from gateway.config import Settings
+from gateway.domain.branches import TurnBranch, TurnOrigin
 from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.conversation_ids import is_new_conversation, parse_conversation_id
 from gateway.domain.errors import (
@@ -32,188 +33,16 @@ from gateway.domain.errors import (
     TurnNotStored,
     error_from_info,
 )
-from gateway.domain.events import Event, JournalEntry
-from gateway.domain.messages import Answer, JsonObject, Principal, TurnRequest
-from gateway.ports.listener import EventFold, EventListener
-from gateway.ports.store import Bus, QuestionRepository, StoredTurn, TurnRepository
+from gateway.domain.messages import Answer, Principal, TurnRequest
+from gateway.ports.listener import EventFold
+from gateway.ports.store import Bus, QuestionRepository, TurnRepository
 
 CANCEL_TIMEOUT_SECONDS = 5.0
-_ACTIVE_STATUSES = ("running", "waiting")
 
 RunBusyWait = Callable[[Coroutine[object, object, None]], Awaitable[None]]
 """Awaits a coroutine, or cancels it and raises on a disconnect."""
 
 F = TypeVar("F", bound=EventFold)
-
-
-class TurnHandle(ABC):
-    """Handle of a turn, wherever it runs, and after its end."""
-
-    __slots__ = ("echo", "id", "is_stored")
-
-    def __init__(self, turn_id: UUID, *, is_stored: bool, echo: JsonObject | None) -> None:
-        self.id = turn_id
-        self.is_stored = is_stored
-        """Whether any worker can read and continue the turn."""
-        self.echo: JsonObject = echo or {}
-        """Data of the request that its wire format repeats in the response."""
-
-    @property
-    @abstractmethod
-    def has_ended(self) -> bool: ...
-
-    @property
-    @abstractmethod
-    def cache_status(self) -> Literal["hit", "miss"] | None:
-        """Whether the answer came from the response cache.
-
-        None: unknown, or the request did not use the cache.
-        """
-
-    @property
-    def failure(self) -> GatewayError | None:
-        """The error of a failed turn that this call started."""
-        return None
-
-    @property
-    def first_event(self) -> Event | None:
-        """The turn's first event, if this call started it."""
-        return None
-
-
-class _StartedTurn(TurnHandle):
-    """Turn that this call started.
-
-    When its last listener leaves, it may be cancelled.
-    """
-
-    __slots__ = ("active",)
-
-    def __init__(self, active: ActiveTurn) -> None:
-        super().__init__(active.id, is_stored=active.is_stored, echo=active.record.request.echo)
-        self.active = active
-
-    @property
-    def has_ended(self) -> bool:
-        return self.active.log.has_ended
-
-    @property
-    def cache_status(self) -> Literal["hit", "miss"] | None:
-        if self.active.record.request.cache_ttl is None:
-            return None
-        return "hit" if self.active.is_cached else "miss"
-
-    @property
-    def failure(self) -> GatewayError | None:
-        return self.active.failure
-
-    @property
-    def first_event(self) -> Event | None:
-        return self.active.log.entries[0].event
-
-
-class _FollowedTurn(TurnHandle):
-    """Turn that an earlier call started. Listeners do not affect it."""
-
-    __slots__ = ("stored",)
-
-    def __init__(self, stored: StoredTurn) -> None:
-        super().__init__(stored.id, is_stored=stored.store, echo=stored.options.get("echo"))
-        self.stored = stored
-
-    @property
-    def has_ended(self) -> bool:
-        return self.stored.status not in _ACTIVE_STATUSES
-
-    @property
-    def cache_status(self) -> Literal["hit", "miss"] | None:
-        if "cache_ttl" not in self.stored.options or self.stored.status != "completed":
-            return None
-        return "hit" if self.stored.cached else "miss"
-
-
-class TurnListener(EventListener):
-    """Async context manager, and iterator over batches of a turn's entries.
-
-    Each entry comes once.
-    """
-
-    def __init__(
-        self,
-        turn: TurnHandle,
-        active: ActiveTurn | None,
-        subscriptions: TurnSubscriptions,
-        *,
-        after: int = 0,
-        until_input: bool = False,
-    ) -> None:
-        self._turn = turn
-        self._active = active
-        self._subscriptions = subscriptions
-        self._subscription: TurnSubscription | None = None
-        self._after = after
-        self._until_input = until_input
-
-    async def __aenter__(self) -> Self:
-        """Subscribe to the turn.
-
-        Raises:
-            TurnNotStored: the turn is not stored, and does not run in this worker.
-        """
-        if self._active is not None:
-            self._active.add_listener()
-            self._log = self._active.log
-            self.is_local = True
-            return self
-        turn = self._turn
-        subscription = self._subscriptions.subscribe(turn.id, is_stored=turn.is_stored, until_input=self._until_input)
-        self._subscription, self._log, self.is_local = subscription, subscription.log, subscription.is_local
-        return self
-
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        if self._subscription is not None:
-            self._subscription.unsubscribe()
-        elif self._active is not None:
-            self._active.remove_listener()
-
-    def __aiter__(self) -> AsyncIterator[list[JournalEntry]]:
-        return self._log.follow(self._after)
-
-    @property
-    def close_reason(self) -> str | None:
-        """Reason why the events stopped early; None after the last event."""
-        return self._log.close_reason
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the turn has ended.
-
-        Its last event may not have arrived yet.
-        """
-        return self._turn.has_ended or self._log.has_ended
-
-    @property
-    def turn_has_ended(self) -> bool:
-        """Whether the turn's last event has arrived."""
-        return self._log.has_ended
-
-    @property
-    def failure(self) -> GatewayError | None:
-        """The error of a failed turn that this call started."""
-        return self._turn.failure
-
-    async def wait_until_accepted(self, seconds: float) -> None:
-        """Wait for the model's first output or the turn's end.
-
-        The wait takes at most `seconds`.
-
-        Raises:
-            GatewayError: the turn failed before the model's first output.
-        """
-        if self._active is not None:
-            await self._active.wait_until_accepted(seconds)
 
 
 class TurnService:
@@ -280,7 +109,7 @@ class TurnService:
         async with self._queue.make_place(request, principal, may_wait=if_busy == "wait") as place:
             while True:
                 try:
-                    return _StartedTurn(
+                    return StartedTurn(
                         await self._runner.start(request, principal, place.open_conversation, request_id)
                     )
                 except ConversationBusy as busy:
@@ -297,13 +126,26 @@ class TurnService:
         request = replace(request, model=request.model or self._default_model, parent_turn_id=None)
         return await self._runner.count_tokens(request, principal)
 
+    async def start_branch(
+        self, turn_id: UUID, branch: TurnBranch, principal: Principal, *, request_id: str | None = None
+    ) -> TurnHandle:
+        """Start a fork or replay of a turn; see `start_turn` and docs/adr/0026.
+
+        Raises:
+            NotFound: the principal has no such turn.
+            TurnNotStored, JournalExpired: the turn's steps are not stored, or not any longer.
+            InvalidRequest: the turn has no such finished step, or no such call.
+        """
+        request = await self._turns.load_request(turn_id, principal)
+        return await self.start_turn(build_branch_request(turn_id, request, branch), principal, request_id=request_id)
+
     async def get_turn(self, turn_id: UUID, principal: Principal) -> TurnHandle:
         """Return a turn of the principal that was started before.
 
         Raises:
             NotFound: the principal has no such turn.
         """
-        return _FollowedTurn(await self._turns.get_turn(turn_id, principal))
+        return FollowedTurn(await self._turns.get_turn(turn_id, principal))
 
     def listen_to_turn(self, turn: TurnHandle, *, after: int = 0) -> TurnListener:
         """Read the events after number `after`, and then new events.
@@ -389,25 +231,36 @@ class TurnService:
             )
         for index, message in enumerate(request.messages):
             if len(message.text) > self._max_message_chars:
-                raise InvalidRequest(
-                    f"A message may have at most {self._max_message_chars:,} characters, not {len(message.text):,}.",
-                    param=f"messages.{index}.content",
-                )
+                raise self._make_too_long(message.text, f"messages.{index}.content")
+        if request.origin is not None:
+            self._check_branch(request, request.origin)
         if request.conversation_id is not None and not is_new_conversation(request.conversation_id):
             try:
                 parse_conversation_id(request.conversation_id)
             except ValueError as error:
                 raise InvalidRequest(str(error), param="conversation_id") from None
 
+    def _check_branch(self, request: TurnRequest, origin: TurnOrigin) -> None:
+        texts = [("message", up.text) for up in request.follow_ups]
+        texts += [(f"results.{call_id[:64]}", result.text) for call_id, result in origin.results.items()]
+        for param, text in texts:
+            if len(text) > self._max_message_chars:
+                raise self._make_too_long(text, param)
+
+    def _make_too_long(self, text: str, param: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"A message may have at most {self._max_message_chars:,} characters, not {len(text):,}.", param=param
+        )
+
     async def _find_started(self, request: TurnRequest, principal: Principal) -> TurnHandle | None:
         if request.idempotency_key is None:
             return None
         stored_turn = await self._turns.find_by_idempotency_key(principal, request.idempotency_key)
-        return None if stored_turn is None else _FollowedTurn(stored_turn)
+        return None if stored_turn is None else FollowedTurn(stored_turn)
 
 
 def _get_active(turn: TurnHandle) -> ActiveTurn | None:
-    return turn.active if isinstance(turn, _StartedTurn) else None
+    return turn.active if isinstance(turn, StartedTurn) else None
 
 
 async def _apply_all(listener: TurnListener, fold: EventFold) -> bool:

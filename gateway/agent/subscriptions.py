@@ -7,7 +7,7 @@ import asyncio
 from typing import Self
 from uuid import UUID
 
-from gateway.agent.journal_window import JournalWindow
+from gateway.agent.following.journal_window import JournalWindow
 from gateway.agent.runner import Runner
 from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import Deadline, TaskSet, wait_or_poll

@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.agent.approval import build_approval_request, needs_approval
 from gateway.agent.batch_tool import BATCH, run_batch
+from gateway.agent.branches.recorded_calls import RecordedCalls
 from gateway.agent.tool_search import FIND_TOOLS, search_tools
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
@@ -65,6 +66,7 @@ class ToolCallScheduler:
         limit: int,
         approval: Approval = "never",
         hidden: tuple[ToolSpec, ...] = (),
+        recorded_calls: RecordedCalls | None = None,
     ) -> None:
         self._step = step
         self._offered = offered
@@ -73,6 +75,7 @@ class ToolCallScheduler:
         self._emitter = emitter
         self._approval: Approval = approval
         self._hidden = hidden
+        self._recorded_calls = recorded_calls
         self._limit = limit
         self._slots = asyncio.Semaphore(limit)
         self._deferred_may_run = asyncio.Event()
@@ -81,9 +84,10 @@ class ToolCallScheduler:
         self._last_changing: list[asyncio.Task[None]] = []
         self._since_changing: list[asyncio.Task[None]] = []
         self.client_calls = 0
+        self.answered_calls = 0
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return len(self._calls) + self.answered_calls
 
     def add_call(self, call: ToolCall) -> None:
         """Emit a call and start it when it may run.
@@ -96,18 +100,21 @@ class ToolCallScheduler:
         if spec is not None and spec.client and not call.problem:
             self._emit_client_call(call, arguments)
             return
-        self._emitter.emit(
-            ToolCallStarted(
-                step=self._step,
-                call_id=call.id,
-                server=(spec.server or None) if spec else None,
-                tool=call.name,
-                arguments=call.arguments if arguments is None else arguments,
-                needs_approval=spec is not None and is_runnable and needs_approval(spec, self._approval),
-                extra_content=msgspec.UNSET if call.extra_content is None else call.extra_content,
-                model_id=call.model_id or msgspec.UNSET,
-            )
+        started = ToolCallStarted(
+            step=self._step,
+            call_id=call.id,
+            server=(spec.server or None) if spec else None,
+            tool=call.name,
+            arguments=call.arguments if arguments is None else arguments,
+            extra_content=msgspec.UNSET if call.extra_content is None else call.extra_content,
+            model_id=call.model_id or msgspec.UNSET,
         )
+        if (answer := self._find_answer(started, spec)) is not None:
+            self._emitter.emit(started)
+            self._add_answer(answer)
+            return
+        asks = spec is not None and is_runnable and needs_approval(spec, self._approval)
+        self._emitter.emit(msgspec.structs.replace(started, needs_approval=True) if asks else started)
         read_only = spec is None or not is_runnable or spec.read_only
         # The last changing call ends after all calls before it. A wait for each of them would cost n^2 callbacks.
         earlier = self._last_changing if read_only else self._since_changing
@@ -116,6 +123,17 @@ class ToolCallScheduler:
         task = self._spawn(self._run_call(call, spec, arguments, earlier, deferred=not read_only))
         if not read_only:
             self._last_changing = [task]
+
+    def _find_answer(self, call: ToolCallStarted, spec: ToolSpec | None) -> ToolFinished | None:
+        """Return the result of a call that must not run.
+
+        Only calls of replays have such results.
+        """
+        return None if self._recorded_calls is None else self._recorded_calls.find_answer(call, spec)
+
+    def _add_answer(self, answer: ToolFinished) -> None:
+        self.answered_calls += 1
+        self._emitter.emit(answer)
 
     def _emit_client_call(self, call: ToolCall, arguments: JsonObject | None) -> None:
         """Emit a client-side call.
@@ -147,6 +165,9 @@ class ToolCallScheduler:
         A takeover interrupted it. If it is not repeatable, its outcome is unknown.
         """
         spec = self._offered.get(call.tool)
+        if (answer := self._find_answer(call, spec)) is not None:
+            self._add_answer(answer)
+            return
         if spec is None or not spec.is_repeatable:
             note = text_block("The gateway was interrupted during this call. It may or may not have taken effect.")
             self._emitter.emit(ToolFinished(call_id=call.call_id, outcome="unknown", content=[note]))

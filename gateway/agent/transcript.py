@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.agent.tool_search import FIND_TOOLS
 from gateway.domain import events as e
+from gateway.domain.branches import FollowUp
 from gateway.domain.messages import JsonObject, Message, ToolCall, Usage
 from gateway.ports.listener import EventFold
 
@@ -17,7 +18,9 @@ _json = msgspec.json.Encoder(order="sorted")
 LOST_RESULT_TEXT = "The outcome of this call is not known: the turn was interrupted before its result arrived."
 
 
-class _Step:
+class TranscriptStep:
+    """A step of a turn: its text, calls and results."""
+
     def __init__(self) -> None:
         self.text: list[str] = []
         self.refusal: list[str] = []
@@ -37,6 +40,11 @@ class _Step:
         message = Message(role="assistant", content=text or None, tool_calls=calls, refusal=refusal or None)
         return [message, *(self._result_message(call_id) for call_id, call in self.calls.items() if not call.client)]
 
+    @property
+    def refused_calls(self) -> list[str]:
+        """Ids of the calls at which a replay stops."""
+        return [call_id for call_id, result in self.results.items() if result.source == "not_run"]
+
     def _result_message(self, call_id: str) -> Message:
         result = self.results.get(call_id)
         return Message(role="tool", tool_call_id=call_id, content=format_result(result) if result else LOST_RESULT_TEXT)
@@ -47,11 +55,13 @@ class Transcript(EventFold):
 
     It is built from the turn's events. `loaded_tools` are the names that `find_tools` has loaded, in order. `cost_usd`
     is None if the price of a step is unknown. `reasoning_chars` counts the reasoning of the incomplete step.
+    `follow_ups` are the user's messages between the steps of a fork.
     """
 
-    def __init__(self) -> None:
-        self._steps: dict[int, _Step] = {}
-        self._call_steps: dict[str, _Step] = {}
+    def __init__(self, follow_ups: tuple[FollowUp, ...] = ()) -> None:
+        self._follow_ups = follow_ups
+        self._steps: dict[int, TranscriptStep] = {}
+        self._call_steps: dict[str, TranscriptStep] = {}
         self._hosted_calls: set[str] = set()
         self._open_inputs: dict[str, str] = {}
         self.loaded_tools: dict[str, None] = {}
@@ -128,7 +138,16 @@ class Transcript(EventFold):
 
         They are ready to be sent to a model.
         """
-        return tuple(message for _, step in sorted(self._steps.items()) for message in step.messages())
+        messages: list[Message] = []
+        for number, step in sorted(self._steps.items()):
+            messages += step.messages()
+            messages += [Message("user", up.text) for up in self._follow_ups if up.after_step == number]
+        return tuple(messages)
+
+    @property
+    def numbered_steps(self) -> list[tuple[int, TranscriptStep]]:
+        """The steps with their numbers, in order."""
+        return sorted(self._steps.items())
 
     @property
     def response(self) -> str:
@@ -189,12 +208,12 @@ class Transcript(EventFold):
             return 1
         if self.open_calls() or self.waits_for_input or self.has_client_calls(last):
             return None
-        is_followed = self.has_calls(last) or (structured and not self.step_text(last))
-        return last + 1 if is_followed else None
+        is_followed = self.is_followed(last) or (structured and not self.step_text(last))
+        return last + 1 if is_followed and not self._steps[last].refused_calls else None
 
     def count_written_chars(self, step: int) -> int:
         """Count the characters that the model has written in an incomplete step."""
-        partial = self._steps.get(step, _Step())
+        partial = self._steps.get(step, TranscriptStep())
         calls = sum(len(str(call.arguments)) for call in partial.calls.values())
         return self.reasoning_chars + sum(map(len, (*partial.text, *partial.refusal))) + calls
 
@@ -219,6 +238,17 @@ class Transcript(EventFold):
     def has_calls(self, step: int) -> bool:
         return bool(self._steps[step].calls)
 
+    def is_followed(self, step: int) -> bool:
+        """Return whether the model must answer what follows the step.
+
+        That is the results of its calls, or a message of the user.
+        """
+        return self.has_calls(step) or any(up.after_step == step for up in self._follow_ups)
+
+    def has_refused_calls(self, step: int) -> bool:
+        """Return whether a replay stops after the step."""
+        return bool(self._steps[step].refused_calls)
+
     def has_client_calls(self, step: int) -> bool:
         """Return whether the step called a client-side tool."""
         return any(call.client for call in self._steps[step].calls.values())
@@ -229,10 +259,10 @@ class Transcript(EventFold):
     def knows_call(self, call_id: str) -> bool:
         return call_id in self._call_steps
 
-    def _get_step(self, number: int) -> _Step:
+    def _get_step(self, number: int) -> TranscriptStep:
         step = self._steps.get(number)
         if step is None:
-            step = self._steps[number] = _Step()
+            step = self._steps[number] = TranscriptStep()
         return step
 
 

@@ -100,7 +100,8 @@ class ActiveTurn(TurnContext, TurnSpending):
         self._budgets = budgets
         self.log = turn_log
         turn_log.on_failure = self._on_log_failure
-        self.transcript = Transcript()
+        self.transcript = Transcript(record.request.follow_ups)
+        self.taken_steps = record.request.origin.after_step if record.request.origin is not None else 0
         self.inputs: list[StoredQuestion] = []
         self.failure: GatewayError | None = None
         self.cancel_reason: CancelReason | None = None
@@ -400,7 +401,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         """
         stored = self.log.drop_undurable()
         usage, cost_usd = self.transcript.usage, self.transcript.cost_usd
-        self.transcript = Transcript()
+        self.transcript = Transcript(self.record.request.follow_ups)
         for entry in stored:
             self.transcript.apply(entry.event)
         self.transcript.usage, self.transcript.cost_usd = usage, cost_usd

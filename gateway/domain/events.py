@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from gateway.domain.branches import OriginNote, ResultSource
 from gateway.domain.errors import ErrorInfo
 from gateway.domain.messages import Action, JsonObject, Outcome, Usage
 
@@ -22,7 +23,8 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", gc=Fal
 class TurnStarted(_Event, frozen=True, kw_only=True, tag="turn.started"):
     """Start of a turn.
 
-    `tools` are the offered names; `warnings` are for people, such as a replaced model id.
+    `tools` are the offered names; `warnings` are for people, such as a replaced model id. `origin` is set in a fork or
+    replay: its first `after_step` steps are taken over from that turn, and follow at once.
     """
 
     turn_id: str
@@ -30,6 +32,7 @@ class TurnStarted(_Event, frozen=True, kw_only=True, tag="turn.started"):
     model: str
     tools: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    origin: OriginNote | msgspec.UnsetType = msgspec.UNSET
 
 
 class ReasoningDelta(_Event, frozen=True, kw_only=True, tag="reasoning.delta"):
@@ -85,7 +88,8 @@ class ToolLog(_Event, frozen=True, kw_only=True, tag="tool.log"):
 class ToolFinished(_Event, frozen=True, kw_only=True, tag="tool.result"):
     """Result of a tool call.
 
-    `content` holds the server's MCP content blocks, truncated to the size limit.
+    `content` holds the server's MCP content blocks, truncated to the size limit. `source` is set if the tool did not
+    return it during this turn.
     """
 
     call_id: str
@@ -93,6 +97,7 @@ class ToolFinished(_Event, frozen=True, kw_only=True, tag="tool.result"):
     content: list[JsonObject]
     structured: Any = None
     duration_ms: float = 0.0
+    source: ResultSource | msgspec.UnsetType = msgspec.UNSET
 
 
 class InputRequired(_Event, frozen=True, kw_only=True, tag="input.required"):

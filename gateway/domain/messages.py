@@ -8,6 +8,7 @@ from uuid import UUID
 
 import msgspec
 
+from gateway.domain.branches import FollowUp, TurnOrigin
 from gateway.domain.errors import ErrorInfo
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -292,7 +293,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     tools whose calls a person must approve. `response_format` is that of OpenAI's API. Without `store`, no texts are
     stored. With `drop_unsupported`, parameters that the model does not support are dropped with a warning. With
     `cache_ttl`, an answer to an equal request may be reused for that many seconds. `echo` is stored for the wire
-    format, which returns it when the turn is read.
+    format, which returns it when the turn is read. `origin` and `follow_ups` belong to forks and replays.
     """
 
     messages: tuple[Message, ...]
@@ -316,10 +317,14 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     drop_unsupported: bool = False
     cache_ttl: int | None = None
     echo: JsonObject | None = None
+    origin: TurnOrigin | None = None
+    follow_ups: tuple[FollowUp, ...] = ()
 
     @property
     def prompt(self) -> str:
         """Text of the last user message."""
+        if self.follow_ups:
+            return self.follow_ups[-1].text
         return next((m.text for m in reversed(self.messages) if m.role == "user"), "")
 
 

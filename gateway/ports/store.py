@@ -162,6 +162,19 @@ class TurnRepository(Protocol):
         ...
 
     @abstractmethod
+    async def load_request(self, turn_id: UUID, principal: Principal) -> TurnRequest:
+        """Load the request of a turn.
+
+        Its model, conversation and parent are those of the turn.
+
+        Raises:
+            NotFound: the principal has no such turn.
+            TurnNotStored: only the turn's usage is stored.
+            TurnUnreadable: the row has a value that this release does not know.
+        """
+        ...
+
+    @abstractmethod
     async def find_by_idempotency_key(self, principal: Principal, idempotency_key: str) -> StoredTurn | None:
         """Return the turn that an idempotency key of the user has started.
 

@@ -91,6 +91,8 @@ class ConversationStore(ConversationRepository):
         self, request: TurnRequest, principal: Principal, *, worker_id: UUID, ticket: int | None, wait_seconds: float
     ) -> ConversationState:
         """See `ConversationRepository.open_conversation`."""
+        if request.origin is not None:
+            return await self._open_tree(request, principal)
         if request.parent_turn_id is not None:
             return await self._open_branch(request, request.parent_turn_id, principal)
         if request.conversation_id is None:
@@ -141,6 +143,16 @@ class ConversationStore(ConversationRepository):
         async with self._database.session() as session:
             turns = (await session.exec(query)).all()
         return {turn.id: msgspec.convert(turn.messages[turn.sent_messages :], tuple[Message, ...]) for turn in turns}
+
+    async def _open_tree(self, request: TurnRequest, principal: Principal) -> ConversationState:
+        """Return the conversation of a fork's or replay's origin.
+
+        Each is a branch, which waits for no other turn.
+        """
+        if request.conversation_id is None:
+            return ConversationState(None)
+        conversation = await self.get_conversation(request.conversation_id, principal)
+        return ConversationState(conversation.id, conversation.external_id)
 
     async def _open_branch(self, request: TurnRequest, parent_turn_id: UUID, principal: Principal) -> ConversationState:
         """Return the conversation that a request continues at an ended turn.
@@ -261,6 +273,14 @@ class ConversationStore(ConversationRepository):
 
     def _redact_title(self, title: str) -> str:
         return _shorten_title(self._redactor.redact_text(title))
+
+
+def is_followed(turn: Turn) -> bool:
+    """Return whether a request without `parent_turn_id` may follow a turn.
+
+    The journal has the same condition in SQL, `IS_FOLLOWED`.
+    """
+    return not turn.is_replay and (turn.status not in _OPEN_STATUSES or turn.busy_conversation_id is not None)
 
 
 def _parse_id(conversation_id: str) -> UUID | str:

@@ -73,12 +73,10 @@ class Conversation(_Table, table=True):
 class Turn(_Table, table=True):
     """A user request and its outcome. `status`: running, waiting, completed, failed, cancelled.
 
-    `position` orders the turns of a conversation; turns without one come first, by id. `parent_id` is the turn whose
-    history this one continues. `busy_conversation_id` is unique: the conversation of an unfinished turn, unless the
-    turn is a branch. `sent_messages` is the number of messages from the request. `cached`: the answer came from the
-    response cache. `epoch` is the number of claims: a write with an older one is refused. `attempts` counts the workers
-    that died or lost their lease with the turn, since its last completed step. It implements
-    `gateway.ports.store.StoredTurn` without that base class: SQLModel has another metaclass.
+    `position` orders a conversation's turns; those without one come first, by id. `parent_id` is the turn before this,
+    `origin_id` that of a fork or replay. `busy_conversation_id` is unique: the conversation of an unfinished turn that
+    is no branch. `sent_messages` counts the request's messages. `epoch` is the number of claims: an older write is
+    refused. `attempts` counts the workers that died or lost their lease with the turn since its last completed step.
     """
 
     __tablename__ = "turns"
@@ -105,6 +103,8 @@ class Turn(_Table, table=True):
     )
     parent_id: UUID | None = None
     busy_conversation_id: UUID | None = None
+    origin_id: UUID | None = None
+    is_replay: bool = Field(default=False, sa_column=_number_column(Boolean, "false"))
     owner: str = Field(sa_type=Text)
     user_label: str | None = Field(default=None, sa_type=Text)
     worker_id: UUID | None = None
@@ -159,7 +159,7 @@ class ConversationWaiter(_Table, table=True):
 class ToolCallRow(_Table, table=True):
     """A tool call and its result.
 
-    The row is written before the call runs, and completed after it.
+    The row is written before the call runs, and completed after it. `source` is set if the tool was not called.
     """
 
     __tablename__ = "tool_calls"
@@ -176,6 +176,7 @@ class ToolCallRow(_Table, table=True):
     structured: Any = Field(default=None, sa_column=_json_column())
     started_at: datetime | None = Field(default=None, sa_column=_created_at_column())
     duration_ms: float | None = None
+    source: str | None = Field(default=None, sa_type=Text)
 
 
 class TurnInput(_Table, table=True):

@@ -12,7 +12,7 @@ from sqlmodel import col, func, select
 
 from gateway.common.logging import get_logger
 from gateway.domain import events as e
-from gateway.domain.errors import Conflict, ErrorInfo, NotFound, StorageUnavailable, TurnUnreadable
+from gateway.domain.errors import Conflict, ErrorInfo, NotFound, StorageUnavailable, TurnNotStored, TurnUnreadable
 from gateway.domain.events import JournalEntry, decode_event
 from gateway.domain.messages import Outcome, Principal, TurnClaim, TurnRecord, TurnRequest, Usage
 from gateway.domain.reading import get_reader_key
@@ -68,6 +68,16 @@ class TurnStore(TurnRepository):
         if turn is None:
             raise NotFound(f"There is no turn {str(turn_id)!r}.")
         return turn
+
+    async def load_request(self, turn_id: UUID, principal: Principal) -> TurnRequest:
+        """See `TurnRepository.load_request`."""
+        turn = await self.get_turn(turn_id, principal)
+        if not turn.store:
+            raise TurnNotStored("Only the usage of this turn is stored, so it cannot be forked or replayed.")
+        with _raise_unreadable(turn_id):
+            request = _parse_request(turn)
+        messages = request.messages[: turn.sent_messages]
+        return msgspec.structs.replace(request, messages=messages, parent_turn_id=turn.parent_id)
 
     async def list_tool_calls(self, turn_id: UUID) -> list[ToolCallRow]:
         """List the tool calls of a turn in order."""
@@ -230,10 +240,10 @@ def _parse_entries(turn_id: UUID, first_seq: int, payload: str) -> list[JournalE
         ]
 
 
-def _parse_record(turn: Turn, claim: TurnClaim) -> TurnRecord:
-    """Restore a running turn's record.
+def _parse_request(turn: Turn) -> TurnRequest:
+    """Restore a turn's request.
 
-    Until a turn ends, its row has only the messages of the request.
+    Until the turn ends, its row has only the messages of the request.
     """
     columns = {
         "messages": turn.messages,
@@ -243,11 +253,14 @@ def _parse_record(turn: Turn, claim: TurnClaim) -> TurnRecord:
         "user_label": turn.user_label,
         "on_disconnect": "continue",  # the client's connection ended with the worker that died
     }
-    request = msgspec.convert(turn.options | columns, TurnRequest)
+    return msgspec.convert(turn.options | columns, TurnRequest)
+
+
+def _parse_record(turn: Turn, claim: TurnClaim) -> TurnRecord:
     return TurnRecord(
         id=turn.id,
         owner=turn.owner,
-        request=request,
+        request=_parse_request(turn),
         model=turn.model_name,
         conversation_id=turn.conversation_id,
         request_id=turn.request_id,

@@ -81,7 +81,7 @@ TOOLS = f"""
 SELECT (started_at AT TIME ZONE 'UTC')::date AS day, coalesce(server, ''), tool, count(*),
        count(*) FILTER (WHERE outcome IN ('error', 'unknown')), count(*) FILTER (WHERE outcome = 'denied'),
        avg(duration_ms)
-FROM tool_calls WHERE started_{_SINCE} GROUP BY 1, 2, 3 ORDER BY 1 DESC, 4 DESC, 2, 3 LIMIT 5000
+FROM tool_calls WHERE started_{_SINCE} AND source IS NULL GROUP BY 1, 2, 3 ORDER BY 1 DESC, 4 DESC, 2, 3 LIMIT 5000
 """  # noqa: S608
 
 

@@ -99,6 +99,10 @@ class ToolCallReport(BaseModel):
     outcome: str | None = None
     content: list[JsonObject] = []
     duration_ms: float | None = None
+    source: str | None = Field(
+        default=None,
+        description="Where the result comes from if the tool was not called: `recorded`, `replaced` or `not_run`.",
+    )
 
 
 class InputReport(BaseModel):
@@ -129,6 +133,14 @@ class UsageReport(BaseModel):
     tokens_per_second: float | None = None
 
 
+class OriginReport(BaseModel):
+    """Origin of a fork or replay, and the last step taken over."""
+
+    kind: str
+    turn_id: str
+    after_step: int
+
+
 class ChatResponse(BaseModel):
     """Complete turn, collected from its events."""
 
@@ -146,6 +158,7 @@ class ChatResponse(BaseModel):
     steps: int = 0
     duration_ms: float | None = None
     warnings: list[str] = []
+    origin: OriginReport | None = Field(default=None, description="Set in forks and replays.")
 
 
 def build_chat_response(turn: TurnSummary) -> ChatResponse:
@@ -167,6 +180,7 @@ def build_chat_response(turn: TurnSummary) -> ChatResponse:
         steps=turn.steps,
         duration_ms=end.duration_ms if end else None,
         warnings=turn.warnings,
+        origin=OriginReport.model_validate(turn.started.origin, from_attributes=True) if turn.started.origin else None,
     )
 
 

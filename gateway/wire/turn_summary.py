@@ -25,6 +25,7 @@ class ToolCallSummary:
     content: list[JsonObject] = field(default_factory=list[JsonObject])
     structured: object = None
     duration_ms: float | None = None
+    source: str | None = None
 
 
 class TurnSummary(EventFold):
@@ -39,6 +40,7 @@ class TurnSummary(EventFold):
         self.calls: dict[str, ToolCallSummary] = {}
         self.inputs: dict[str, e.InputRequired] = {}
         self.usage = Usage()
+        self.step_ends: dict[int, e.StepCompleted] = {}
         self._text: dict[int, list[str]] = {}
         self._refusal: dict[int, list[str]] = {}
         self._reasoning: dict[int, list[str]] = {}
@@ -66,8 +68,10 @@ class TurnSummary(EventFold):
                 call = self.calls[event.call_id]
                 call.outcome, call.duration_ms = event.outcome, event.duration_ms
                 call.content, call.structured = event.content, event.structured
+                call.source = None if event.source is msgspec.UNSET else event.source
             case e.StepCompleted():
                 self.usage = self.usage + event.usage
+                self.step_ends[event.step] = event
                 if isinstance(event.warning, str):
                     self._step_warnings.append(event.warning)
             case e.ModelRetry():
@@ -107,6 +111,16 @@ class TurnSummary(EventFold):
     def step_texts(self) -> list[str]:
         """The text of each step that has text, in order."""
         return [text for _, parts in sorted(self._text.items()) if (text := "".join(parts))]
+
+    def get_step_text(self, step: int) -> str:
+        """Return the text of a step, or its refusal."""
+        return "".join(self._text.get(step) or self._refusal.get(step) or ())
+
+    @property
+    def step_numbers(self) -> list[int]:
+        """The steps with text, calls or an end, in order."""
+        steps = self._text.keys() | self._refusal.keys() | self.step_ends.keys()
+        return sorted(steps | {call.step for call in self.calls.values()})
 
     @property
     def response(self) -> str:

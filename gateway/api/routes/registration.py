@@ -8,7 +8,19 @@ from gateway.api.routes.admin import turns as admin_turns
 from gateway.api.routes.anthropic import messages
 from gateway.api.routes.legacy import chat as legacy_chat
 from gateway.api.routes.mcp import definitions, identity_keys, mcp_resources, mcp_servers, mcp_sign_in
-from gateway.api.routes.native import budget, chat, conversations, health, history, home, models, tools, turns, usage
+from gateway.api.routes.native import (
+    branches,
+    budget,
+    chat,
+    conversations,
+    health,
+    history,
+    home,
+    models,
+    tools,
+    turns,
+    usage,
+)
 from gateway.api.routes.openai import chat_completions, responses
 
 
@@ -17,6 +29,7 @@ def register_routes(app: FastAPI) -> None:
     for module in (
         chat,
         turns,
+        branches,
         definitions,  # before `/tools/{name}`
         tools,
         models,

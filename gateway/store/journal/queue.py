@@ -73,10 +73,13 @@ class PendingWrite:
     def first_size(self) -> int:
         """Size of the smallest part that a commit can write.
 
-        A row that begins a turn is in the first part. A row that ends it is in the last part together with the last
+        A write that begins a turn has one part: a worker that takes the turn over must find all steps that it has from
+        another turn, or it would run their calls. A row that ends a turn is in the last part together with the last
         entry, because clients must not see the end of a turn whose row lacks it.
         """
-        row_size = self.row_size if self.begins_turn or len(self.entries) < 2 else 0
+        if self.begins_turn:
+            return self.size
+        row_size = self.row_size if len(self.entries) < 2 else 0
         return row_size + (len(self.entries[0].data) if self.entries else 0)
 
     @property

@@ -7,6 +7,7 @@ import msgspec
 
 from gateway.common.redaction import Redactor
 from gateway.domain import events as e
+from gateway.domain.branches import FollowUp, TurnOrigin
 from gateway.domain.errors import ErrorInfo
 from gateway.domain.events import JournalEntry, encode_event
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Message, ToolSpec, TurnOutcome, TurnRecord
@@ -32,6 +33,8 @@ def redact_record(turn: TurnRecord, redactor: Redactor) -> TurnRecord:
         response_format=redactor.redact_strings(request.response_format),
         metadata=redactor.redact_value(request.metadata),
         echo=request.echo and _redact_echo(request.echo, redactor),
+        origin=request.origin and _redact_origin(request.origin, redactor),
+        follow_ups=tuple(FollowUp(up.after_step, redactor.redact_text(up.text)) for up in request.follow_ups),
     )
     return msgspec.structs.replace(turn, request=redacted)
 
@@ -166,6 +169,14 @@ def _redact_tool(spec: ToolSpec, redactor: Redactor) -> ToolSpec:
 def _redact_echo(echo: JsonObject, redactor: Redactor) -> JsonObject:
     """Redact the values of a stored response; its field names stay."""
     return {**echo, "response": {name: redactor.redact_strings(value) for name, value in echo["response"].items()}}
+
+
+def _redact_origin(origin: TurnOrigin, redactor: Redactor) -> TurnOrigin:
+    results = {
+        call_id: msgspec.structs.replace(result, text=redactor.redact_text(result.text))
+        for call_id, result in origin.results.items()
+    }
+    return msgspec.structs.replace(origin, results=results)
 
 
 def _redact_error(error: ErrorInfo, redactor: Redactor) -> ErrorInfo:

@@ -56,22 +56,29 @@ ON CONFLICT (turn_id, first_seq) DO UPDATE SET last_seq = EXCLUDED.last_seq, pay
 WHERE turn_events.last_seq < EXCLUDED.last_seq"""
 
 
+IS_FOLLOWED = "NOT is_replay AND (status NOT IN ('running', 'waiting') OR busy_conversation_id IS NOT NULL)"
+"""Condition of the turns that a request without `parent_turn_id` may follow.
+
+Not replays, which are experiments, and no branch that has not ended yet.
+"""
 # Another statement of the turn also inserts its events, because a separate one costs a round trip. See docs/adr/0002.
 _NO_EVENTS = (None, None, None)
 BEGIN_TURN = f"""
 WITH turn AS (
 INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
                    parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id,
-                   caller)
+                   caller, origin_id, is_replay)
 VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
-        CASE WHEN $14::uuid IS NULL THEN $2::uuid END,
-        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2
-                       ORDER BY position DESC NULLS LAST, id DESC LIMIT 1)), $15)
+        CASE WHEN $14::uuid IS NULL AND $16::uuid IS NULL THEN $2::uuid END,
+        CASE WHEN $14::uuid IS NOT NULL OR $16::uuid IS NOT NULL THEN $14
+             ELSE (SELECT id FROM turns WHERE conversation_id = $2 AND {IS_FOLLOWED}
+                   ORDER BY position DESC NULLS LAST, id DESC LIMIT 1) END,
+        $15, $16, $17)
 ON CONFLICT (id) DO UPDATE SET worker_id = turns.worker_id
 WHERE turns.worker_id = EXCLUDED.worker_id AND turns.epoch = EXCLUDED.epoch
 RETURNING id),
 fence AS (SELECT coalesce((SELECT id FROM turn), refuse_stale_write($1)) AS id)
-{_insert_events_sql(16, "fence")}"""
+{_insert_events_sql(18, "fence")}"""
 START_CALL = f"""
 {FENCE}, inserted AS ({_insert_events_sql(4, "fence")})
 INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
@@ -79,7 +86,7 @@ SELECT id, $7, $8, $9, $10, $11, $12 FROM fence
 ON CONFLICT (turn_id, call_id) DO NOTHING"""
 FINISH_CALL = f"""
 {FENCE}, inserted AS ({_insert_events_sql(4, "fence")})
-UPDATE tool_calls SET outcome = $8, content = $9, structured = $10, duration_ms = $11
+UPDATE tool_calls SET outcome = $8, content = $9, structured = $10, duration_ms = $11, source = $12
 FROM fence WHERE turn_id = fence.id AND call_id = $7"""
 INSERT_EVENTS = f"""
 {FENCE}
@@ -132,7 +139,7 @@ EXECUTION_ORDER = (
 
 A statement may run twice after a lost connection. It fails for a turn that another worker has taken over.
 """
-_EVENT_PARAM_OFFSETS = {BEGIN_TURN: 15, FINISH_TURN: 3, START_CALL: 3, FINISH_CALL: 3, RELEASE_TURN: 3}
+_EVENT_PARAM_OFFSETS = {BEGIN_TURN: 17, FINISH_TURN: 3, START_CALL: 3, FINISH_CALL: 3, RELEASE_TURN: 3}
 """Number of parameters before those of the events.
 
 The keys are the statements that also insert a turn's events.
@@ -166,6 +173,8 @@ def build_begin_row(turn: TurnRecord, worker_id: UUID) -> Row:
         len(request.messages),
         request.parent_turn_id,
         turn.caller,
+        request.origin and request.origin.turn_id,
+        request.origin is not None and request.origin.is_replay,
     )
     return BEGIN_TURN, values
 
@@ -253,9 +262,10 @@ def _build_call_rows(fence: Fence, entries: Iterable[JournalEntry]) -> Iterable[
                 )
             case e.ToolFinished() as result:
                 content, structured = result.content, result.structured
+                source = None if result.source is msgspec.UNSET else result.source
                 yield (
                     FINISH_CALL,
-                    (*fence, result.call_id, result.outcome, content, structured, result.duration_ms),
+                    (*fence, result.call_id, result.outcome, content, structured, result.duration_ms, source),
                 )
             case e.InputResolved(action="accept", content={"arguments": arguments}) as resolved:
                 yield EDIT_CALL, (*fence, resolved.call_id, arguments)

@@ -3,7 +3,7 @@
 import asyncio
 from uuid import UUID, uuid4
 
-from gateway.agent.journal_window import MAX_WINDOW_BYTES, JournalWindow
+from gateway.agent.following.journal_window import MAX_WINDOW_BYTES, JournalWindow
 from gateway.domain.errors import JournalExpired, StorageUnavailable
 from gateway.domain.events import JournalEntry, TextDelta, TurnCompleted, encode_event
 from gateway.domain.messages import Usage

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from sse_starlette.sse import SendTimeoutError
 
-from gateway.agent.journal_window import MAX_WINDOW_BYTES
+from gateway.agent.following.journal_window import MAX_WINDOW_BYTES
 from gateway.store.turns import MAX_EVENT_BYTES
 from gateway.wire import sse
 from gateway.wire.sse import FrameStream

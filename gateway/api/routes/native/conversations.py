@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field
 from gateway.agent.service import TurnService
 from gateway.api.deps import ConversationsDep, PrincipalDep, TurnServiceDep
 from gateway.api.http.errors import ErrorBody
+from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject, Principal
-from gateway.store.conversations import ConversationStore
+from gateway.store.conversations import ConversationStore, is_followed
 from gateway.store.models import Conversation, Turn
 from gateway.wire.request_model import RequestModel
 
@@ -46,11 +47,14 @@ class ConversationList(BaseModel):
 class ConversationTurn(BaseModel):
     """Turn of a conversation.
 
-    `parent_id` is the turn that it follows. Turns with the same parent are branches.
+    `parent_id` is the turn that it follows. Turns with the same parent are branches. `origin_id` is the turn that a
+    fork or replay comes from.
     """
 
     id: UUID
     parent_id: UUID | None
+    origin_id: UUID | None
+    is_replay: bool
     status: str
     model_name: str
     prompt: str
@@ -64,8 +68,11 @@ class ConversationTurn(BaseModel):
 class ConversationDetail(ConversationView):
     """Conversation with all turns, oldest first.
 
-    `messages` are those of the newest turn's branch.
+    `messages` are those of one branch: of the turn `head_id` and the turns before it. By default, that is the turn that
+    the next request without `parent_turn_id` follows: the newest one that is neither a replay nor an unfinished branch.
     """
+
+    head_id: UUID | None
 
     turns: list[ConversationTurn]
     messages: list[object]
@@ -92,13 +99,17 @@ async def list_conversations(
 
 @router.get("/{conversation_id}", summary="Get a conversation", responses=_NOT_FOUND)
 async def get_conversation(
-    conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep
+    conversation_id: str,
+    principal: PrincipalDep,
+    conversations: ConversationsDep,
+    branch: Annotated[UUID | None, Query(description="Last turn of the branch whose messages are wanted.")] = None,
 ) -> ConversationDetail:
-    """The conversation with all of its turns.
+    """The conversation with all of its turns, which are a tree.
 
-    The messages are those of the newest branch.
+    The messages are those of the newest branch, or of the one that ends with the turn `branch`.
     """
-    return await _build_detail(await conversations.get_conversation(conversation_id, principal), conversations)
+    conversation = await conversations.get_conversation(conversation_id, principal)
+    return await _build_detail(conversation, conversations, branch)
 
 
 @router.get("/{conversation_id}/export", summary="Download a conversation", responses=_NOT_FOUND)
@@ -144,21 +155,39 @@ async def cancel_and_delete(
     return conversation.id
 
 
-async def _build_detail(conversation: Conversation, conversations: ConversationStore) -> ConversationDetail:
+async def _build_detail(
+    conversation: Conversation, conversations: ConversationStore, branch: UUID | None = None
+) -> ConversationDetail:
     turns = await conversations.list_turns(conversation.id)
     view = ConversationView.model_validate(conversation, from_attributes=True)
+    head = _find_head(turns, branch)
     return ConversationDetail(
         **view.model_dump(),
+        head_id=head.id if head is not None else None,
         turns=[ConversationTurn.model_validate(turn, from_attributes=True) for turn in turns],
-        messages=[message for turn in _select_branch(turns) for message in turn.messages],
+        messages=[message for turn in _select_branch(turns, head) for message in turn.messages],
     )
 
 
-def _select_branch(turns: list[Turn]) -> list[Turn]:
-    """Return the newest turn and its ancestors, oldest first."""
+def _find_head(turns: list[Turn], branch: UUID | None) -> Turn | None:
+    """Return the turn `branch`, or the one that the next request follows.
+
+    Raises:
+        NotFound: the conversation has no turn `branch`.
+    """
+    if branch is None:
+        return next((turn for turn in reversed(turns) if is_followed(turn)), None)
+    head = next((turn for turn in turns if turn.id == branch), None)
+    if head is None:
+        raise NotFound(f"The conversation has no turn {str(branch)!r}.", param="branch")
+    return head
+
+
+def _select_branch(turns: list[Turn], head: Turn | None) -> list[Turn]:
+    """Return a turn and its ancestors, oldest first."""
     turns_by_id = {turn.id: turn for turn in turns}
     branch: list[Turn] = []
-    turn = turns[-1] if turns else None
+    turn = head
     while turn is not None:
         branch.append(turn)
         turn = turns_by_id.get(turn.parent_id) if turn.parent_id else None

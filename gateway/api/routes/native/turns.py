@@ -26,7 +26,8 @@ _NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "descriptio
 class ToolCallView(BaseModel):
     """Tool call of a turn.
 
-    `outcome` is null until the call has ended.
+    `outcome` is null until the call has ended. `source` is `recorded`, `replaced` or `not_run` if the tool was not
+    called by this turn, which is a fork or replay.
     """
 
     call_id: str
@@ -39,6 +40,7 @@ class ToolCallView(BaseModel):
     structured: object
     started_at: datetime
     duration_ms: float | None
+    source: str | None
 
 
 class InputView(BaseModel):
@@ -54,12 +56,14 @@ class TurnView(BaseModel):
     """Stored turn.
 
     `status` is running, waiting (for a person), completed, failed or cancelled. A turn with `store` false has usage
-    figures, but no text, messages or tool calls.
+    figures, but no text, messages or tool calls. `origin_id` is the turn that a fork or replay comes from.
     """
 
     id: UUID
     conversation_id: UUID | None
     parent_id: UUID | None
+    origin_id: UUID | None
+    is_replay: bool
     status: str
     store: bool
     model_name: str

@@ -1,0 +1,1 @@
+"""Forks and replays, which use steps and results of other turns."""

@@ -1,0 +1,1 @@
+"""Readers of turns: handles, listeners and windows of events."""

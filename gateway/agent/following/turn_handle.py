@@ -1,0 +1,190 @@
+"""Handles of turns, and listeners to their events."""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Literal, Self
+from uuid import UUID
+
+from gateway.agent.subscriptions import TurnSubscription, TurnSubscriptions
+from gateway.agent.turn import ActiveTurn
+from gateway.domain.errors import GatewayError
+from gateway.domain.events import Event, JournalEntry
+from gateway.domain.messages import JsonObject
+from gateway.ports.listener import EventListener
+from gateway.ports.store import StoredTurn
+
+_ACTIVE_STATUSES = ("running", "waiting")
+
+
+class TurnHandle(ABC):
+    """Handle of a turn, wherever it runs, and after its end."""
+
+    __slots__ = ("echo", "id", "is_stored")
+
+    def __init__(self, turn_id: UUID, *, is_stored: bool, echo: JsonObject | None) -> None:
+        self.id = turn_id
+        self.is_stored = is_stored
+        """Whether the turn's messages and events are stored.
+
+        Any worker can read and continue a stored turn.
+        """
+        self.echo: JsonObject = echo or {}
+        """Data of the request that its wire format repeats in the response."""
+
+    @property
+    @abstractmethod
+    def has_ended(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def cache_status(self) -> Literal["hit", "miss"] | None:
+        """Whether the answer came from the response cache.
+
+        None: unknown, or the request did not use the cache.
+        """
+
+    @property
+    def failure(self) -> GatewayError | None:
+        """The error of a failed turn that this call started."""
+        return None
+
+    @property
+    def first_event(self) -> Event | None:
+        """The turn's first event, if this call started it."""
+        return None
+
+
+class StartedTurn(TurnHandle):
+    """Turn that this call started.
+
+    When its last listener leaves, it may be cancelled.
+    """
+
+    __slots__ = ("active",)
+
+    def __init__(self, active: ActiveTurn) -> None:
+        super().__init__(active.id, is_stored=active.is_stored, echo=active.record.request.echo)
+        self.active = active
+
+    @property
+    def has_ended(self) -> bool:
+        return self.active.log.has_ended
+
+    @property
+    def cache_status(self) -> Literal["hit", "miss"] | None:
+        if self.active.record.request.cache_ttl is None:
+            return None
+        return "hit" if self.active.is_cached else "miss"
+
+    @property
+    def failure(self) -> GatewayError | None:
+        return self.active.failure
+
+    @property
+    def first_event(self) -> Event | None:
+        return self.active.log.entries[0].event
+
+
+class FollowedTurn(TurnHandle):
+    """Turn that an earlier call started. Listeners do not affect it."""
+
+    __slots__ = ("stored",)
+
+    def __init__(self, stored: StoredTurn) -> None:
+        super().__init__(stored.id, is_stored=stored.store, echo=stored.options.get("echo"))
+        self.stored = stored
+
+    @property
+    def has_ended(self) -> bool:
+        return self.stored.status not in _ACTIVE_STATUSES
+
+    @property
+    def cache_status(self) -> Literal["hit", "miss"] | None:
+        if "cache_ttl" not in self.stored.options or self.stored.status != "completed":
+            return None
+        return "hit" if self.stored.cached else "miss"
+
+
+class TurnListener(EventListener):
+    """Async context manager, and iterator over batches of a turn's entries.
+
+    Each entry comes once.
+    """
+
+    def __init__(
+        self,
+        turn: TurnHandle,
+        active: ActiveTurn | None,
+        subscriptions: TurnSubscriptions,
+        *,
+        after: int = 0,
+        until_input: bool = False,
+    ) -> None:
+        self._turn = turn
+        self._active = active
+        self._subscriptions = subscriptions
+        self._subscription: TurnSubscription | None = None
+        self._after = after
+        self._until_input = until_input
+
+    async def __aenter__(self) -> Self:
+        """Subscribe to the turn.
+
+        Raises:
+            TurnNotStored: the turn is not stored, and does not run in this worker.
+        """
+        if self._active is not None:
+            self._active.add_listener()
+            self._log = self._active.log
+            self.is_local = True
+            return self
+        turn = self._turn
+        subscription = self._subscriptions.subscribe(turn.id, is_stored=turn.is_stored, until_input=self._until_input)
+        self._subscription, self._log, self.is_local = subscription, subscription.log, subscription.is_local
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._subscription is not None:
+            self._subscription.unsubscribe()
+        elif self._active is not None:
+            self._active.remove_listener()
+
+    def __aiter__(self) -> AsyncIterator[list[JournalEntry]]:
+        return self._log.follow(self._after)
+
+    @property
+    def close_reason(self) -> str | None:
+        """Reason why the events stopped early; None after the last event."""
+        return self._log.close_reason
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the turn has ended.
+
+        Its last event may not have arrived yet.
+        """
+        return self._turn.has_ended or self._log.has_ended
+
+    @property
+    def turn_has_ended(self) -> bool:
+        """Whether the turn's last event has arrived."""
+        return self._log.has_ended
+
+    @property
+    def failure(self) -> GatewayError | None:
+        """The error of a failed turn that this call started."""
+        return self._turn.failure
+
+    async def wait_until_accepted(self, seconds: float) -> None:
+        """Wait for the model's first output or the turn's end.
+
+        The wait takes at most `seconds`.
+
+        Raises:
+            GatewayError: the turn failed before the model's first output.
+        """
+        if self._active is not None:
+            await self._active.wait_until_accepted(seconds)

@@ -1,0 +1,1 @@
+"""Requests for forks and replays, and comparisons of turns."""
