@@ -45,6 +45,7 @@ from gateway.ports.turns import EventEmitter
 log = get_logger(__name__)
 
 _MAX_STRUCTURED_ATTEMPTS = 2
+_BREAK = "\n\n"
 
 
 class LoopLimits(msgspec.Struct, frozen=True):
@@ -361,9 +362,21 @@ class _StepEventSink(ModelSink):
         self._turn.emit(ToolFinished(call_id=call_id, outcome="ok", content=[text_block(output)]))
 
     def on_retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
-        if discard:
-            self.draft.clear()
+        self.draft.clear()
         self._turn.emit(ModelRetry(step=self._step, reason=reason, attempt=attempt, discard=discard, model=model))
+        # Output that stands gets a break before that of the next attempt.
+        if self._turn.transcript.has_text(self._step):
+            self.on_text = self._begin_text
+        if self._turn.transcript.reasoning_chars:
+            self.on_reasoning = self._begin_reasoning
+
+    def _begin_text(self, text: str) -> None:
+        del self.on_text
+        self.on_text(_BREAK + text)
+
+    def _begin_reasoning(self, text: str) -> None:
+        del self.on_reasoning
+        self.on_reasoning(_BREAK + text)
 
     def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
         self._turn.record_failed_usage(usage, cost_usd)

@@ -253,6 +253,10 @@ class Transcript(EventFold):
         """Return whether the step called a client-side tool."""
         return any(call.client for call in self._steps[step].calls.values())
 
+    def has_text(self, step: int) -> bool:
+        """Return whether a step, which may be incomplete, has text."""
+        return step in self._steps and bool(self._steps[step].text)
+
     def step_text(self, step: int) -> str:
         return "".join(self._steps[step].text or self._steps[step].refusal)
 

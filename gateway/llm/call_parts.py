@@ -1,6 +1,7 @@
 """Joins the parts of tool calls in a stream."""
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from gateway.llm.chunks import ToolCallDelta
 from gateway.llm.tool_repair.json_repair import is_object, join_surrogates
 
 _MAX_CHECKS = 64
+_MAX_EMPTY_CHARS = len("{  }")
 CUT_PROBLEM = "it was cut off before its arguments were complete; make it shorter."
 
 
@@ -52,7 +54,7 @@ class _OpenCall:
 
         A repeated name alone begins nothing.
         """
-        if self.has_next_name and text:
+        if self.has_next_name and text and not _is_empty_object(text):
             return True
         if not name or not self.name:
             return False
@@ -61,6 +63,8 @@ class _OpenCall:
             return True
         if not (text or has_new_id or name != self.name) or not self.is_complete or self.is_repeated(name, text):
             return False
+        if self.is_same_call(part, name) and _is_empty_object(text):
+            return False  # an empty object behind the arguments
         return name != self.name or part.id != self.id or not self.is_placeholder
 
     @property
@@ -69,10 +73,18 @@ class _OpenCall:
 
         Some servers send one before the arguments.
         """
-        return self.chars <= len("{  }") and _decode_object(self.text) == {}
+        return self.chars <= _MAX_EMPTY_CHARS and _is_empty_object(self.text)
 
     def is_repeated(self, name: str, text: str) -> bool:
         return name == self.name and len(text) == self.chars and text == self.text
+
+    def is_same_call(self, part: ToolCallDelta, name: str) -> bool:
+        """Whether a part has the name and the id of this call.
+
+        Without ids, it has an index.
+        """
+        is_same_id = part.id == self.id if part.id or self.id else part.index is not None
+        return name == self.name and is_same_id
 
     @property
     def may_follow_empty_part(self) -> bool:
@@ -94,6 +106,16 @@ class _OpenCall:
         is_joined = is_object(self.extra_content) and is_object(content)
         self.extra_content = self.extra_content | content if is_joined else content
         return len(msgspec.json.encode(content))
+
+    def drop_repeated_parts(self) -> None:
+        """Keep the last part if each one repeats those before it.
+
+        Some servers send all arguments so far with each part.
+        """
+        texts = [text for _, text in self.pieces]
+        is_growing = len(texts) > 1 and all(later.startswith(text) for text, later in pairwise(texts))
+        if is_growing and _decode_object(texts[-1]) is not None and _decode_object(self.text) is None:
+            del self.pieces[:-1]
 
     def split_by_id(self) -> "list[_OpenCall]":
         """Split calls whose parts came in turns, without an index.
@@ -138,11 +160,12 @@ class CallJoiner:
         call.id = call.id or part.id or ""
         count = len(text) if part.extra_content is None else len(text) + call.add_extra_content(part.extra_content)
         is_named_again = bool(name and call.chars) and name == call.name
-        if is_named_again and (not text or call.is_repeated(name, text)) and call.is_complete:
+        if is_named_again and call.is_complete and (not text or call.is_repeated(name, text) or _is_empty_object(text)):
             call.has_next_name = not text
             return count
         if name != call.name:
-            call.name += name
+            # Some servers send the name so far with each part.
+            call.name = name if call.name and name.startswith(call.name) else call.name + name
             count += len(name)
         if text:
             call.add_arguments(part.id or "", text)
@@ -152,6 +175,8 @@ class CallJoiner:
         last = self._find_last_open()
         same = next((call for call in self._calls if call.id == part.id), None) if part.id else None
         known = self._by_index.get(part.index) if part.index is not None else same or last
+        if same is not None and known is not None and part.id != known.id and len(self._by_index) == 1:
+            known = same  # all calls of this server have the same index
         call: _OpenCall | None = None
         if known is not None:
             call = None if known.begins_anew(part, name, text) else known
@@ -180,6 +205,8 @@ class CallJoiner:
         also one with an empty object, which some servers send before the arguments.
         """
         calls: dict[tuple[str, str, object], ToolCall] = {}
+        for open_call in self._calls:
+            open_call.drop_repeated_parts()
         split_calls = [part for open_call in self._calls for part in open_call.split_by_id()]
         for call, is_whole in _join_pieces(split_calls):
             if call.name or call.text:
@@ -221,6 +248,10 @@ def _end_group(group: list[_OpenCall]) -> Iterator[tuple[_OpenCall, bool]]:
     has_pieces = len(group) > 1 and any(call.pieces for call in group)
     for call in group:
         yield call, bool(call.pieces) or not has_pieces
+
+
+def _is_empty_object(text: str) -> bool:
+    return len(text) <= _MAX_EMPTY_CHARS and _decode_object(text) == {}
 
 
 def _decode_object(text: str) -> JsonObject | None:

@@ -49,7 +49,10 @@ class ServerToolCall(msgspec.Struct, gc=False):
 
 
 class Delta(msgspec.Struct, gc=False):
-    """A part of a message, or a whole one."""
+    """A part of a message, or a whole one.
+
+    A `function_call`, which came before `tool_calls`, makes a chunk odd.
+    """
 
     content: str | None = None
     reasoning: str | None = None
@@ -57,15 +60,20 @@ class Delta(msgspec.Struct, gc=False):
     refusal: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
     executed_tools: list[ServerToolCall] | None = None
+    function_call: None = None
 
 
 class Choice(msgspec.Struct, gc=False):
-    """The first choice of a chunk. Some servers send a whole `message`."""
+    """The first choice of a chunk.
+
+    Some servers send a whole `message`, also behind its deltas. A `text` makes a chunk odd.
+    """
 
     delta: Delta | None = None
     finish_reason: str | None = None
     message: Delta | None = None
     usage: Any = None
+    text: None = None
 
 
 class XGroq(msgspec.Struct, gc=False):
@@ -137,6 +145,8 @@ def read_odd_chunk(payload: bytes) -> Chunk | None:
 
 def _read_choice(choice: JsonObject) -> Choice:
     delta, message = choice.get("delta"), choice.get("message")
+    if delta is None and message is None and "text" in choice:
+        delta = {"content": choice["text"]}  # of the older completions API
     return Choice(
         delta=_read_delta(delta) if is_object(delta) else None,
         finish_reason=_read_finish_reason(choice.get("finish_reason")),
@@ -156,6 +166,8 @@ def _read_finish_reason(reason: object) -> str | None:
 def _read_delta(delta: JsonObject) -> Delta:
     text, thoughts, refusal = _read_content(delta.get("content"))
     calls, executed = _get_list(delta, "tool_calls"), _get_list(delta, "executed_tools")
+    if not calls and is_object(legacy_call := delta.get("function_call")):
+        calls = [{"function": legacy_call}]
     return Delta(
         content=text,
         reasoning=thoughts or _join_texts(delta.get("reasoning")),
@@ -209,7 +221,7 @@ def _read_call(call: JsonObject) -> ToolCallDelta:
         part = None
     return ToolCallDelta(
         index=index if isinstance(index, int) else None,
-        id=_join_halves(_get_text(call, "id")),
+        id=_join_halves(str(call_id) if isinstance(call_id := call.get("id"), str | int) else None),
         function=part or FunctionDelta(_get_text(call, "name"), _get_text(call, "arguments")),
         extra_content=_join_halves(call.get("extra_content")),
     )

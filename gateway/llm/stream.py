@@ -53,6 +53,8 @@ class ChunkReader:
         self._calls = CallJoiner()
         self._halves = {"text": "", "reasoning": "", "refusal": ""}
         self._may_have_halves = False
+        self._has_text = self._has_reasoning = self._has_refusal = self._has_message_calls = False
+        self._message_texts: dict[str, str] = {}
         self._emitted_server_calls: set[int] = set()
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
@@ -180,7 +182,9 @@ class ChunkReader:
             self._read_choice(choice)
 
     def _read_choice(self, choice: Choice) -> None:
-        delta = choice.delta or choice.message or _EMPTY_DELTA
+        delta = choice.delta or _EMPTY_DELTA
+        if choice.message is not None:
+            delta = self._merge_message(delta, choice.message, is_last=choice.finish_reason is not None)
         if delta.content:
             self._text.append(delta.content)
         if delta.reasoning:
@@ -189,6 +193,7 @@ class ChunkReader:
             self._reasoning.append(delta.reasoning_content)
         if delta.refusal:
             self._flush_text()
+            self._has_refusal = True
             for text in self._join_halves("refusal", [delta.refusal]) if self._may_have_halves else [delta.refusal]:
                 self._count_chars(len(text))
                 self._sink.on_refusal(text)
@@ -202,6 +207,40 @@ class ChunkReader:
                 self._emit_server_tool_call(server_call)
         if choice.finish_reason or choice.usage is not None:
             self._read_end(choice)
+
+    def _merge_message(self, delta: Delta, message: Delta, *, is_last: bool) -> Delta:
+        """Return a delta with the new parts of a whole message.
+
+        Some servers repeat the whole answer behind its deltas. Others send messages in place of deltas.
+        """
+        self._flush_text()
+        calls = message.tool_calls if self._has_message_calls or not len(self._calls) else None
+        self._has_message_calls = self._has_message_calls or bool(calls)
+        return Delta(
+            content=delta.content or self._get_new_text("text", message.content, self._has_text, is_last),
+            reasoning=delta.reasoning
+            or delta.reasoning_content
+            or self._get_new_text(
+                "reasoning", message.reasoning or message.reasoning_content, self._has_reasoning, is_last
+            ),
+            refusal=delta.refusal or self._get_new_text("refusal", message.refusal, self._has_refusal, is_last),
+            tool_calls=delta.tool_calls or calls,
+            executed_tools=delta.executed_tools or message.executed_tools,
+        )
+
+    def _get_new_text(self, kind: str, text: str | None, has_output: bool, is_last: bool) -> str | None:
+        """Return the part of a message's text that is new.
+
+        Messages in place of deltas have the next part each, or all parts so far.
+        """
+        earlier_text = self._message_texts.get(kind)
+        if not text or (has_output and earlier_text is None):
+            return None
+        earlier_text = earlier_text or ""
+        is_repeated = text.startswith(earlier_text) and (is_last or len(text) > len(earlier_text))
+        new_text = text.removeprefix(earlier_text) if is_repeated else text
+        self._message_texts[kind] = earlier_text + new_text
+        return new_text
 
     def _read_end(self, choice: Choice) -> None:
         if choice.usage is not None:
@@ -239,11 +278,13 @@ class ChunkReader:
         if self._reasoning:
             reasoning = "".join(self._reasoning)
             self._reasoning.clear()
+            self._has_reasoning = True
             self._count_chars(len(reasoning))
             self._sink.on_reasoning(reasoning)
         if self._text:
             text = "".join(self._text)
             self._text.clear()
+            self._has_text = True
             self._count_chars(len(text))
             self._sink.on_text(text)
 

@@ -26,6 +26,7 @@ _FINISH_REASONS: dict[str, FinishReason] = {
     "input_required": "stop",
     "content_filter": "content_filter",
 }
+_DISCARDED_STEP = -1
 _encode = msgspec.json.Encoder().encode
 _encode_arguments = msgspec.json.Encoder(order="sorted").encode
 
@@ -38,8 +39,8 @@ def build_completion(turn: TurnSummary) -> JsonObject:
         "content": "\n\n".join(turn.step_texts) or None,
         "refusal": turn.refusal,
     }
-    if turn.reasoning:
-        message["reasoning"] = turn.reasoning
+    if (reasoning := turn.shown_reasoning) is not None:
+        message["reasoning"] = reasoning
     if turn.client_calls:
         message["tool_calls"] = [_build_client_call(call) for call in turn.client_calls]
     elif message["content"] is None and turn.refusal is None:
@@ -132,7 +133,7 @@ class ChunkWriter:
         self._extended = extended
         self._turn = TurnSummary()
         self._head: JsonObject = {}
-        self._last_step = self._last_refused_step = 0
+        self._last_step = self._last_refused_step = self._last_reasoned_step = 0
         self._client_calls = 0
 
     def write_event(self, event: e.Event) -> list[JsonObject]:
@@ -154,12 +155,16 @@ class ChunkWriter:
                 self._last_step = event.step
                 return [self._build_chunk({"content": separator + event.text})]
             case e.ReasoningDelta():
-                return [self._build_chunk({"reasoning": event.text})] if self._extended else []
+                separator = "\n" if self._last_reasoned_step not in (0, event.step) else ""
+                self._last_reasoned_step = event.step
+                return [self._build_chunk({"reasoning": separator + event.text})] if self._extended else []
             case e.ToolCallStarted() if event.client:
                 call = {"index": self._client_calls, **_build_client_call(self._turn.calls[event.call_id])}
                 self._client_calls += 1
                 return [self._build_chunk({"tool_calls": [call]})]
             case e.ToolCallStarted() | e.ToolFinished() | e.InputRequired() | e.ModelRetry():
+                if isinstance(event, e.ModelRetry) and event.discard and self._last_reasoned_step:
+                    self._last_reasoned_step = _DISCARDED_STEP
                 if not self._extended:
                     return []
                 return [self._build_chunk({}) | {"x_gateway": {"event": msgspec.to_builtins(event)}}]

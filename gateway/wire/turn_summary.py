@@ -44,6 +44,7 @@ class TurnSummary(EventFold):
         self._text: dict[int, list[str]] = {}
         self._refusal: dict[int, list[str]] = {}
         self._reasoning: dict[int, list[str]] = {}
+        self._discarded_reasoning: dict[int, list[str]] = {}
         self._step_warnings: list[str] = []
 
     def apply(self, event: e.Event) -> None:
@@ -78,7 +79,8 @@ class TurnSummary(EventFold):
                 if event.discard:
                     self._text.pop(event.step, None)
                     self._refusal.pop(event.step, None)
-                    self._reasoning.pop(event.step, None)
+                    if reasoning := self._reasoning.pop(event.step, None):
+                        self._discarded_reasoning.setdefault(event.step, []).append("".join(reasoning))
                     self.calls = {i: call for i, call in self.calls.items() if call.step != event.step}
             case e.TurnCompleted():
                 self.end, self.usage = event, event.usage
@@ -139,6 +141,14 @@ class TurnSummary(EventFold):
     @property
     def reasoning(self) -> str | None:
         return "\n".join("".join(parts) for _, parts in sorted(self._reasoning.items())) or None
+
+    @property
+    def shown_reasoning(self) -> str | None:
+        """The reasoning that a stream shows, with that of discarded attempts."""
+        attempts: list[str] = []
+        for step in sorted(self._discarded_reasoning.keys() | self._reasoning.keys()):
+            attempts += [*self._discarded_reasoning.get(step, ()), "".join(self._reasoning.get(step, ()))]
+        return "\n".join(filter(None, attempts)) or None
 
     @property
     def steps(self) -> int:

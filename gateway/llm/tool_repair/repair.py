@@ -113,13 +113,13 @@ def repair_calls(
 ) -> list[tuple[ToolCall, RepairedCall | UnrepairableCall]]:
     """Repair a call, or the calls in OpenAI's wrapper around several.
 
-    Return each call as written with its repair. The calls share the `budget`.
+    A wrapper that was cut has no calls. Return each call as written with its repair. The calls share the `budget`.
 
     Raises:
         ModelAnswerTooLong: there are too many calls.
     """
     budget = budget or OperationBudget(MAX_OPERATIONS)
-    if call.name in schemas or not is_parallel_wrapper(call.name):
+    if call.problem or call.name in schemas or not is_parallel_wrapper(call.name):
         return [(call, repair_call(call.name, call.arguments, schemas, budget))]
     try:
         found = list(list_json_calls(parse_lenient(join_surrogates(call.arguments), []), ""))

@@ -70,6 +70,7 @@ async def model() -> AsyncGenerator[ScriptedModelServer]:
         yield server
 
 
+@pytest.mark.timeout(300)
 async def test_each_readable_call_runs_as_it_was_meant(
     database_url: str, simulator: Simulator, model: ScriptedModelServer
 ) -> None:
@@ -103,6 +104,7 @@ async def read_client_calls(gateway: Gateway) -> list[dict[str, Any]]:
     return [{"name": function["name"], "arguments": function["arguments"]} for function in functions]
 
 
+@pytest.mark.timeout(300)
 async def test_client_gets_each_readable_call_as_it_was_meant(
     database_url: str, simulator: Simulator, model: ScriptedModelServer
 ) -> None:

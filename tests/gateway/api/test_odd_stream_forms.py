@@ -135,11 +135,12 @@ PARTS: dict[str, tuple[ScriptedAnswer, list[str]]] = {
 }
 
 
-async def test_each_form_of_parts_becomes_the_calls_that_were_meant(
-    gateway: Gateway, model: ScriptedModelServer
-) -> None:
+async def find_wrong_calls(
+    gateway: Gateway, model: ScriptedModelServer, forms: dict[str, tuple[ScriptedAnswer, list[str]]]
+) -> dict[str, Any]:
+    """Return the unexpected calls that a client gets, whole and streamed."""
     wrong: dict[str, Any] = {}
-    for name, (answer, expected) in PARTS.items():
+    for name, (answer, expected) in forms.items():
         model.script_answers(answer, answer)
         whole = (await complete(gateway, tools=[PURGE]))["choices"][0]["message"].get("tool_calls", [])
         chunks = await stream_completion(gateway, tools=[PURGE])
@@ -148,7 +149,13 @@ async def test_each_form_of_parts_becomes_the_calls_that_were_meant(
         found = [[call["function"]["arguments"] for call in calls] for calls in (whole, streamed)]
         if found != [expected, expected]:
             wrong[name] = found
-    assert wrong == {}
+    return wrong
+
+
+async def test_each_form_of_parts_becomes_the_calls_that_were_meant(
+    gateway: Gateway, model: ScriptedModelServer
+) -> None:
+    assert await find_wrong_calls(gateway, model, PARTS) == {}
 
 
 PIECES: dict[str, ScriptedAnswer] = {

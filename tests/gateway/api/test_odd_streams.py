@@ -455,7 +455,7 @@ async def test_streamed_text_equals_the_whole_answer_also_after_a_retry(
     streamed = join_content(await stream_completion(gateway))
     model.script_answers(SPOKEN_THEN_UNREADABLE)
     whole = (await complete(gateway))["choices"][0]["message"]["content"]
-    assert streamed == whole == "Let me check. All done."
+    assert streamed == whole == "Let me check. \n\nAll done."
 
 
 @pytest.mark.parametrize("first", [SPOKEN_THEN_UNREADABLE, stream_deltas({"reasoning": "hm"}), refuse_call("{{{")])

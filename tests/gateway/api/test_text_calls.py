@@ -102,6 +102,7 @@ async def test_call_in_a_text_follows_the_approval_rule(world: World) -> None:
     assert world.calls == []
 
 
+@pytest.mark.timeout(300)
 async def test_calls_of_the_corpus_in_a_text_run_as_meant_or_are_shown(world: World) -> None:
     wrong: dict[str, Any] = {}
     count = 0
