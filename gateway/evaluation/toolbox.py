@@ -2,11 +2,11 @@
 
 from collections.abc import Collection
 
-from gateway.common.json_schema import SchemaNotCheckable, compile_schema_off_loop, find_error_off_loop
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject, Principal, ToolResult, ToolSpec, text_block
 from gateway.evaluation.cases import CannedTool, Case, Suite, includes
-from gateway.ports.tools import ItemKind, ServerStatus, SignIn, Toolbox, ToolCallRequest
+from gateway.ports.tools import HostExchange, ItemKind, ServerStatus, SignIn, Toolbox, ToolCallRequest
+from gateway_runtime.json_schema.validation import SchemaNotCheckable, compile_schema_off_loop, find_error_off_loop
 
 _SERVER = "evaluation"
 _NO_PARAMETERS: JsonObject = {"type": "object", "properties": {}}
@@ -25,10 +25,10 @@ class CannedToolbox(Toolbox):
         self._tools = suite.tools
         self._replaced = case.tool_results
 
-    def list_specs(self) -> tuple[ToolSpec, ...]:
+    def list_specs(self, principal: Principal | None = None) -> tuple[ToolSpec, ...]:
         return self._specs
 
-    def find_tool(self, name: str) -> ToolSpec | None:
+    def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
         return next((spec for spec in self._specs if spec.name == name), None)
 
     async def call_tool(self, request: ToolCallRequest) -> ToolResult:
@@ -54,20 +54,35 @@ class CannedToolbox(Toolbox):
         del servers
         return ""
 
+    def list_instructions(self) -> list[tuple[str, str]]:
+        return []
+
     async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
         del kind, principal
         return []
 
-    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
+    async def read_resource(
+        self, uri: str, principal: Principal, server: str | None = None, exchange: HostExchange | None = None
+    ) -> JsonObject:
         raise NotFound
 
     async def get_prompt(
-        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+        self,
+        name: str,
+        arguments: dict[str, str],
+        principal: Principal,
+        server: str | None = None,
+        exchange: HostExchange | None = None,
     ) -> JsonObject:
         raise NotFound
 
     async def complete_argument(
-        self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
+        self,
+        ref: JsonObject,
+        argument: JsonObject,
+        principal: Principal,
+        server: str | None = None,
+        context: dict[str, str] | None = None,
     ) -> JsonObject:
         raise NotFound
 
