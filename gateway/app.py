@@ -119,4 +119,4 @@ def reload_servers(app: FastAPI) -> None:
 
 
 app = SelfConfiguredApplication(create_app, stop_gateway)
-"""For ASGI servers: `uvicorn gateway.app:app`. It reads the settings when the server starts it."""
+"""ASGI application for `uvicorn gateway.app:app`."""

@@ -67,7 +67,7 @@ def _load_certificates(context: ssl.SSLContext, name: str, value: str) -> None:
 
 
 def _load_directory(context: ssl.SSLContext, directory: Path) -> None:
-    """Load a directory of hashed names, as OpenSSL wants them, or else each of its certificate files.
+    """Load the certificates of a directory.
 
     Raises:
         ValueError: it has neither.

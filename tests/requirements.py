@@ -6,5 +6,5 @@ import pytest
 
 
 def require(is_present: bool, requirement: str) -> pytest.MarkDecorator:
-    """Skip a test where something is missing. Where CI is set, the test runs, and fails."""
+    """Skip a test where something is missing, unless CI is set."""
     return pytest.mark.skipif("CI" not in os.environ and not is_present, reason=f"needs {requirement}")

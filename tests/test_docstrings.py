@@ -47,7 +47,7 @@ FOREIGN_NAMES = {
 def test_names_that_do_not_exist_are_found() -> None:
     source = """
 class Queue:
-    '''Calls that wait. `waiting`: the calls; `lost`: nothing.'''
+    '''Calls that wait. `waiting`: the calls; `mislaid`: nothing.'''
 
     def __init__(self):
         self.waiting = []
@@ -58,7 +58,7 @@ class Queue:
         self.waiting.append(call)
 """
     names = {name for _, name in list_unknown_names(source)}
-    assert names == {"lost", "urgent", "Queue.pull()", "push_call", "thing"}
+    assert names == {"mislaid", "urgent", "Queue.pull()", "push_call", "thing"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=get_module_name)

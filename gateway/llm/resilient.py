@@ -149,7 +149,7 @@ class ResilientModel(Model):
         raise AssertionError("unreachable")
 
     def _address_call(self, call: ModelCall, model: str) -> ModelCall:
-        """Return the call for a model; a fallback gets only parameters that it is known to take."""
+        """Return the call for a model, with parameters that it takes."""
         if model == call.model:
             return call
         parameters = self._catalog.fit_defaults(call.parameters, self._catalog.get_model_info(model))

@@ -190,7 +190,7 @@ class ConnectionPool:
         return self._make_offer(shared_connection) if shared_connection.is_available else None
 
     def get_offer(self, shared_connection: ServerConnection) -> ServerOffer | None:
-        """The offer of a server to all its users; None without one now.
+        """Offer of a server to all its users.
 
         Where each user has a connection, it has the tools of all of them: no user may see it.
         """

@@ -179,7 +179,7 @@ class ServerRepository(Protocol):
     async def change_server(
         self, name: str, change: Callable[[JsonObject], JsonObject], *, disabled: bool | None, by: str
     ) -> None:
-        """Change a server that was added at run time, one worker at a time.
+        """Change a server, one worker at a time.
 
         `change` returns the new configuration for the stored one. `disabled`: None leaves that as it is.
 

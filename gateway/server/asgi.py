@@ -35,7 +35,7 @@ _OPEN_MESSAGE = (
 
 
 class SelfConfiguredApplication:
-    """ASGI application that reads its settings and opens its services when a server starts it.
+    """ASGI application that starts its services with its server.
 
     Nothing happens before: the object is free. Like `agent-gateway serve`, it starts the embedded Postgres and the
     simulated model server where the settings name none. The server's own address is unknown at the start, so callers
@@ -105,7 +105,7 @@ class SelfConfiguredApplication:
 
 
 def _configure_logging(settings: Settings) -> None:
-    """Configure the gateway's logs, and leave those of the server as they are."""
+    """Configure the gateway's logs, and not the server's."""
     loggers = [getLogger(name) for name in _SERVER_LOGGERS]
     previous = [(logger.level, logger.handlers, logger.propagate) for logger in loggers]
     logging.configure_logging(json=settings.json_logs, level=settings.effective_log_level)

@@ -1,4 +1,4 @@
-"""What a gateway process needs around its application: database, credentials, model server.
+"""Services that a gateway's process needs around its application.
 
 Imports are inside the functions, because commands that use one of them need not wait for the others.
 """
@@ -12,7 +12,7 @@ from gateway.config import Settings
 
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncGenerator[Settings]:
-    """Yield settings that name a database and a model server, and admit callers.
+    """Yield settings that name a database and a model server.
 
     Missing servers run for the length of the block: the embedded Postgres, the simulated model server.
 

@@ -135,7 +135,7 @@ def build_workers(settings: Settings, env: Mapping[str, str], port: SharedPort, 
 
 
 def _create_server_file(settings: Settings) -> tuple[Path | None, list[str]]:
-    """Create `mcp.json` if nothing configures MCP servers, so that the gateway uses the tool server beside it.
+    """Create `mcp.json` if nothing configures MCP servers.
 
     Returns the shipped file where none can be created, and notes for the user.
     """

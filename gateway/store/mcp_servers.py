@@ -167,7 +167,7 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
 
 
 async def _record_save(session: AsyncSession, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
-    """Write the audit entry of a saved server, and notify the other workers."""
+    """Write a saved server's audit entry, and notify other workers."""
     detail = {"disabled": disabled, "url": strip_url_secrets((config or {}).get("url", "")) or None}
     session.add(make_audit_entry(by, "server.put", f"server {name}", detail))
     await notify_at_commit(session, BusKind.SERVERS_CHANGED)

@@ -1,4 +1,4 @@
-"""Files that are no modules: migrations, and the default configuration of MCP servers."""
+"""Migrations and the default configuration of MCP servers."""
 
 from pathlib import Path
 

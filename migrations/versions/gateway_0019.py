@@ -1,4 +1,4 @@
-"""Order MCP servers by their creation, and keep the scopes that they ask for"""
+"""Order MCP servers by their creation, and keep requested scopes"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -24,7 +24,7 @@ STOP_SECONDS = 20.0
 
 
 def start(directory: Path, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
-    """Start a server in an empty directory, with its output in the file `output`."""
+    """Start a server in an empty directory, with a log file."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = clean_environment(PYTHONPATH=path, GATEWAY_DATA_DIR=str(directory / "data"), **settings)
     with (directory / "output").open("wb") as out:
@@ -35,7 +35,7 @@ def start(directory: Path, *arguments: str, **settings: str) -> subprocess.Popen
 
 @asynccontextmanager
 async def run_server(directory: Path, *arguments: str, **settings: str) -> AsyncGenerator[RunningStack]:
-    """Run a server until the gateway is ready; stop it at the end of the block."""
+    """Run a server from readiness to the block's end."""
     port = find_free_port()
     address = ("--bind", f"127.0.0.1:{port}") if arguments[0] == "gunicorn" else ("--port", str(port))
     process = start(directory, *arguments, *address, **settings)
@@ -78,7 +78,7 @@ async def test_server_runs_the_gateway_with_nothing_configured(command: tuple[st
 
 
 async def test_open_stream_does_not_delay_the_stop_of_the_server() -> None:
-    """uvicorn waits for open requests before it sends the application the stop event."""
+    """A stop event comes after open requests in uvicorn."""
     with create_directory() as directory:
         async with run_server(directory, *UVICORN) as running, running.stream("count to 5000") as stream:
             await stream.read_until("text.delta")
@@ -106,7 +106,7 @@ def test_configuration_that_cannot_be_used_is_one_line_of_the_server(settings: d
 
 
 async def test_caller_of_an_unknown_address_needs_a_credential() -> None:
-    """The application cannot know where a server listens: here at a socket file, as behind a proxy."""
+    """An application cannot know where its server listens."""
     with create_directory() as directory:
         process = start(directory, *UVICORN, "--uds", str(directory / "socket"))
         try:

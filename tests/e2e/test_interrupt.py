@@ -19,12 +19,12 @@ from tests.stack import Stream
 pytestmark = pytest.mark.faults
 GRACE_SECONDS = 3
 MARGIN_SECONDS = 20.0
-"""Time of a loaded machine for what takes a moment on an idle one."""
+"""Seconds on a loaded machine for what takes a moment."""
 
 
 @asynccontextmanager
 async def start_stream(stack: RunningStack) -> AsyncGenerator[Stream]:
-    """Start a turn that would run for minutes; yield its stream after the first text.
+    """Start a long turn; yield its stream after the first text.
 
     On a loaded machine the stack is announced before it answers.
     """

@@ -1,4 +1,4 @@
-"""Test of the wheel: installed elsewhere, it runs everything from an empty folder."""
+"""Test of the wheel in an empty folder."""
 
 import asyncio
 import json

@@ -127,7 +127,7 @@ async def test_database_shell_runs_statements_on_the_gateways_database(gateway: 
 async def test_database_shell_without_psql_is_one_line(
     command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The embedded Postgres brings psql; an install without it, and a machine without clients, do not."""
+    """The embedded Postgres may bring no psql."""
     monkeypatch.setattr("gateway.cli.psql.find_spec", lambda _name: None)
     monkeypatch.setenv("PATH", str(command_line.directory))
     output = await command_line.run("db", "shell", code=2)

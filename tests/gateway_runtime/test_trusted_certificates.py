@@ -1,4 +1,4 @@
-"""Tests of the variables that name trusted certificates, against a server with a certificate of its own authority."""
+"""Tests of the variables that name trusted certificates."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Ce
 
 
 async def is_trusted(certificate: Certificate) -> bool:
-    """Whether the context of MCP and OAuth requests trusts a server with the certificate."""
+    """Whether MCP and OAuth requests trust a server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate.cert, certificate.key)
 

@@ -21,7 +21,7 @@ log = get_logger(__name__)
 _ACCEPT = "application/json"
 _SUCCESS = (200, 201)
 _STRICT_FIELDS = {"token_type"}
-"""Optional fields that are not ignored if they are invalid: RFC 6749 forbids to use a token of an unknown type."""
+"""Optional fields that must be valid."""
 _HTTP_URL = TypeAdapter(AnyHttpUrl)
 
 
@@ -107,9 +107,9 @@ def repair_token(document: JsonObject) -> JsonObject:
 
 
 def _parse_lifetime(value: Any) -> int | None:
-    """Return whole seconds; None if the token does not tell when it expires.
+    """Return the lifetime in whole seconds.
 
-    Some servers write -1 or 0 for a token that never does.
+    None: the token does not tell. Some servers write -1 or 0 for one that never expires.
     """
     try:
         seconds = float(value)
@@ -119,7 +119,7 @@ def _parse_lifetime(value: Any) -> int | None:
 
 
 def _parse_document(content: bytes) -> JsonObject | None:
-    """Return the object of a JSON or form-encoded body; None if it is neither."""
+    """Return the object of a JSON or form-encoded body."""
     content = content.removeprefix(b"\xef\xbb\xbf").strip()
     try:
         document = msgspec.json.decode(content)

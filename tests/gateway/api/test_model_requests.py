@@ -68,7 +68,7 @@ async def test_long_call_ids_are_shortened_in_pairs(gateway: Gateway, model: Scr
 
 @pytest.fixture(scope="module")
 async def configured(serve_shared_gateway: ServeSharedGateway) -> Gateway:
-    """A gateway on the simulated Groq whose administrator set defaults that not every model takes."""
+    """Gateway whose defaults not every model takes."""
     return await serve_shared_gateway(
         groq_reasoning_effort="medium", groq_reasoning_format="parsed", groq_temperature=0.5, groq_max_tokens=9_000
     )

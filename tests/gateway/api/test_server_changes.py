@@ -201,7 +201,7 @@ async def test_server_with_another_encryption_key_is_replaced_but_not_patched(
 async def test_names_of_servers_follow_the_order_in_which_they_were_added(
     workers: list[Gateway], trial_url: str, database_url: str, simulator: Simulator
 ) -> None:
-    """A later server marks names within the prefix of an earlier one, whatever their alphabetical order is."""
+    """A later server marks names within an earlier one's prefix."""
     for name, prefix in (("zoo", "a"), ("ant", "a_b"), ("bee", "a")):
         body = {"name": name, "url": trial_url, "prefix": prefix}
         assert (await send_request(workers[0], "POST", body=body)).status == 201

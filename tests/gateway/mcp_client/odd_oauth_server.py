@@ -1,4 +1,4 @@
-"""Protected MCP servers whose authorization servers are odd, each in its own way.
+"""Protected MCP servers with odd authorization servers.
 
 The first part of a path names the kind of oddity: `/{kind}/mcp` is the server, `/{kind}/as` its authorization server.
 """
@@ -76,7 +76,7 @@ _REGISTRATIONS: dict[str, Document] = {
 
 
 class OddOAuthServer:
-    """The servers. `token_requests` has each request for tokens by kind: its form, `Authorization` and `Accept`."""
+    """Servers, and their requests for tokens by kind."""
 
     def __init__(self, port: int) -> None:
         self.origin = f"http://127.0.0.1:{port}"
@@ -183,7 +183,7 @@ class OddOAuthServer:
         return self._answer(kind, self._issue(kind, scope, is_first=form["grant_type"] != "refresh_token"), accept)
 
     def _authenticates(self, kind: str, form: dict[str, str], authorization: str) -> bool:
-        """Whether the client's id and secret are right, sent by a method that is offered."""
+        """Whether the client's id and secret are right."""
         given = form.get("client_id", ""), form.get("client_secret")
         if authorization.startswith("Basic "):
             if "post_only" in kind or given[1] is not None:

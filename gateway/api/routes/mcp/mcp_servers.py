@@ -223,7 +223,7 @@ async def change_server(
     servers: ServersDep,
     toolbox: ToolboxDep,
 ) -> McpServerList:
-    """Disable or enable a server, or change fields of one that was added over the API.
+    """Disable, enable or change a server.
 
     The body is a JSON merge patch: fields that it lacks stay, null removes one. A server from the configuration file
     can be disabled and enabled. Active calls finish first.

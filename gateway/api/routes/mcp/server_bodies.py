@@ -99,7 +99,7 @@ class OAuthClientPatch(RequestModel):
 
 
 class ServerPatch(RequestModel):
-    """Change of an MCP server, as a JSON merge patch (RFC 7396): null removes a field or a header.
+    """Change of an MCP server, as a JSON merge patch (RFC 7396).
 
     Of a server of the configuration file, `disabled` alone can be changed. If `url` leads to another origin, the
     headers and the secret that were stored must be given again or removed.
@@ -229,7 +229,7 @@ def _read_entry(name: str, entry: JsonObject) -> ServerCreate:
 
 
 def _read_oauth_client(entry: object) -> object:
-    """Return the client of an entry, without the other fields that hosts have there; None without a client."""
+    """Return the client of an entry, without other fields."""
     if not isinstance(entry, dict):
         return entry
     names = {"client_id", "clientId", "client_secret", "clientSecret", "token_endpoint_auth_method", "scope"}
@@ -238,7 +238,7 @@ def _read_oauth_client(entry: object) -> object:
 
 
 def _list_texts(fields: JsonObject) -> list[tuple[str, str]]:
-    """List the address, the headers' values and the client's fields, each with its path."""
+    """List address, headers' values and client's fields with their paths."""
     texts: list[tuple[str, object]] = [("url", fields["url"])]
     for field in ("headers", "oauth"):
         values = fields.get(field)
