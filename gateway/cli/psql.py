@@ -4,7 +4,9 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,11 +26,23 @@ def run_psql(url: str, arguments: Sequence[str]) -> int:
     address = parse_address(url)
     password = {} if address.password is None else {"PGPASSWORD": address.password}
     target = replace(address, password=None).to_dsn()
-    # psql itself handles Ctrl-C. A handler, other than SIG_IGN, is not passed on to it.
+    command = [_find_psql(), *arguments, "--dbname", target]
+    with _leave_interrupts_to_child():
+        return subprocess.run(command, env={**os.environ, **password}, check=False).returncode  # noqa: S603
+
+
+@contextmanager
+def _leave_interrupts_to_child() -> Generator[None]:
+    """Ignore Ctrl-C, which psql itself handles.
+
+    A handler, other than SIG_IGN, is not passed on to it. Only a main thread has handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     previous = signal.signal(signal.SIGINT, _ignore_signal)
     try:
-        command = [_find_psql(), *arguments, "--dbname", target]
-        return subprocess.run(command, env={**os.environ, **password}, check=False).returncode  # noqa: S603
+        yield
     finally:
         signal.signal(signal.SIGINT, previous)
 

@@ -363,6 +363,19 @@ class _QuietServer(uvicorn.Server):
 _SERVER_LOGGERS = ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 
+@contextmanager
+def _quiet_loggers() -> Generator[None]:
+    """Silence uvicorn's loggers, which a gateway in the same process uses too."""
+    levels = {name: logging.getLogger(name).level for name in _SERVER_LOGGERS}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
 @asynccontextmanager
 async def serve_simulator(
     settings: SimulatorSettings | None = None, listener: socket.socket | None = None
@@ -375,29 +388,26 @@ async def serve_simulator(
     if listener is None:
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
-    # uvicorn's loggers are those of the process, in which a gateway may run as well.
-    levels = {name: logging.getLogger(name).level for name in _SERVER_LOGGERS}
     config = uvicorn.Config(
         simulator.create_app(),
         log_config=None,
-        log_level="critical",
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=0,
         server_header=False,
     )
     server = _QuietServer(config)
-    server_task = asyncio.create_task(server.serve(sockets=[listener]), name="simulator")
-    simulator.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    while not server.started:
-        if server_task.done():
-            server_task.result()
-        await asyncio.sleep(0.005)
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+    with _quiet_loggers():
+        server_task = asyncio.create_task(server.serve(sockets=[listener]), name="simulator")
+        simulator.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        while not server.started:
+            if server_task.done():
+                server_task.result()
+            await asyncio.sleep(0.005)
     try:
         yield simulator
     finally:
         server.should_exit = True
         server.force_exit = True
-        await asyncio.wait([server_task], timeout=2)
+        with _quiet_loggers():  # requests that are broken off at once are no error
+            await asyncio.wait([server_task], timeout=2)

@@ -118,7 +118,7 @@ class SimulatedWorker:
                     self.worker_id,
                     store,
                     Llm(model, Catalog()),
-                    Tools(toolbox, toolbox, toolbox, registry=None),  # type: ignore[arg-type]
+                    Tools(toolbox, toolbox, toolbox, registry=None, definitions=None),  # type: ignore[arg-type]
                     worker_lease,
                     tasks,
                     LoadMonitor(max_lag_seconds=None, max_memory_bytes=None),

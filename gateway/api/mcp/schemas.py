@@ -47,7 +47,9 @@ def to_mcp_tool(spec: ToolSpec, *, is_modern: bool) -> t.Tool:
         "idempotentHint": spec.idempotent,
         "openWorldHint": spec.open_world,
     }
-    meta = {**definition.get("_meta", {}), **({IDEMPOTENT_META: True} if spec.deduplicates else {})}
+    meta = {name: value for name, value in definition.get("_meta", {}).items() if name != IDEMPOTENT_META}
+    if spec.deduplicates:  # another value of a server would be read as a promise
+        meta[IDEMPOTENT_META] = True
     own = {
         "name": spec.name,
         "outputSchema": output_schema,

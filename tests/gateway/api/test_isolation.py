@@ -31,6 +31,9 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("GET", "/api/v1/turns/{turn_id}/events"): ("owned", None),
     ("POST", "/api/v1/turns/{turn_id}/input"): ("owned", {"input_id": "{input_id}", "action": "accept"}),
     ("POST", "/api/v1/turns/{turn_id}/cancel"): ("owned", None),
+    ("POST", "/api/v1/turns/{turn_id}/fork"): ("owned", {"after_step": 0, "message": "hello"}),
+    ("POST", "/api/v1/turns/{turn_id}/replay"): ("owned", {}),
+    ("GET", "/api/v1/turns/{turn_id}/compare/{other_id}"): ("owned", None),
     ("GET", "/api/v1/conversations"): ("own list", None),
     ("GET", "/api/v1/conversations/{conversation_id}"): ("owned", None),
     ("GET", "/api/v1/conversations/{conversation_id}/export"): ("owned", None),
@@ -40,6 +43,14 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("GET", "/api/v1/search"): ("own list", None),
     ("GET", "/api/v1/tools"): ("shared", None),
     ("POST", "/api/v1/tools/{name}"): ("creates", {"expression": "1+1"}),
+    ("GET", "/api/v1/tools/definitions"): ("admin", None),
+    ("POST", "/api/v1/tools/definitions"): ("admin", {}),
+    ("POST", "/api/v1/tools/definitions/import"): ("admin", {}),
+    ("GET", "/api/v1/tools/definitions/{name}"): ("admin", None),
+    ("PATCH", "/api/v1/tools/definitions/{name}"): ("admin", {}),
+    ("DELETE", "/api/v1/tools/definitions/{name}"): ("admin", None),
+    ("POST", "/api/v1/tools/definitions/{name}/test"): ("admin", {}),
+    ("POST", "/api/v1/tools/definitions/{name}/publish"): ("admin", {}),
     ("GET", "/api/v1/mcp/servers"): ("shared", None),
     ("POST", "/api/v1/mcp/servers"): ("admin", SERVER_BODY),
     ("PATCH", "/api/v1/mcp/servers/{name}"): ("admin", {"disabled": True}),
@@ -70,6 +81,8 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("POST", "/v1/chat/completions"): ("creates", CHAT_BODY),
     ("GET", "/v1/models"): ("shared", None),
     ("GET", "/v1/models/{model}"): ("shared", None),
+    ("POST", "/v1/messages"): ("creates", CHAT_BODY),
+    ("POST", "/v1/messages/count_tokens"): ("creates", CHAT_BODY),
     ("POST", "/v1/responses"): ("creates", {"input": "hello"}),
     ("GET", "/v1/responses/{response_id}"): ("owned", None),
     ("GET", "/v1/responses/{response_id}/input_items"): ("owned", None),
@@ -149,6 +162,7 @@ class ResourceOwner:
         response = (await keyring.post("ada", "/v1/responses", {"input": SECRET})).body
         self.ids = {
             "turn_id": turn["turn_id"],
+            "other_id": turn["turn_id"],
             "conversation_id": turn["conversation_id"],
             "response_id": response["id"],
             "input_id": waiting_turn["inputs"][0]["input_id"],
@@ -216,7 +230,7 @@ async def test_paths_similar_to_a_route_are_rejected(keyring: Keyring) -> None:
     `$` in the patterns of the router also matches before a newline.
     """
     viewer = await keyring.create_key("ada", role="viewer", scopes=("tools",))
-    ids = dict.fromkeys(("turn_id", "conversation_id", "key_id", "response_id", "input_id"), str(uuid4()))
+    ids = dict.fromkeys(("turn_id", "other_id", "conversation_id", "key_id", "response_id", "input_id"), str(uuid4()))
     ids |= {"user_id": "ada", "name": "tools", "tool": "calculator", "model": "m"}
     for method, path in ROUTES:
         for suffix in ("%0a", "%0A%0a", "%0d", "%00", "%20", ";x", "/%0a"):

@@ -14,6 +14,7 @@ class SuspendedSession:
     def __init__(self) -> None:
         self.resume = asyncio.Event()
         self.messages: list[str] = []
+        self.client_capabilities = None
 
     async def report_progress(self, _progress: float, _total: float | None, message: str) -> None:
         await self.resume.wait()
@@ -26,7 +27,7 @@ class SuspendedSession:
 
 async def test_messages_for_a_host_that_does_not_read_are_limited() -> None:
     session = SuspendedSession()
-    host = HostObserver(cast(Context, SimpleNamespace(session=session, request_id=1)))
+    host = HostObserver(cast(Context, SimpleNamespace(session=session, request_id=1, protocol_version="2025-11-25")))
     tasks_before = len(asyncio.all_tasks())
     for number in range(MAX_OBSERVED_MESSAGES):
         host.on_progress(number, None, "p" * 10_000)

@@ -10,10 +10,10 @@ async def test_changes_within_the_interval_cause_one_notification() -> None:
     notified = asyncio.Event()
     calls: list[str] = []
 
-    async def record_first() -> None:
+    async def record_first(_kinds: object) -> None:
         calls.append("first")
 
-    async def record_second() -> None:
+    async def record_second(_kinds: object) -> None:
         calls.append("second")
         notified.set()
 
@@ -30,7 +30,7 @@ async def test_change_during_a_notification_causes_another() -> None:
     notified_twice = asyncio.Event()
     calls: list[int] = []
 
-    async def record_call() -> None:
+    async def record_call(_kinds: object) -> None:
         calls.append(len(calls))
         if len(calls) == 1:
             notifier.schedule_notification()
@@ -47,7 +47,7 @@ async def test_cancelled_notification_reaches_no_subscriber() -> None:
     notifier = ChangeNotifier()
     calls: list[int] = []
 
-    async def record_call() -> None:
+    async def record_call(_kinds: object) -> None:
         calls.append(1)
 
     notifier.add_subscriber(record_call)
