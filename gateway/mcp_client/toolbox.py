@@ -300,7 +300,7 @@ class McpToolbox(ServerPool, Toolbox):
             request = msgspec.structs.replace(request, arguments=arguments, answers=server_answers)
             result = await call_with_repeats(connection, request, timeout)
         except ToolCallError as error:
-            question = await self._ask_to_sign_in(connection, principal, error) if error.needs_sign_in else None
+            question = await self._ask_to_sign_in(connection, request, error) if error.needs_sign_in else None
             if request.host is None or not request.host.is_legacy:  # a legacy host knows the server's error itself
                 question = question or parse_required_pages(error.refusal)
             return question or _make_error_result(spec, error)
@@ -309,15 +309,17 @@ class McpToolbox(ServerPool, Toolbox):
         return dump_result(result) if request.is_whole else truncate_result(result, self._result_limits)
 
     async def _ask_to_sign_in(
-        self, connection: ServerConnection, principal: Principal, error: ToolCallError
+        self, connection: ServerConnection, request: ToolCallRequest, error: ToolCallError
     ) -> PendingInput | None:
         """The question to the user, if there can be one.
 
-        None if only an admin may sign in, or if storage is unavailable.
+        None if only an admin may sign in, if a sign-in has not helped, or if storage is unavailable.
         """
         assert self.sign_in_service is not None
+        answered, challenge = {stored.question.key for stored in request.answers}, error.challenge
+        make_question = self.sign_in_service.make_question
         try:
-            question = await self.sign_in_service.make_question(connection.config, principal, error.challenge)
+            question = await make_question(connection.config, request.principal, challenge, answered)
         except StorageUnavailable:
             return None
         return question and PendingInput((question,))

@@ -22,7 +22,7 @@ from gateway.mcp_client.oauth.https_only import (
     HttpsOnlyTransport,
     is_permitted_url,
 )
-from gateway.mcp_client.oauth.lenient_answers import LenientTransport, differs_by_slash
+from gateway.mcp_client.oauth.lenient_answers import LenientTransport
 from gateway.mcp_client.oauth.refresh import INVALID_CLIENT_ERRORS, get_expiry
 from gateway.ports.grants import GrantStore
 from gateway.ports.servers import ServerConfig
@@ -86,6 +86,7 @@ class AuthorizationFlow:
         self._strict_issuer = strict_issuer
         self._wait_for_callback = wait_for_callback
         self._state = ""
+        self._transport: LenientTransport | None = None
         metadata = make_client_metadata(callback_url, config.oauth.scope if config.oauth else None)
         self._provider = OAuthClientProvider(
             config.url, metadata, self, self._show_page, self._receive_answer, document_url
@@ -97,7 +98,7 @@ class AuthorizationFlow:
         The problem is worded for the person who signs in.
         """
         try:
-            transport = LenientTransport(
+            transport = self._transport = LenientTransport(
                 HttpsOnlyTransport(self._config, self.request.challenge, probing=True),
                 self._config.url,
                 lambda: self._provider.context.auth_server_url,
@@ -182,16 +183,17 @@ class AuthorizationFlow:
             if error in INVALID_CLIENT_ERRORS:
                 await self.delete_grant()
             raise AuthorizationRefused(f"the authorization server said {str(error)[:100]!r}")
-        issuer = self._normalize_issuer(answer.get("iss"))
+        issuer = self._name_issuer(answer.get("iss"))
         return AuthorizationCodeResult(code=answer.get("code", ""), state=answer.get("state"), iss=issuer)
 
-    def _normalize_issuer(self, issuer: str | None) -> str | None:
-        """Return the expected issuer for one that differs by a last slash."""
+    def _name_issuer(self, issuer: str | None) -> str | None:
+        """Return the expected issuer for the one that the metadata state.
+
+        Otherwise issuers are compared letter by letter (RFC 9207).
+        """
         metadata = self._provider.context.oauth_metadata
-        expected = str(metadata.issuer) if metadata is not None else None
-        if issuer is None or expected is None or self._strict_issuer or not differs_by_slash(issuer, expected):
-            return issuer
-        return expected
+        is_stated = issuer is not None and self._transport is not None and issuer == self._transport.stated_issuer
+        return str(metadata.issuer) if is_stated and metadata is not None else issuer
 
     # --- the SDK's TokenStorage
 

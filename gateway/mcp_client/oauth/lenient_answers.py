@@ -45,6 +45,8 @@ class LenientTransport(httpx2.AsyncBaseTransport):
         self._server_url = server_url
         self._get_issuer = get_issuer
         self._is_strict = strict_issuer
+        self.stated_issuer: str | None = None
+        """Issuer as the metadata state it, where it differs from the expected one by a slash."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         if request.url == self._server_url:
@@ -74,6 +76,7 @@ class LenientTransport(httpx2.AsyncBaseTransport):
         if self._is_strict or expected is None or issuer == expected or not differs_by_slash(str(issuer), expected):
             return metadata
         log.warning("oauth_issuer_differs_by_slash", issuer=str(issuer)[:200], expected=expected[:200])
+        self.stated_issuer = str(issuer)
         return {**metadata, "issuer": expected}
 
     async def aclose(self) -> None:

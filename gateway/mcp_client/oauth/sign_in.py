@@ -7,7 +7,8 @@ worker can use and refresh them.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from hashlib import sha256
 from urllib.parse import urlencode, urlsplit
 
 from gateway.common.concurrency import Deadline, TaskSet, wait_or_poll
@@ -16,7 +17,7 @@ from gateway.domain.errors import Conflict, Forbidden, GatewayError, McpServerEr
 from gateway.domain.grants import AuthorizationRequest
 from gateway.domain.messages import JsonObject, Principal, Question
 from gateway.mcp_client.oauth.authorization_flow import AuthorizationFlow, make_client_metadata
-from gateway.mcp_client.oauth.https_only import REQUEST_TIMEOUT_SECONDS
+from gateway.mcp_client.oauth.https_only import INSUFFICIENT_SCOPE, REQUEST_TIMEOUT_SECONDS
 from gateway.mcp_client.oauth.tokens import get_grant_owner
 from gateway.ports.grants import GrantStore
 from gateway.ports.servers import ServerConfig
@@ -74,16 +75,24 @@ class SignInService(SignIn):
 
     # --- offers
 
-    async def make_question(self, server: ServerConfig, principal: Principal, challenge: str) -> Question | None:
+    async def make_question(
+        self, server: ServerConfig, principal: Principal, challenge: str, answered: Collection[str] = ()
+    ) -> Question | None:
         """The question to a user whose call needs a sign-in.
 
-        None if only an admin may sign in.
+        None if only an admin may sign in, or if the server wants the scopes of a sign-in that is among the keys of the
+        call's `answered` questions: another one would not end.
         """
         if server.share == "all" and principal.role != "admin":
             return None
+        key = f"login:{server.name}"
+        if INSUFFICIENT_SCOPE in challenge:
+            key += f":{sha256(challenge.encode()).hexdigest()[:16]}"
+            if key in answered:
+                return None
         url = await self._create_ticket(server, principal, challenge)
         return Question(
-            f"login:{server.name}",
+            key,
             "authorization",
             f"Sign in to {server.name} ({urlsplit(server.url).hostname}) to go on.",
             url=url,
