@@ -46,7 +46,7 @@ class LenientTransport(httpx2.AsyncBaseTransport):
         self._get_issuer = get_issuer
         self._is_strict = strict_issuer
         self.stated_issuer: str | None = None
-        """Issuer as the metadata state it, if it is another by a slash."""
+        """Issuer that the metadata state, if it differs by a slash."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         if request.url == self._server_url:
