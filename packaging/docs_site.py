@@ -25,6 +25,8 @@ PAGES_OUTSIDE_DOCS = {
 }
 NavEntries = str | list[dict[str, "NavEntries"]]
 LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
+CODE_OR_LINK = re.compile(rf"`[^`\n]+`|{LINK.pattern}")
+"""Code in a line, or a link, whose text may have code."""
 
 FENCED_CODE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
@@ -84,6 +86,8 @@ def _rewrite_links(source: str, pages: dict[str, str], output: Path, root: Path,
 
     def rewrite(match: re.Match[str]) -> str:
         text, link, anchor = match[1], match[2], match[3] or ""
+        if link is None:
+            return match[0]
         path = os.path.normpath(PurePosixPath(source).parent / link)
         target = root / path
         if target.is_dir() and f"{path}/README.md" in pages:
@@ -97,7 +101,7 @@ def _rewrite_links(source: str, pages: dict[str, str], output: Path, root: Path,
         return f"[{text}]({os.path.relpath(page, folder)}{anchor})"
 
     parts = FENCED_CODE.split((root / source).read_text())
-    return "".join(part if part.startswith("```") else LINK.sub(rewrite, part) for part in parts)
+    return "".join(part if part.startswith("```") else CODE_OR_LINK.sub(rewrite, part) for part in parts)
 
 
 def _copy_file(target: Path, path: str, output: Path) -> str:
