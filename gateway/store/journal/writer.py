@@ -239,8 +239,15 @@ class JournalWriter:
         if connection is None or connection.is_closed():
             async with asyncio.timeout(self._policy.attempt_seconds):
                 connection = self._connection = await self._policy.connect()
+        is_aborted = False
+
+        def abort_connection() -> None:
+            nonlocal is_aborted
+            is_aborted = True
+            connection.terminate()
+
         # A cancellation would wait for the server's answer to it, and an aborted connection does not.
-        abort = asyncio.get_running_loop().call_later(self._policy.attempt_seconds, connection.terminate)
+        abort = asyncio.get_running_loop().call_later(self._policy.attempt_seconds, abort_connection)
         try:
             if sum(map(_get_size, batch)) <= _MAX_BUFFERED_BYTES:
                 await _execute(connection, by_statement)
@@ -251,7 +258,7 @@ class JournalWriter:
             if not _is_rolled_back(error):
                 for write in batch:
                     write.may_be_stored = True
-            if asyncio.get_running_loop().time() >= abort.when():
+            if is_aborted:
                 raise TimeoutError from error
             raise
         finally:
