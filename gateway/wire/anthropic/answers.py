@@ -50,7 +50,6 @@ class MessageWriter(EventFold):
     def __init__(self, *, shows_thinking: bool) -> None:
         self._shows_thinking = shows_thinking
         self._turn = TurnSummary()
-        self._usage = Usage()
         self._blocks: list[JsonObject] = []
         self._parts: list[str] = []
         self._open_block: tuple[str, int] | None = None
@@ -76,13 +75,9 @@ class MessageWriter(EventFold):
                 return [*self._close_block(), *self._write_call(event)]
             case e.ToolFinished():
                 return [*self._close_block(), *self._write_result(event)]
-            case e.StepCompleted():
-                self._usage = self._usage + event.usage
-                return self._close_block()
-            case e.ModelRetry():
+            case e.StepCompleted() | e.ModelRetry():
                 return self._close_block()
             case e.TurnCompleted():
-                self._usage = event.usage
                 return self.write_end()
             case e.TurnFailed() | e.TurnCancelled():
                 return [build_error_body(event.error)]
@@ -94,7 +89,7 @@ class MessageWriter(EventFold):
     def write_end(self) -> list[JsonObject]:
         """Return the last events of the message."""
         delta = {"stop_reason": self._get_stop_reason(), "stop_sequence": None}
-        end = {"type": "message_delta", "delta": delta, "usage": build_usage(self._usage)}
+        end = {"type": "message_delta", "delta": delta, "usage": build_usage(self._turn.usage)}
         end["x_gateway"] = build_gateway_fields(self._turn)
         return [*self._close_block(), end, {"type": "message_stop"}]
 
@@ -114,7 +109,7 @@ class MessageWriter(EventFold):
             "content": content,
             "stop_reason": stop,
             "stop_sequence": None,
-            "usage": build_usage(self._usage),
+            "usage": build_usage(self._turn.usage),
         }
 
     def _get_stop_reason(self) -> StopReason:

@@ -60,7 +60,7 @@ async def count_tokens(body: PromptBody, request: Request, x_gateway_tools: Gate
 
 def _to_turn_request(body: PromptBody, request: Request, tools: str | None, idempotency_key: str | None) -> TurnRequest:
     principal, toolbox = get_principal(request), get_toolbox(request)
-    specs = tuple(spec for spec in toolbox.list_specs(principal) if principal.can_use_tool(spec))
+    specs = tuple(spec for spec in toolbox.list_specs(principal) if spec.for_model and principal.can_use_tool(spec))
     servers = toolbox.list_server_statuses() if body.tools or body.mcp_servers else ()
     urls = {server.name: server.url for server in servers if principal.can_use_server(server.name)}
     return body.to_turn_request(specs=specs, urls=urls, tools=tools, idempotency_key=idempotency_key)
