@@ -13,7 +13,7 @@ from gateway.api.deps import get_toolbox, get_turn_service, run_until_disconnect
 from gateway.common.logging import request_id
 from gateway.domain.errors import error_from_info
 from gateway.domain.events import TurnCancelled, TurnFailed, TurnStarted
-from gateway.domain.messages import Principal, TurnRequest
+from gateway.domain.messages import Principal, ToolSpec, TurnRequest
 from gateway.ports.listener import EventListener
 from gateway.wire.legacy import LegacyChatRequest, LegacyChatStreamRequest, LegacyStreamRequest
 from gateway.wire.native import ChatRequest
@@ -74,6 +74,18 @@ async def start_native_turn(
     if idempotency_key is not None:
         turn_request = replace(turn_request, idempotency_key=idempotency_key)
     return await start_turn(turn_request, request, principal, if_busy=body.if_busy)
+
+
+def list_model_tools(request: Request, principal: Principal) -> tuple[ToolSpec, ...]:
+    """List the gateway's tools that the caller may offer to a model."""
+    specs = get_toolbox(request).list_specs(principal)
+    return tuple(spec for spec in specs if spec.for_model and principal.can_use_tool(spec))
+
+
+def list_server_urls(request: Request, principal: Principal) -> dict[str, str | None]:
+    """Return the URLs of the caller's MCP servers, by name."""
+    servers = get_toolbox(request).list_server_statuses()
+    return {server.name: server.url for server in servers if principal.can_use_server(server.name)}
 
 
 def stream_turn(

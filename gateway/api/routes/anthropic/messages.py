@@ -5,9 +5,16 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from gateway.api.deps import get_principal, get_toolbox, get_turn_service, run_until_disconnect
+from gateway.api.deps import get_principal, get_turn_service, run_until_disconnect
 from gateway.api.routes.openai.chat_completions import GatewayTools
-from gateway.api.turn_responses import IdempotencyKey, start_turn, stream_turn, turn_headers
+from gateway.api.turn_responses import (
+    IdempotencyKey,
+    list_model_tools,
+    list_server_urls,
+    start_turn,
+    stream_turn,
+    turn_headers,
+)
 from gateway.domain.errors import error_from_info
 from gateway.domain.events import TurnCancelled, TurnFailed
 from gateway.domain.messages import JsonObject, TurnRequest
@@ -59,8 +66,6 @@ async def count_tokens(body: PromptBody, request: Request, x_gateway_tools: Gate
 
 
 def _to_turn_request(body: PromptBody, request: Request, tools: str | None, idempotency_key: str | None) -> TurnRequest:
-    principal, toolbox = get_principal(request), get_toolbox(request)
-    specs = tuple(spec for spec in toolbox.list_specs(principal) if spec.for_model and principal.can_use_tool(spec))
-    servers = toolbox.list_server_statuses() if body.tools or body.mcp_servers else ()
-    urls = {server.name: server.url for server in servers if principal.can_use_server(server.name)}
+    principal = get_principal(request)
+    specs, urls = list_model_tools(request, principal), list_server_urls(request, principal)
     return body.to_turn_request(specs=specs, urls=urls, tools=tools, idempotency_key=idempotency_key)

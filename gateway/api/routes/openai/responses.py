@@ -11,7 +11,14 @@ from fastapi.responses import JSONResponse
 
 from gateway.agent.service import TurnHandle
 from gateway.api.deps import get_principal, get_toolbox, get_turn_service, get_turn_store, run_until_disconnect
-from gateway.api.turn_responses import IdempotencyKey, start_turn, stream_turn, turn_headers
+from gateway.api.turn_responses import (
+    IdempotencyKey,
+    list_model_tools,
+    list_server_urls,
+    start_turn,
+    stream_turn,
+    turn_headers,
+)
 from gateway.domain.errors import InvalidRequest, NotFound
 from gateway.domain.messages import Answer, JsonObject
 from gateway.wire.openai_response_ids import format_response_id, parse_item_id, parse_response_id
@@ -50,10 +57,7 @@ async def create_response(
     else:
         if body.references:
             body = body.replace_references(await _find_items(body.references, request))
-        all_specs = get_toolbox(request).list_specs(principal)
-        specs = tuple(spec for spec in all_specs if spec.for_model and principal.can_use_tool(spec))
-        servers = get_toolbox(request).list_server_statuses()
-        urls = {server.name: server.url for server in servers if principal.can_use_server(server.name)}
+        specs, urls = list_model_tools(request, principal), list_server_urls(request, principal)
         turn_request = body.to_turn_request(specs=specs, urls=urls, idempotency_key=idempotency_key)
         turn = await start_turn(turn_request, request, principal)
     create_writer = partial(_create_writer, turn, request, part)
