@@ -29,12 +29,13 @@ SECRET = "a-secret-of-the-tests-that-is-long-enough"
 JsonObject = dict[str, Any]
 TIMEOUTS = Timeouts(journal=30.0, mcp_connect=30.0, health=0.0, model_health=0.0)
 """Long enough for a stalled machine; the defaults fit production."""
-PATIENT_SETTINGS = {
+PATIENT_SETTINGS: dict[str, Any] = {
     "model_retry_delay": 0.01,
     "heartbeat_timeout_seconds": 60.0,
     "database_statement_timeout_seconds": 60.0,
     "database_lock_timeout_seconds": 60.0,
     "database_silence_timeout_seconds": 90.0,
+    "shed_lag_seconds": None,
 }
 _PORTS = range(10_000, 32_000)
 """Ports below those of outgoing connections on Linux and macOS."""
