@@ -246,6 +246,9 @@ def _format_error(status: int, body: str) -> str:
 
 
 def _join_text(content: list[JsonObject]) -> str:
+    """Join the texts of a result, without the structure behind them."""
+    if len(content) > 1 and str(content[-1].get("text", "")).startswith("{"):
+        content = content[:-1]
     return " ".join(str(block.get("text", f"[{block.get('type')}]")) for block in content)
 
 

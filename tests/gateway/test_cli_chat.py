@@ -42,6 +42,13 @@ async def test_answer_is_written_to_output_and_tool_calls_to_notes(gateway: Gate
     assert "← ok 23*19 = 437" in session.notes.getvalue()
 
 
+async def test_added_task_reads_as_in_the_readme(gateway: Gateway) -> None:
+    session = ChatSession(gateway.base_url)
+    await session.terminal.send_prompt("Add a task to buy milk")
+    assert session.output.getvalue() == "Added task #1: buy milk. (simulated)\n"
+    assert "← ok Added task #1: buy milk (" in session.notes.getvalue()
+
+
 async def test_prompts_continue_one_conversation(gateway: Gateway) -> None:
     session = ChatSession(gateway.base_url)
     await session.terminal.send_prompt("My dog is called Bello.")
