@@ -47,8 +47,8 @@ THEN ''::tsquery ELSE regexp_replace(websearch_to_tsquery(cast(:lang AS regconfi
 _EARLIER_SEARCH = f"""
 WITH hits AS MATERIALIZED (
     SELECT id, rank FROM (
-        SELECT id, ts_rank_cd(search, {_QUERY}) AS rank
-        FROM (SELECT id, search FROM turns WHERE owner = :owner AND search @@ {_QUERY}
+        SELECT id, ts_rank_cd(earlier, {_QUERY}) AS rank
+        FROM (SELECT id, earlier FROM turns WHERE owner = :owner AND earlier @@ {_QUERY}
               ORDER BY id DESC LIMIT 500) AS newest
     ) AS ranked
     ORDER BY rank DESC, id DESC LIMIT :limit
@@ -58,10 +58,14 @@ SELECT id, conversation_id, prompt, response, model_name, status, created_at, ra
                    'StartSel=<mark>, StopSel=</mark>, MaxFragments=2, MaxWords=24, MinWords=8') AS snippet
 FROM hits JOIN turns USING (id) ORDER BY rank DESC, id DESC
 """
+_EARLIER_COLUMN = """
+ALTER TABLE turns ADD COLUMN earlier TSVECTOR GENERATED ALWAYS AS (
+    to_tsvector('simple'::regconfig, left(prompt, 50000) || ' ' || left(response, 50000))) STORED;
+CREATE INDEX ix_turns_earlier ON turns USING gin (earlier)"""
 _SIZES = """
-SELECT pg_relation_size('ix_turns_search')::float8 / count(*) AS earlier_index,
-       pg_relation_size('ix_turns_search_terms')::float8 / count(*) AS index,
-       avg(pg_column_size(search))::float8 AS earlier_column, avg(pg_column_size(search_terms))::float8 AS column,
+SELECT pg_relation_size('ix_turns_earlier')::float8 / count(*) AS earlier_index,
+       pg_relation_size('ix_turns_search')::float8 / count(*) AS index,
+       avg(pg_column_size(earlier))::float8 AS earlier_column, avg(pg_column_size(search))::float8 AS column,
        avg(octet_length(prompt) + octet_length(response))::float8 AS text
 FROM turns
 """
@@ -86,6 +90,7 @@ async def _compare(directory: Path, turns: int, requests: int) -> None:
         database = Database(url)
         try:
             await connection.execute(WORDS)
+            await connection.execute(_EARLIER_COLUMN)
             await connection.execute(_INSERT, turns, timeout=600)
             await _index_turns(database, turns)
             await connection.execute("VACUUM ANALYZE turns", timeout=600)

@@ -585,6 +585,30 @@ ALTER TABLE tool_calls ADD COLUMN source TEXT;
 
 UPDATE alembic_version SET version_num='gateway_0020' WHERE alembic_version.version_num = 'gateway_0019';
 
+-- Running upgrade gateway_0020 -> gateway_0021
+
+ALTER TABLE turns ALTER COLUMN search DROP EXPRESSION;
+
+ALTER TABLE turns ADD COLUMN has_terms BOOLEAN DEFAULT false NOT NULL;
+
+DROP INDEX ix_turns_without_terms;
+
+DROP INDEX ix_turns_search_terms;
+
+ALTER TABLE turns DROP COLUMN search_terms;
+
+CREATE INDEX ix_turns_without_terms ON turns (owner, id DESC) WHERE NOT has_terms;
+
+CREATE FUNCTION set_search_words() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            NEW.search = to_tsvector('simple'::regconfig, "left"(NEW.prompt, 50000) || ' ' || "left"(NEW.response, 50000));
+            RETURN NEW;
+        END $$;
+
+CREATE TRIGGER turns_search_words BEFORE INSERT OR UPDATE OF prompt, response ON turns FOR EACH ROW WHEN (NOT NEW.has_terms) EXECUTE FUNCTION set_search_words();
+
+UPDATE alembic_version SET version_num='gateway_0021' WHERE alembic_version.version_num = 'gateway_0020';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

@@ -36,15 +36,15 @@ _STEMS = (
 # docs/adr/0009.
 _OLD_QUERY = f"({_WORDS} || CASE cast(:lang AS regconfig) WHEN 'simple'::regconfig THEN ''::tsquery ELSE {_STEMS} END)"
 _QUERY = "cast(:terms AS tsquery)"
-_MATCH = f"FROM turns WHERE owner = :owner AND search_terms @@ {_QUERY}"
-_OLD_MATCH = f"FROM turns WHERE owner = :owner AND search_terms IS NULL AND search @@ {_OLD_QUERY}"
+_MATCH = f"FROM turns WHERE owner = :owner AND has_terms AND search @@ {_QUERY}"
+_OLD_MATCH = f"FROM turns WHERE owner = :owner AND NOT has_terms AND search @@ {_OLD_QUERY}"
 COUNT = f"SELECT (SELECT count(*) {_MATCH}) + (SELECT count(*) {_OLD_MATCH})"
 SEARCH = f"""
 WITH hits AS MATERIALIZED (
     SELECT id, rank FROM (
         SELECT id, CASE WHEN is_old THEN ts_rank_cd(vector, {_OLD_QUERY}) ELSE ts_rank_cd(vector, {_QUERY}) END AS rank
         FROM (
-            (SELECT id, search_terms AS vector, false AS is_old {_MATCH} ORDER BY id DESC LIMIT {MAX_RANKED})
+            (SELECT id, search AS vector, false AS is_old {_MATCH} ORDER BY id DESC LIMIT {MAX_RANKED})
             UNION ALL
             (SELECT id, search AS vector, true AS is_old {_OLD_MATCH} ORDER BY id DESC LIMIT {MAX_RANKED})
             ORDER BY id DESC LIMIT {MAX_RANKED}

@@ -8,7 +8,6 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Computed,
     DateTime,
     Float,
     ForeignKey,
@@ -27,8 +26,6 @@ from sqlmodel import Field, SQLModel
 from gateway.domain.messages import JsonObject
 
 T = TypeVar("T")
-# A tsvector holds at most 1 MB, so only the first 50,000 characters of prompt and response are searchable.
-SEARCH_TEXT = "to_tsvector('simple'::regconfig, \"left\"(prompt, 50000) || ' ' || \"left\"(response, 50000))"
 
 
 def _created_at_column() -> Column[datetime]:
@@ -77,6 +74,7 @@ class Turn(_Table, table=True):
     `origin_id` that of a fork or replay. `busy_conversation_id` is unique: the conversation of an unfinished turn that
     is no branch. `sent_messages` counts the request's messages. `epoch` is the number of claims: an older write is
     refused. `attempts` counts the workers that died or lost their lease with the turn since its last completed step.
+    `search` has the words of PostgreSQL's parser, from a trigger, or the application's terms if `has_terms`.
     """
 
     __tablename__ = "turns"
@@ -89,8 +87,7 @@ class Turn(_Table, table=True):
         Index("ux_turns_busy", "busy_conversation_id", unique=True),
         Index("ux_turns_idempotency", "owner", "idempotency_key", unique=True),
         Index("ix_turns_search", "search", postgresql_using="gin"),
-        Index("ix_turns_search_terms", "search_terms", postgresql_using="gin"),
-        Index("ix_turns_without_terms", "owner", text("id DESC"), postgresql_where=text("search_terms IS NULL")),
+        Index("ix_turns_without_terms", "owner", text("id DESC"), postgresql_where=text("NOT has_terms")),
     )
 
     id: UUID = Field(primary_key=True)
@@ -132,8 +129,8 @@ class Turn(_Table, table=True):
     caller: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     first_token_ms: float | None = None
     duration_ms: float | None = None
-    search: str | None = Field(default=None, sa_column=Column(TSVECTOR, Computed(SEARCH_TEXT, persisted=True)))
-    search_terms: str | None = Field(default=None, sa_column=Column(TSVECTOR, nullable=True))
+    search: str | None = Field(default=None, sa_column=Column(TSVECTOR, nullable=True))
+    has_terms: bool = Field(default=False, sa_column=_number_column(Boolean, "false"))
 
     @property
     def store(self) -> bool:

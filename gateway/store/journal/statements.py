@@ -107,7 +107,8 @@ FINISH_TURN = f"""
 {FENCE}, turn AS (
 UPDATE turns SET status = $7, response = $8, messages = $9, finish_reason = $10, usage = $11, cost_usd = $12,
                  steps = $13, error = $14, completed_at = $15, first_token_ms = $16, duration_ms = $17, cached = $18,
-                 busy_conversation_id = NULL, search_terms = $19::text::tsvector
+                 busy_conversation_id = NULL, search = $19::text::tsvector,
+                 has_terms = $19::text IS NOT NULL
 FROM fence WHERE turns.id = fence.id
 RETURNING turns.*), inserted AS ({_insert_events_sql(4, "turn")})
 {INSERT_USAGE}"""

@@ -28,7 +28,7 @@ _PAUSE_FACTOR = 4
 
 Without it, turns of this worker would be slower.
 """
-_ENDED = "search_terms IS NULL AND status NOT IN ('running', 'waiting')"
+_ENDED = "NOT has_terms AND status NOT IN ('running', 'waiting')"
 # The order is that of the index.
 _SELECT = f"""
 SELECT id, epoch, left(prompt, {MAX_TEXT_LENGTH}), left(response, {MAX_TEXT_LENGTH}) FROM turns
@@ -40,7 +40,7 @@ WITH owned AS MATERIALIZED (
     JOIN unnest(cast(:ids AS uuid[]), cast(:epochs AS int[]), cast(:terms AS text[])) AS batch (id, epoch, terms)
         ON turns.id = batch.id AND turns.epoch = batch.epoch
     WHERE {_ENDED} FOR NO KEY UPDATE OF turns SKIP LOCKED)
-UPDATE turns SET search_terms = terms::tsvector FROM owned WHERE turns.id = owned.id""")  # noqa: S608
+UPDATE turns SET search = terms::tsvector, has_terms = true FROM owned WHERE turns.id = owned.id""")  # noqa: S608
 
 
 class SearchIndexer:

@@ -41,7 +41,7 @@ FOUND = {
     "cafe": 7,
     "CAFÉ lodz": 7,
 }
-WAITING = "SELECT count(*) FROM turns WHERE search_terms IS NULL"
+WAITING = "SELECT count(*) FROM turns WHERE NOT has_terms"
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,13 @@ async def test_word_is_found_as_soon_as_its_turn_has_ended(gateway_with_turns: G
     assert "<mark>" in hits[0]["snippet"]
     page = (await gateway_with_turns.get("/api/v1/search", params={"query": query, "total": "true"})).body
     assert page["total"] == 1
+
+
+async def test_release_0_1_0_finds_words_of_new_turns(gateway: Gateway, db: asyncpg.Connection) -> None:
+    assert (await gateway.chat("Where do camels live?", tools=[])).status == 200
+    assert await db.fetchval(WAITING) == 0
+    statement = "SELECT count(*) FROM turns WHERE search @@ websearch_to_tsquery('simple', $1)"
+    assert [await db.fetchval(statement, query) for query in ("CAMELS live", '"camels live"', "zebra")] == [1, 1, 0]
 
 
 async def test_stems_of_a_language_match_words_without_accents(gateway: Gateway, db: asyncpg.Connection) -> None:
@@ -87,6 +94,7 @@ async def _is_indexed(db: asyncpg.Connection) -> bool:
 async def test_long_turn_is_indexed_after_its_end(gateway: Gateway, db: asyncpg.Connection) -> None:
     await gateway.chat("lorem " * 1_000 + "数据库连接池", tools=[])
     assert await db.fetchval(WAITING) == 1
+    assert len(await search(gateway, "lorem")) == 1  # a word of PostgreSQL's parser
     assert await SearchIndexer(gateway.state.database).index_batch() == 1
     assert len(await search(gateway, "连接池")) == 1
 
@@ -117,7 +125,7 @@ async def test_indexers_share_the_turns_and_leave_those_that_run_or_are_locked(
             while more := await indexers[0].index_batch(rows=20):
                 counts.append(more)
         assert sum(counts) == 39
-        rows = await db.fetch("SELECT prompt FROM turns WHERE search_terms IS NULL ORDER BY prompt")
+        rows = await db.fetch("SELECT prompt FROM turns WHERE NOT has_terms ORDER BY prompt")
         assert [row["prompt"] for row in rows] == ["running", "turn 7", "waiting"]
         assert await _index_all(database) == [1, 0]
     finally:
@@ -141,7 +149,7 @@ async def test_turn_that_was_claimed_or_changed_meanwhile_is_not_indexed(
         assert await SearchIndexer(database).index_batch() == 1
     finally:
         await database.close()
-    rows = await db.fetch("SELECT prompt FROM turns WHERE search_terms IS NULL ORDER BY prompt")
+    rows = await db.fetch("SELECT prompt FROM turns WHERE NOT has_terms ORDER BY prompt")
     assert [row["prompt"] for row in rows] == ["turn 0", "turn 1"]
 
 
