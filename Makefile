@@ -96,8 +96,8 @@ schema: .venv/.dev ## update migrations/schema.sql after a new migration
 node: ## install the Node clients that some tests use (Node 22.19 or newer)
 	cd tests/node && npm ci --silent
 
-# The Debian packages that some tests use: PgBouncer, nginx, nss_wrapper; without them, these tests are skipped.
-DEBIAN_PACKAGES := pgbouncer nginx-light libnss-wrapper
+# The Debian packages that some tests use: PgBouncer, nginx, nss_wrapper, Chromium; without them, these tests are skipped.
+DEBIAN_PACKAGES := pgbouncer nginx-light libnss-wrapper chromium
 debian-packages: ## install the Debian packages that some tests use (as root, or with sudo)
 	@dpkg --status $(DEBIAN_PACKAGES) >/dev/null 2>&1 || { set -e; \
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); $$sudo apt-get -q update; \
