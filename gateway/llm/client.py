@@ -1,7 +1,7 @@
 """A model server with OpenAI's chat-completions format.
 
-The Groq or OpenAI SDK calls it. The SDK provides authentication, parameters and errors. The stream is read as bytes.
-See docs/adr/0003.
+The Groq or OpenAI SDK provides authentication and addresses. A call is sent with prepared headers, and its stream is
+read as bytes. See docs/adr/0003.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from gateway.llm.recording import Recorder
 from gateway.llm.stream import MAX_ANSWER_CHARS, ChunkReader, read_whole_answer
 from gateway.llm.upstream_errors import make_status_error
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
-from gateway.ports.model_sdk import SdkClient, SdkModule, SdkStatusError
+from gateway.ports.model_sdk import SdkClient, SdkModule, SdkResponse, SdkStatusError
 from gateway_runtime.trusted_certificates import create_trusting_context
 
 log = get_logger(__name__)
@@ -131,7 +131,7 @@ class ModelServerOptions:
     queue_seconds: float = 30.0
     recorder: Recorder | None = None
 
-    def make_client_arguments(self, sdk: SdkModule) -> dict[str, Any]:
+    def make_client_arguments(self, sdk: SdkModule, http_client: httpx.AsyncClient) -> dict[str, Any]:
         """Make the arguments of an SDK's client.
 
         The headers suppress the SDK's details about this machine. See docs/adr/0003.
@@ -141,7 +141,7 @@ class ModelServerOptions:
             "base_url": self.base_url,
             "max_retries": 0,  # `ResilientModel` retries, visibly to clients
             "timeout": httpx.Timeout(self.idle_timeout, connect=_CONNECT_TIMEOUT_SECONDS),
-            "http_client": _create_http_client(self.recorder),
+            "http_client": http_client,
             "default_headers": _omit_headers(sdk, _OMITTED_HEADERS),
         }
 
@@ -149,14 +149,14 @@ class ModelServerOptions:
 class OpenAICompatibleModel(Model):
     """A model server, called through one connection pool.
 
-    `client` is the SDK's client and `sdk` its module, whose errors are translated. `make_body` makes the body of a
-    call. The API is at `root` under the client's base URL. With `streams_structured_output`, answers with a response
-    format are streamed like others. `options` limits the calls.
+    `create_client` creates the SDK's client; `sdk` is its module, whose errors are translated. `make_body` makes the
+    body of a call. The API is at `root` under the client's base URL. With `streams_structured_output`, answers with a
+    response format are streamed like others. `options` limits the calls.
     """
 
     def __init__(
         self,
-        client: SdkClient,
+        create_client: Callable[..., SdkClient],
         sdk: SdkModule,
         make_body: Callable[[ModelCall], JsonObject],
         options: ModelServerOptions,
@@ -165,21 +165,13 @@ class OpenAICompatibleModel(Model):
         key_setting: str,
         streams_structured_output: bool = False,
     ) -> None:
-        self._client = client
+        self._http_client = _create_http_client(options.recorder)
+        self._client = client = create_client(**options.make_client_arguments(sdk, self._http_client))
         self._sdk = sdk
         self._make_body = make_body
-        # Parsed once: the SDK would build and parse the URL for each request.
         root = str(client.base_url).rstrip("/") + root
-        self._url = httpx.URL(f"{root}/chat/completions")
         self._models_url = httpx.URL(f"{root}/models")
-        # Prepared once: the SDK would build these options for each request.
-        self._request_options: dict[str, object] = {
-            "headers": _omit_headers(sdk, _OMITTED_CALL_HEADERS),
-            "params": {},
-            "max_retries": 0,
-            "timeout": client.timeout,
-        }
-        self._stream_class = sdk.AsyncStream[Any]
+        self._request = self._prepare_request(f"{root}/chat/completions")
         self._key_setting = key_setting
         self._url_setting = key_setting.replace("_API_KEY", "_BASE_URL")
         self._streams_structured_output = streams_structured_output
@@ -211,8 +203,10 @@ class OpenAICompatibleModel(Model):
 
     async def _complete_streaming(self, call: ModelCall, sink: ModelSink, permit: RateLimitPermit) -> ModelAnswer:
         reader = ChunkReader(sink)
-        async with self._translate_errors(permit), aclosing(await self._send_request(call, stream=True)) as response:
-            permit.on_response(response.headers, response.status_code)
+        async with (
+            self._translate_errors(),
+            aclosing(await self._send_request(call, permit, stream=True)) as response,
+        ):
             try:
                 await _feed_stream(response, reader, sink)
                 response.stream = _EMPTY_STREAM
@@ -228,8 +222,10 @@ class OpenAICompatibleModel(Model):
 
         Groq does not stream structured answers.
         """
-        async with self._translate_errors(permit), aclosing(await self._send_request(call, stream=False)) as response:
-            permit.on_response(response.headers, response.status_code)
+        async with (
+            self._translate_errors(),
+            aclosing(await self._send_request(call, permit, stream=False)) as response,
+        ):
             body = bytearray()
             async for data in response.aiter_bytes():
                 body += data
@@ -239,17 +235,51 @@ class OpenAICompatibleModel(Model):
             return read_whole_answer(bytes(body), sink)
         raise AssertionError("unreachable")
 
-    async def _send_request(self, call: ModelCall, *, stream: bool) -> httpx.Response:
-        """Send a request with the SDK's generic `post`. See docs/adr/0003."""
+    def _prepare_request(self, url: str) -> httpx.Request:
+        """Build what all calls have in common, which the SDK would build for each.
+
+        See docs/adr/0003.
+        """
+        headers = {**self._client.auth_headers, **self._client.default_headers}
+        sent = {name: value for name, value in headers.items() if isinstance(value, str)}
+        request = self._http_client.build_request("POST", url, headers=sent, timeout=self._client.timeout)
+        del request.headers["Content-Length"]
+        return request
+
+    async def _send_request(self, call: ModelCall, permit: RateLimitPermit, *, stream: bool) -> httpx.Response:
+        """Send a request, and return the response before its body.
+
+        Raises:
+            GatewayError: the server cannot be reached, or refuses the request.
+        """
         body = self._make_body(call) | ({"stream": True} if stream else {})
-        return await self._client.post(
-            self._url,
-            cast_to=httpx.Response,
+        prepared = self._request
+        request = httpx.Request(
+            "POST",
+            prepared.url,
+            headers=prepared.headers,
             content=msgspec.json.encode(body),
-            options=self._request_options,
-            stream=True,  # the body is read in parts, so that its size can be bounded
-            stream_cls=self._stream_class,
+            extensions=prepared.extensions,
         )
+        try:
+            response = await self._http_client.send(request, stream=True)
+        except (httpx.TimeoutException, TimeoutError):
+            raise
+        except Exception as error:  # as the SDK does
+            raise ModelUnavailable from error
+        if response.is_success:
+            permit.on_response(response.headers, response.status_code)
+            return response
+        async with aclosing(response):
+            await response.aread()
+        permit.on_response(response.headers, response.status_code)
+        raise self._make_status_error(response, response.text)
+
+    def _make_status_error(self, response: SdkResponse, text: object) -> GatewayError:
+        """Translate a refusal, whose body is `text` unless it is JSON."""
+        body = _decode_error_body(response, text)
+        settings = {"key_setting": self._key_setting, "url_setting": self._url_setting}
+        return make_status_error(response.status_code, body, response.headers, **settings)
 
     async def check(self) -> str | None:
         """See `Model.check`. Requests the list of models, which costs no tokens."""
@@ -267,7 +297,7 @@ class OpenAICompatibleModel(Model):
         """
         async with self._translate_errors():
             # `client.models` would import all resources of the SDK. See docs/adr/0003.
-            options = self._request_options | {"timeout": timeout}
+            options = {"headers": _omit_headers(self._sdk, _OMITTED_CALL_HEADERS), "timeout": timeout}
             async with Deadline.after(2 * timeout).limit():  # the SDK's timeout is that of each read
                 response = await self._client.get(self._models_url, cast_to=httpx.Response, options=options)
             try:
@@ -299,22 +329,14 @@ class OpenAICompatibleModel(Model):
         await self._limiter.close()
 
     @asynccontextmanager
-    async def _translate_errors(self, permit: RateLimitPermit | None = None) -> AsyncGenerator[None]:
+    async def _translate_errors(self) -> AsyncGenerator[None]:
         """Translate errors of the SDK, httpx and aiohttp."""
         sdk = self._sdk
         try:
             yield
         except sdk.APIStatusError as error:
             status_error = cast(SdkStatusError, error)
-            if permit is not None:
-                permit.on_response(status_error.response.headers, status_error.status_code)
-            raise make_status_error(
-                status_error.status_code,
-                _decode_error_body(status_error),
-                status_error.response.headers,
-                key_setting=self._key_setting,
-                url_setting=self._url_setting,
-            ) from error
+            raise self._make_status_error(status_error.response, status_error.body) from error
         except (TimeoutError, sdk.APITimeoutError, httpx.TimeoutException) as error:
             raise ModelUnavailable(
                 "The model's server did not answer in time." if _is_timeout(error) else None
@@ -325,17 +347,17 @@ class OpenAICompatibleModel(Model):
             raise ModelStreamBroken from error
 
 
-def _decode_error_body(error: SdkStatusError) -> object:
+def _decode_error_body(response: SdkResponse, text: object) -> object:
     """Decode the whole body.
 
     The SDK has only the `error` in it.
     """
-    if not error.response.is_stream_consumed:
-        return error.body
+    if not response.is_stream_consumed:
+        return text
     try:
-        return json.loads(error.response.content)
+        return json.loads(response.content)
     except (ValueError, RecursionError):
-        return error.body
+        return text
 
 
 async def _feed_stream(response: httpx.Response, reader: ChunkReader, sink: ModelSink) -> None:

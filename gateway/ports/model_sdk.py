@@ -11,17 +11,19 @@ from typing import Any, Protocol
 class SdkClient(Protocol):
     """Client of a model server: `groq.AsyncGroq` or `openai.AsyncOpenAI`.
 
-    `get` and `post` return an `httpx.Response` if it is the requested type.
+    `get` returns an `httpx.Response` if it is the requested type. Headers with the value `Omit` are not sent.
     """
 
     @property
     def base_url(self) -> object: ...
     @property
-    def timeout(self) -> object: ...
+    def timeout(self) -> Any: ...
+    @property
+    def auth_headers(self) -> dict[str, str]: ...
+    @property
+    def default_headers(self) -> Mapping[str, object]: ...
     @property
     def get(self) -> Callable[..., Awaitable[Any]]: ...
-    @property
-    def post(self) -> Callable[..., Awaitable[Any]]: ...
     @abstractmethod
     async def close(self) -> None: ...
 
@@ -38,14 +40,14 @@ class SdkModule(Protocol):
     @property
     def APITimeoutError(self) -> type[Exception]: ...  # noqa: N802
     @property
-    def AsyncStream(self) -> Any: ...  # noqa: N802
-    @property
     def Omit(self) -> Callable[[], object]: ...  # noqa: N802
 
 
 class SdkResponse(Protocol):
     """Response of a model server."""
 
+    @property
+    def status_code(self) -> int: ...
     @property
     def headers(self) -> Mapping[str, str]: ...
     @property
@@ -57,8 +59,6 @@ class SdkResponse(Protocol):
 class SdkStatusError(Protocol):
     """The `APIStatusError` of an SDK. `body`: the decoded body of the response."""
 
-    @property
-    def status_code(self) -> int: ...
     @property
     def response(self) -> SdkResponse: ...
     @property

@@ -19,7 +19,7 @@ def create_groq_model(options: ModelServerOptions) -> OpenAICompatibleModel:
     The `base_url` does not include `/openai/v1`.
     """
     return OpenAICompatibleModel(
-        groq.AsyncGroq(**options.make_client_arguments(groq)),
+        groq.AsyncGroq,
         groq,
         partial(make_request_body, official=options.base_url == GROQ_BASE_URL),
         options,

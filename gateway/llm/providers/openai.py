@@ -21,7 +21,7 @@ def create_openai_model(options: ModelServerOptions) -> OpenAICompatibleModel:
     The `base_url` ends in `/v1`.
     """
     return OpenAICompatibleModel(
-        openai.AsyncOpenAI(**options.make_client_arguments(openai)),
+        openai.AsyncOpenAI,
         openai,
         partial(make_request_body, official=options.base_url == OPENAI_BASE_URL),
         options,
