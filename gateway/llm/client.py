@@ -236,10 +236,7 @@ class OpenAICompatibleModel(Model):
         raise AssertionError("unreachable")
 
     def _prepare_request(self, url: str) -> httpx.Request:
-        """Build what all calls have in common, which the SDK would build for each.
-
-        See docs/adr/0003.
-        """
+        """Build the common part of all calls. See docs/adr/0003."""
         headers = {**self._client.auth_headers, **self._client.default_headers}
         sent = {name: value for name, value in headers.items() if isinstance(value, str)}
         request = self._http_client.build_request("POST", url, headers=sent, timeout=self._client.timeout)

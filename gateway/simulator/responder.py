@@ -414,7 +414,7 @@ def _find_schema(text: str) -> JsonObject | None:
 
 
 def _to_sentence(result: str) -> str:
-    """End the text of a result as a sentence, without the structure behind it."""
+    """End the text of a result, without its structure, as a sentence."""
     text, separator, structure = result.rpartition("\n")
     text = shorten_text(text if separator and structure.startswith("{") else result, 300)
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."
