@@ -1,6 +1,5 @@
 """The tools, resources and prompts of all connected servers."""
 
-import asyncio
 from collections.abc import Collection, Sequence
 from functools import partial
 
@@ -8,10 +7,9 @@ import msgspec
 
 from gateway.common.concurrency import LruDict
 from gateway.common.logging import get_logger
-from gateway.common.mcp_meta import get_ui_resource
 from gateway.common.schema_defaults import fill_required_defaults
 from gateway.config import Settings
-from gateway.domain.errors import McpServerError, NotFound, StorageUnavailable
+from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import (
     JsonObject,
     PendingInput,
@@ -27,7 +25,6 @@ from gateway.mcp_client.connection.client_capabilities import GATEWAY_CAPABILITI
 from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.mcp_client.connection.errors import ToolCallError
 from gateway.mcp_client.connection.negotiation import ConnectionMemory
-from gateway.mcp_client.connection.requests import ClientRequest
 from gateway.mcp_client.connection_pool import ConnectionPool
 from gateway.mcp_client.definition_check import DefinitionChecker
 from gateway.mcp_client.elicitation import answers_required_pages, parse_required_pages
@@ -36,26 +33,15 @@ from gateway.mcp_client.instructions import quote_instructions
 from gateway.mcp_client.oauth.sign_in import SignInService
 from gateway.mcp_client.oauth.tokens import GRANT_MAX_AGE_SECONDS, AccessTokenProvider, get_grant_owner
 from gateway.mcp_client.repeated_calls import call_with_repeats
-from gateway.mcp_client.resources import (
-    find_resource_server,
-    list_items,
-    request_completion,
-    request_prompt,
-    request_resource,
-    supports_listing,
-)
 from gateway.mcp_client.results.dump import ResultLimits, dump_result, truncate_result
+from gateway.mcp_client.server_items.items import ServerItems
 from gateway.mcp_client.tool_specs import MAX_TOOLS, SpecBuilder
 from gateway.ports.grants import GrantStore
 from gateway.ports.servers import ServerConfig, ServerPool
 from gateway.ports.tools import (
-    ITEM_NAME_FIELDS,
     DefinitionProblem,
-    HostExchange,
-    ItemKind,
     ServerStatus,
     SignIn,
-    Toolbox,
     ToolCallRequest,
     ToolDefinitionStore,
 )
@@ -65,10 +51,9 @@ log = get_logger(__name__)
 _CONNECT_TIMEOUT_SECONDS, _PERSONAL_CONNECT_TIMEOUT_SECONDS = 1.0, 15.0
 _MAX_MEMORIES = 1_000
 _MAX_USER_LISTS = 200
-_UNKNOWN_RESOURCE_CODES = (-32002, -32602)  # of legacy servers, and of modern ones
 
 
-class McpToolbox(ServerPool, Toolbox):
+class McpToolbox(ServerPool, ServerItems):
     """See `Toolbox`. Offers a server's tools while the server is available.
 
     Every change passes through `reconcile()`, and subscribers are notified once for changes within 50 ms.
@@ -88,7 +73,6 @@ class McpToolbox(ServerPool, Toolbox):
         self._identity = TokenIssuer(identity_keys, secret.get_secret_value() if secret else None)
         self._grants = grants
         self._grant_max_age_seconds = grant_max_age_seconds
-        self._timeout = settings.tool_timeout
         self._max_message_bytes = settings.mcp_max_message_bytes
         self._max_call_seconds = settings.tool_progress_timeout
         self._result_limits = ResultLimits(
@@ -98,9 +82,9 @@ class McpToolbox(ServerPool, Toolbox):
         self._user_specs: LruDict[str, tuple[ToolSpec, ...]] = LruDict(_MAX_USER_LISTS)
         self._notifier = ChangeNotifier()
         self._memories: LruDict[tuple[object, ...], ConnectionMemory] = LruDict(_MAX_MEMORIES)
-        self._pool = ConnectionPool(servers, self._make_connection, drain_seconds=self._timeout)
-        self._checker = DefinitionChecker(definitions, self._pool.find_offer, self.reconcile)
-        self._spec_builder = SpecBuilder(self._pool, self._checker)
+        pool = ConnectionPool(servers, self._make_connection, drain_seconds=settings.tool_timeout)
+        self._checker = DefinitionChecker(definitions, pool.find_offer, self.reconcile)
+        ServerItems.__init__(self, pool, SpecBuilder(pool, self._checker), settings.tool_timeout)
         self._item_sources: frozenset[str] = frozenset()
         self._uses_instructions = settings.mcp_instructions
         self.sign_in_service = None
@@ -161,6 +145,7 @@ class McpToolbox(ServerPool, Toolbox):
         await self._checker.cancel_check()
         if self.sign_in_service is not None:
             await self.sign_in_service.cancel_sign_ins()
+        await self._watches.stop()
         await self._pool.close_connections()
 
     async def wait_until_connected(self, seconds: float) -> None:
@@ -329,109 +314,6 @@ class McpToolbox(ServerPool, Toolbox):
         tools = await connection.wait_for_tools()
         names = ", ".join(self._spec_builder.names.get_name(connection.config, tool.name) for tool in tools)
         return ToolResult("ok", [text_block(f"The user is signed in to {spec.server}. Its tools: {names or 'none'}.")])
-
-    # --- resources and prompts
-
-    async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
-        """See `Toolbox.list_server_items`. A server that does not answer is left out."""
-        connections = [
-            connection for connection in self._pool if supports_listing(connection.server_capabilities, kind)
-        ]
-        lists = await asyncio.gather(*(self._list_items(connection, kind, principal) for connection in connections))
-        return [item for items in lists for item in items]
-
-    async def _list_items(
-        self, shared_connection: ServerConnection, kind: ItemKind, principal: Principal
-    ) -> list[JsonObject]:
-        config = shared_connection.config
-        connection = self._pool.get_connection(config.name, principal) or shared_connection
-        request = partial(list_items, kind, shared_connection.problems)
-        try:
-            items = await connection.send_request(request, principal=principal, timeout=self._timeout)
-        except ToolCallError as error:
-            log.warning("mcp_not_listed", server=config.name, kind=kind, reason=str(error))
-            return []
-        name_field = ITEM_NAME_FIELDS[kind]
-        items = [item for item in items if config.permits_tool(item[name_field])]
-        if kind == "prompts":
-            names = self._spec_builder.names
-            items = [{**item, "prompt": item["name"], "name": names.get_name(config, item["name"])} for item in items]
-        return [{"server": config.name, **item} for item in items]
-
-    async def read_resource(
-        self, uri: str, principal: Principal, server: str | None = None, exchange: HostExchange | None = None
-    ) -> JsonObject:
-        """See `Toolbox.read_resource`."""
-        name = server or await find_resource_server(self, uri, principal)
-        connection = self._pool.get_connection(name, principal)
-        if connection is not None and not (connection.config.permits_tool(uri) or self._is_page_of_tool(uri, name)):
-            raise NotFound(f"No such resource: {uri[:200]!r}.", param="uri")
-        try:
-            return await self._request_from_server(name, partial(request_resource, uri, exchange), principal)
-        except McpServerError as error:
-            cause = error.__cause__
-            if isinstance(cause, ToolCallError) and cause.refusal and cause.refusal["code"] in _UNKNOWN_RESOURCE_CODES:
-                raise NotFound(f"No such resource: {uri[:200]!r}.", param="uri") from None
-            raise
-
-    def _is_page_of_tool(self, uri: str, server: str) -> bool:
-        """Whether the page belongs to a tool that the entry permits."""
-        specs = (spec for spec in self.list_specs() if spec.server == server)
-        return any(get_ui_resource((spec.definition or {}).get("_meta")) == uri for spec in specs)
-
-    async def get_prompt(
-        self,
-        name: str,
-        arguments: dict[str, str],
-        principal: Principal,
-        server: str | None = None,
-        exchange: HostExchange | None = None,
-    ) -> JsonObject:
-        """See `Toolbox.get_prompt`."""
-        prompt = await self._find_prompt(name, principal, server, param="name")
-        return await self._request_from_server(
-            prompt["server"], partial(request_prompt, prompt["prompt"], arguments, exchange), principal
-        )
-
-    async def complete_argument(
-        self,
-        ref: JsonObject,
-        argument: JsonObject,
-        principal: Principal,
-        server: str | None = None,
-        context: dict[str, str] | None = None,
-    ) -> JsonObject:
-        """See `Toolbox.complete_argument`."""
-        if ref.get("type") == "ref/prompt":
-            prompt = await self._find_prompt(str(ref.get("name")), principal, server, param="ref")
-            name, ref = prompt["server"], ref | {"name": prompt["prompt"]}
-        else:
-            name = await self._find_template_server(ref.get("uri"), principal, server)
-        return await self._request_from_server(name, partial(request_completion, ref, argument, context), principal)
-
-    async def _find_prompt(self, name: str, principal: Principal, server: str | None, *, param: str) -> JsonObject:
-        for prompt in await self.list_server_items("prompts", principal):
-            if prompt["name"] == name and server in (None, prompt["server"]):
-                return prompt
-        raise NotFound(f"There is no prompt {name[:200]!r}.", param=param)
-
-    async def _find_template_server(self, uri: object, principal: Principal, server: str | None) -> str:
-        for template in await self.list_server_items("resource_templates", principal):
-            if template["uriTemplate"] == uri and server in (None, template["server"]):
-                return template["server"]
-        raise NotFound(f"There is no resource template {str(uri)[:200]!r}.", param="ref")
-
-    async def _request_from_server(
-        self, server: str, request: ClientRequest[JsonObject], principal: Principal
-    ) -> JsonObject:
-        connection = self._pool.get_connection(server, principal)
-        if connection is None:
-            raise NotFound(f"There is no MCP server {server[:100]!r}.", param="server")
-        timeout = connection.config.timeout or self._timeout
-        try:
-            return await connection.send_request(request, principal=principal, timeout=timeout)
-        except ToolCallError as error:
-            raise (StorageUnavailable if error.storage_unavailable else McpServerError)(str(error)) from error
 
 
 def _ignore_change() -> None:

@@ -1,12 +1,13 @@
 """Tools, resources, prompts and sign-in of the connected MCP servers."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 from uuid import UUID, uuid4, uuid5
 
 import msgspec
 
+from gateway.domain.errors import NotFound
 from gateway.domain.grants import AuthorizationRequest
 from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import (
@@ -244,6 +245,15 @@ class InputNeeded(Exception):
         self.pending = pending
 
 
+class ResourceWatch(Protocol):
+    """A subscription to the updates of one resource."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it now. The server is told in the background."""
+        ...
+
+
 class Toolbox(Protocol):
     """The tools of all connected MCP servers under one set of names."""
 
@@ -300,6 +310,26 @@ class Toolbox(Protocol):
             InputNeeded: the server asks the host of the `exchange` first.
         """
         ...
+
+    async def watch_resource(
+        self, uri: str, principal: Principal, on_update: Callable[[str], None], server: str | None = None
+    ) -> ResourceWatch:
+        """Call `on_update` with the URI of each announced update.
+
+        This ends when the watch is closed. The URI is that of the resource, or of a part of it. Updates are paced, and
+        equal ones joined; after a lost connection one is announced, because the server may have announced some
+        meanwhile.
+
+        Raises:
+            NotFound: no connected server has the resource, or its server announces no updates.
+            McpServerError: the server refuses.
+            RateLimited, Overloaded: too many resources are watched.
+        """
+        raise NotFound("The server of this resource does not announce updates.", param="uri")
+
+    def announces_updates(self, principal: Principal) -> bool:
+        """Return whether any server of a principal announces updates of resources."""
+        return False
 
     @abstractmethod
     async def get_prompt(

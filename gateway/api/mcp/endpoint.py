@@ -46,6 +46,7 @@ from gateway.api.mcp.host import HOST_GONE, Context, HostObserver, get_principal
 from gateway.api.mcp.legacy_sessions import LegacySessionManager
 from gateway.api.mcp.pages import cut_page
 from gateway.api.mcp.question_state import QuestionStates
+from gateway.api.mcp.resource_subscriptions import ResourceSubscriptions
 from gateway.api.mcp.resource_uris import qualify_duplicates, split_uri
 from gateway.api.mcp.schemas import make_server_key, parse_answers, to_call_result, to_input_required, to_mcp_tool
 from gateway.api.mcp.session_forwarding import WorkerForwarder
@@ -123,6 +124,7 @@ class McpEndpoint:
         self._listening = ListenHandler(self._bus)
         self._legacy_sessions: dict[str, ServerSession] = {}
         self._app_resources = AppResources()
+        self._subscriptions = ResourceSubscriptions(toolbox, self._app_resources, self._bus)
         self._log_levels: dict[str, str] = {}
         self._manager = LegacySessionManager(self._create_server(), settings, self._forget_session)
         self._app = StreamableHTTPASGIApp(self._manager)
@@ -134,7 +136,7 @@ class McpEndpoint:
             try:
                 yield
             finally:
-                self._listening.close()
+                self._close_listen_streams()
                 await self._forwarder.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -200,6 +202,7 @@ class McpEndpoint:
     def _forget_session(self, name: str) -> None:
         self._legacy_sessions.pop(name, None)
         self._log_levels.pop(name, None)
+        self._subscriptions.end_session(name)
 
     async def _set_log_level(self, ctx: Context, params: t.SetLevelRequestParams) -> t.EmptyResult:
         """Remember the lowest level of log messages that a legacy host wants."""
@@ -215,8 +218,12 @@ class McpEndpoint:
 
     def stop_listening(self) -> None:
         """End the open listen streams, each with its final message."""
-        self._listening.close()
+        self._close_listen_streams()
         self._forwarder.abort_connections()
+
+    def _close_listen_streams(self) -> None:
+        self._listening.close()
+        self._subscriptions.close()
 
     def _create_server(self) -> Server[JsonObject]:
         server = _GatewayServer(
@@ -233,18 +240,28 @@ class McpEndpoint:
             on_completion=self._complete_argument,
             on_subscriptions_listen=self._listen,
         )
+        server.add_request_handler("resources/subscribe", t.SubscribeRequestParams, self._subscribe)
+        server.add_request_handler("resources/unsubscribe", t.UnsubscribeRequestParams, self._unsubscribe)
         server.add_request_handler("logging/setLevel", t.SetLevelRequestParams, self._set_log_level)
         server.extensions[APPS_EXTENSION] = {}
         server.middleware.append(HandshakeMiddleware(self._toolbox))
         return server
 
     async def _listen(self, ctx: Context, params: t.SubscriptionsListenRequestParams) -> t.SubscriptionsListenResult:
-        """Serve a listen stream.
+        """Serve a listen stream of the current protocol."""
+        if params.notifications.resource_subscriptions:
+            return await self._subscriptions.listen(ctx, params)
+        return await self._listening(ctx, params)
 
-        Updates of single resources are not delivered, so they are not acknowledged.
-        """
-        delivered = params.notifications.model_copy(update={"resource_subscriptions": None})
-        return await self._listening(ctx, params.model_copy(update={"notifications": delivered}))
+    async def _subscribe(self, ctx: Context, params: t.SubscribeRequestParams) -> t.EmptyResult:
+        if (name := _get_session_name(ctx)) is not None:
+            await self._subscriptions.subscribe(ctx, name, params.uri)
+        return t.EmptyResult()
+
+    async def _unsubscribe(self, ctx: Context, params: t.UnsubscribeRequestParams) -> t.EmptyResult:
+        if (name := _get_session_name(ctx)) is not None:
+            await self._subscriptions.unsubscribe(name, params.uri)
+        return t.EmptyResult()
 
     # --- tools
 

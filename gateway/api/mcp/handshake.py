@@ -14,11 +14,10 @@ _ID_LENGTH = 8
 
 
 class HandshakeMiddleware:
-    """Adds servers' instructions to handshakes, and removes a claim.
+    """Adds servers' instructions to handshakes, and makes a claim true.
 
-    The instructions are those of the servers whose tools the user may use.
-
-    The SDK claims updates of single resources where it serves listen streams; the gateway does not forward them.
+    The instructions are those of the servers whose tools the user may use. Updates of single resources are claimed
+    only if one of the user's servers announces them.
     """
 
     def __init__(self, toolbox: Toolbox) -> None:
@@ -30,9 +29,9 @@ class HandshakeMiddleware:
         if ctx.method not in _HANDSHAKE_METHODS or not isinstance(result, Mapping):
             return result
         handshake = dict(cast("Mapping[str, Any]", result))
-        resources = handshake["capabilities"].get("resources", {})
-        resources["subscribe"] = False
         principal = get_principal(ctx)
+        resources = handshake["capabilities"].get("resources", {})
+        resources["subscribe"] = self._toolbox.announces_updates(principal)
         servers = {spec.server for spec in self._toolbox.list_specs(principal) if principal.can_use_tool(spec)}
         may_use_all = principal.can_use_all_tools
         parts = [part for part in self._toolbox.list_instructions() if may_use_all or part[0] in servers]

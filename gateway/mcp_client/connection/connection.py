@@ -21,6 +21,7 @@ from gateway.mcp_client.connection.item_changes import ItemChanges
 from gateway.mcp_client.connection.negotiation import ConnectionMemory
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.requests import ClientRequest, RequestSender, T
+from gateway.mcp_client.connection.resource_updates import ResourceUpdates
 from gateway.mcp_client.connection.session import open_session
 from gateway.mcp_client.connection.status import ConnectionStatus
 from gateway.mcp_client.connection.tool_list import ServerToolList
@@ -76,6 +77,8 @@ class ServerConnection:
         self.capabilities = capabilities
         """Client capabilities that its legacy sessions declare."""
         self.instructions = ""
+        self.announces_updates = False
+        """Whether the server of the last session announces updates of resources."""
         self._tokens = tokens
         self._principal = principal
         self._identity = identity
@@ -211,6 +214,8 @@ class ServerConnection:
         async with session as client:
             self._protocol_version = client.protocol_version
             self.instructions = (client.instructions or "")[:MAX_INSTRUCTIONS_LENGTH]
+            resources = client.server_capabilities.resources
+            self.announces_updates = bool(resources and resources.subscribe)
             self._status.set_connected(client)
             connected_at = clock()
             await self._watch_until_broken(client)
@@ -284,6 +289,20 @@ class ServerConnection:
         )
 
     # --- requests, from any task
+
+    @property
+    def resource_updates(self) -> ResourceUpdates:
+        """Listeners to updates that a legacy server announces."""
+        return self._item_changes.resource_updates
+
+    async def wait_for_client(self) -> Client:
+        """See `RequestSender.wait_for_client`."""
+        return await self._requests.wait_for_client()
+
+    async def wait_until_disconnected(self, client: Client) -> None:
+        """Return when the session of a client has ended."""
+        if self._status.client is client:
+            await self._status.ended_event.wait()
 
     async def wait_for_tools(self) -> tuple[Tool, ...]:
         """The server's tools, once it is connected.

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 from mcp.client import IncomingMessage
 from mcp.shared.subscriptions import PromptsListChanged, ResourcesListChanged, ServerEvent
-from mcp.types import PromptListChangedNotification, ResourceListChangedNotification
+from mcp.types import PromptListChangedNotification, ResourceListChangedNotification, ResourceUpdatedNotification
 
+from gateway.mcp_client.connection.resource_updates import ResourceUpdates
 from gateway.mcp_client.connection.tool_list import RefreshPace
 from gateway.ports.tools import ChangeKind
 
@@ -26,12 +27,15 @@ class ItemChanges:
 
     def __init__(self, on_change: Callable[[frozenset[ChangeKind]], None]) -> None:
         self._on_change = on_change
+        self.resource_updates = ResourceUpdates()
         self._kinds: set[ChangeKind] = set()
         self._event = asyncio.Event()
         self._pace = RefreshPace()
 
     def add(self, message: IncomingMessage | ServerEvent) -> None:
         """Note the change that a notification or event announces, if any."""
+        if isinstance(message, ResourceUpdatedNotification):
+            self.resource_updates.publish(message.params.uri)
         if (kind := _KINDS.get(type(message))) is not None:
             self._kinds.add(kind)
             self._event.set()

@@ -28,6 +28,8 @@ class ConnectionStatus:
         self.since = datetime.now(UTC)
         self.tool_count = 0
         self.client: Client | None = None
+        self.ended_event = asyncio.Event()
+        """The session of `client` has ended; each session has its own."""
         self.available_event = asyncio.Event()
         """Calls may be sent."""
         self.attempted_event = asyncio.Event()
@@ -49,7 +51,7 @@ class ConnectionStatus:
 
     def set_connected(self, client: Client) -> None:
         """A session is open, and the server's tools are known."""
-        self.client = client
+        self.client, self.ended_event = client, asyncio.Event()
         self.set_available()
         self.attempted_event.set()
 
@@ -74,6 +76,7 @@ class ConnectionStatus:
     def set_disconnected(self) -> None:
         """The session is closed. The state stays until its reason is known."""
         self.client = None
+        self.ended_event.set()
         self.available_event.clear()
 
     def report_lost(self, client: Client) -> None:

@@ -1,5 +1,6 @@
 """The deny list of all callers, and each caller's allow lists."""
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 from gateway.common.concurrency import LruDict
@@ -15,8 +16,8 @@ from gateway.domain.messages import (
     text_block,
 )
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
-from gateway.mcp_client.resources import find_resource_server
-from gateway.ports.tools import ITEM_NAME_FIELDS, HostExchange, ItemKind, Toolbox, ToolCallRequest
+from gateway.mcp_client.server_items.requests import find_resource_server
+from gateway.ports.tools import ITEM_NAME_FIELDS, HostExchange, ItemKind, ResourceWatch, Toolbox, ToolCallRequest
 
 _MAX_LISTS = 50
 _READERS: dict[ItemKind, tuple[str, ...]] = {
@@ -94,13 +95,25 @@ class ItemPermissions(ToolboxWrapper):
     async def read_resource(
         self, uri: str, principal: Principal, server: str | None = None, exchange: HostExchange | None = None
     ) -> JsonObject:
-        if not self._permits_everything(principal):
-            server = server or await find_resource_server(self, uri, principal)
-            if not principal.can_use_server(server):
-                raise NotFound(f"There is no MCP server {server[:100]!r}.", param="server")
-            if not self._may_use_item("resources", {"server": server, "uri": uri}, principal):
-                raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")
+        server = await self._find_permitted_server(uri, principal, server)
         return await self._toolbox.read_resource(uri, principal, server, exchange)
+
+    async def watch_resource(
+        self, uri: str, principal: Principal, on_update: Callable[[str], None], server: str | None = None
+    ) -> ResourceWatch:
+        server = await self._find_permitted_server(uri, principal, server)
+        return await self._toolbox.watch_resource(uri, principal, on_update, server)
+
+    async def _find_permitted_server(self, uri: str, principal: Principal, server: str | None) -> str | None:
+        """The server of a resource that the caller may read; None: any."""
+        if self._permits_everything(principal):
+            return server
+        server = server or await find_resource_server(self.list_server_items, uri, principal)
+        if not principal.can_use_server(server):
+            raise NotFound(f"There is no MCP server {server[:100]!r}.", param="server")
+        if not self._may_use_item("resources", {"server": server, "uri": uri}, principal):
+            raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")
+        return server
 
     async def get_prompt(
         self,

@@ -1,9 +1,9 @@
 """A toolbox that delegates to another: base of the policy wrappers."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from gateway.domain.messages import JsonObject, PendingInput, Principal, ToolResult, ToolSpec
-from gateway.ports.tools import HostExchange, ItemKind, ServerStatus, SignIn, Toolbox, ToolCallRequest
+from gateway.ports.tools import HostExchange, ItemKind, ResourceWatch, ServerStatus, SignIn, Toolbox, ToolCallRequest
 
 
 class ToolboxWrapper(Toolbox):
@@ -34,6 +34,14 @@ class ToolboxWrapper(Toolbox):
         self, uri: str, principal: Principal, server: str | None = None, exchange: HostExchange | None = None
     ) -> JsonObject:
         return await self._toolbox.read_resource(uri, principal, server, exchange)
+
+    async def watch_resource(
+        self, uri: str, principal: Principal, on_update: Callable[[str], None], server: str | None = None
+    ) -> ResourceWatch:
+        return await self._toolbox.watch_resource(uri, principal, on_update, server)
+
+    def announces_updates(self, principal: Principal) -> bool:
+        return self._toolbox.announces_updates(principal)
 
     async def get_prompt(
         self,

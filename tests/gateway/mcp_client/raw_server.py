@@ -50,6 +50,8 @@ class RawServer:
         self.calls: list[tuple[str, JsonObject]] = []
         """Method and parameters of each request."""
         self.streams: list[asyncio.Queue[JsonObject]] = []
+        self.forgets_session = False
+        """The next request gets 404, as in a forgotten session."""
 
     def count(self, method: str) -> int:
         return sum(called == method for called, _ in self.calls)
@@ -58,6 +60,16 @@ class RawServer:
         """Announce a change of a list on every open stream."""
         for stream in self.streams:
             stream.put_nowait({"method": f"notifications/{kind}/list_changed"})
+
+    def notify_updated(self, uri: str) -> None:
+        """Announce an update of a resource on every open stream."""
+        for stream in self.streams:
+            stream.put_nowait({"method": "notifications/resources/updated", "params": {"uri": uri}})
+
+    def cut_streams(self) -> None:
+        """End every open stream without a final message."""
+        for stream in self.streams:
+            stream.put_nowait({})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -77,6 +89,10 @@ class RawServer:
             meta = {"io.modelcontextprotocol/subscriptionId": message["id"]}
             stream = self._stream_events({"_meta": meta}, params["notifications"])
             return StreamingResponse(stream, media_type="text/event-stream")
+        if self.forgets_session and method != "initialize":
+            self.forgets_session = False
+            error = {"code": -32600, "message": "Session not found"}
+            return JSONResponse({"jsonrpc": "2.0", "id": message["id"], "error": error}, status_code=404)
         result = await self._answer(method, params, request)
         outcome = {"error": METHOD_NOT_FOUND} if result is None else {"result": result}
         headers = {"Mcp-Session-Id": "raw"} if method == "initialize" else None
@@ -88,9 +104,12 @@ class RawServer:
         if wanted:
             accepted = {**params, "notifications": wanted}
             stream.put_nowait({"method": "notifications/subscriptions/acknowledged", "params": accepted})
-        while True:
-            message = {"jsonrpc": "2.0", "params": params, **await stream.get()}
-            yield f"event: message\ndata: {json.dumps(message)}\n\n"
+        try:
+            while sent := await stream.get():
+                message = {"jsonrpc": "2.0", **sent, "params": {**params, **sent.get("params", {})}}
+                yield f"event: message\ndata: {json.dumps(message)}\n\n"
+        finally:
+            self.streams.remove(stream)
 
     async def _answer(self, method: str, params: JsonObject, request: Request) -> JsonObject | None:
         if method == "initialize" and not self.modern:

@@ -25,7 +25,9 @@ from gateway.mcp_client.definitions.pages import read_list
 from gateway.mcp_client.definitions.problems import DefinitionProblems
 from gateway.mcp_client.elicitation import UnsupportedElicitation, make_input_responses, parse_input_request
 from gateway.mcp_client.uri_templates import UriMatcher
-from gateway.ports.tools import ITEM_NAME_FIELDS, DefinitionKind, HostExchange, InputNeeded, ItemKind, Toolbox
+from gateway.ports.tools import ITEM_NAME_FIELDS, DefinitionKind, HostExchange, InputNeeded, ItemKind
+
+ListItems = Callable[[ItemKind, Principal], Awaitable[list[JsonObject]]]
 
 _TEMPLATES_AT_ONCE = 50
 _MAX_URI_LENGTH = 4_000
@@ -101,19 +103,21 @@ async def request_completion(
     return _select(_dump_model(result), "completion")
 
 
-async def find_resource_server(toolbox: Toolbox, uri: str, principal: Principal) -> str:
+async def find_resource_server(list_items: ListItems, uri: str, principal: Principal) -> str:
     """Name of the server that has a resource or matching template.
+
+    `list_items` lists the items of all servers that the principal may use.
 
     Raises:
         NotFound: no connected server has it.
     """
     if len(uri) > _MAX_URI_LENGTH:
         raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")
-    for item in await toolbox.list_server_items("resources", principal):
+    for item in await list_items("resources", principal):
         if item["uri"] == uri:
             return item["server"]
     matcher = UriMatcher(uri)
-    for number, item in enumerate(await toolbox.list_server_items("resource_templates", principal), start=1):
+    for number, item in enumerate(await list_items("resource_templates", principal), start=1):
         if matcher.matches(item["uriTemplate"]):
             return item["server"]
         if number % _TEMPLATES_AT_ONCE == 0:

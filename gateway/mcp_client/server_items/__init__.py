@@ -1,0 +1,1 @@
+"""Resources and prompts of servers: lists, requests and announced updates."""
