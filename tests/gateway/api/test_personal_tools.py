@@ -2,14 +2,19 @@
 
 import base64
 import json
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
+from mcp import MCPError
 
 from gateway.simulator import Simulator
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
+from tests.gateway.api.test_key_permissions import connect_mcp_client
 from tests.stack import serve_gateway
 from tests.tools_server.conftest import serve_web
 
@@ -41,7 +46,9 @@ async def answer_by_user(request: web.Request) -> web.Response:
     return web.json_response({"jsonrpc": "2.0", "id": message["id"], "result": results[message["method"]]})
 
 
-async def test_users_see_and_call_their_own_tools_only(database_url: str, simulator: Simulator, tmp_path: Path) -> None:
+@asynccontextmanager
+async def serve_two_users(database_url: str, simulator: Simulator, tmp_path: Path) -> AsyncGenerator[Keyring]:
+    """A gateway with a connection per user, and keys of ada and bob."""
     async with serve_web(answer_by_user) as address:
         file = tmp_path / "mcp.json"
         entry = {"url": f"{address}/mcp", "identity": "gateway", "share": "user"}
@@ -52,19 +59,49 @@ async def test_users_see_and_call_their_own_tools_only(database_url: str, simula
             keyring = Keyring(gateway)
             for owner in ("ada", "bob"):
                 await keyring.create_key(owner)
+            yield keyring
 
-            async def lists_own(owner: str) -> bool:
-                reply = await keyring.get(owner, "/api/v1/tools")
-                names = [tool["name"] for tool in reply.body["tools"]]
-                assert names in ([], ["s_open_nobody"], [f"s_open_{owner}"]), names
-                return names == [f"s_open_{owner}"]
 
-            for owner in ("ada", "bob", "ada", "bob"):
-                await eventually(lambda owner=owner: lists_own(owner))  # type: ignore[misc]
-                reply = await keyring.post(owner, f"/api/v1/tools/s_open_{owner}", {})
-                assert f"the safe of {owner}" in str(reply.body)
-            for owner, other in (("ada", "bob"), ("bob", "ada")):
-                assert (await keyring.post(owner, f"/api/v1/tools/s_open_{other}", {})).status == 404
-                body = {"messages": [{"role": "user", "content": f"call s_open_{other} {{}}"}]}
-                reply = await keyring.post(owner, "/api/v1/chat", body)
-                assert "safe of" not in str(reply.body)
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_hosts_of_two_users_list_and_call_their_own_tools_only(
+    database_url: str, simulator: Simulator, tmp_path: Path, mode: str
+) -> None:
+    async with serve_two_users(database_url, simulator, tmp_path) as keyring, AsyncExitStack() as stack:
+        hosts = {
+            owner: await stack.enter_async_context(connect_mcp_client(keyring.gateway, keyring.headers(owner), mode))
+            for owner in ("ada", "bob")
+        }
+
+        async def lists_own(owner: str) -> bool:
+            tools = (await hosts[owner].list_tools(cache_mode="refresh")).tools
+            names = [tool.name for tool in tools if tool.name.startswith("s_")]
+            assert names in ([], ["s_open_nobody"], [f"s_open_{owner}"]), names
+            return names == [f"s_open_{owner}"]
+
+        for owner in ("ada", "bob", "ada", "bob"):
+            await eventually(lambda owner=owner: lists_own(owner))  # type: ignore[misc]
+            result = await hosts[owner].call_tool(f"s_open_{owner}", {})
+            assert f"the safe of {owner}" in str(result.content)
+        for owner, other in (("ada", "bob"), ("bob", "ada")):
+            with pytest.raises(MCPError, match="Unknown tool"):
+                await hosts[owner].call_tool(f"s_open_{other}", {})
+
+
+async def test_users_see_and_call_their_own_tools_only(database_url: str, simulator: Simulator, tmp_path: Path) -> None:
+    async with serve_two_users(database_url, simulator, tmp_path) as keyring:
+
+        async def lists_own(owner: str) -> bool:
+            reply = await keyring.get(owner, "/api/v1/tools")
+            names = [tool["name"] for tool in reply.body["tools"]]
+            assert names in ([], ["s_open_nobody"], [f"s_open_{owner}"]), names
+            return names == [f"s_open_{owner}"]
+
+        for owner in ("ada", "bob", "ada", "bob"):
+            await eventually(lambda owner=owner: lists_own(owner))  # type: ignore[misc]
+            reply = await keyring.post(owner, f"/api/v1/tools/s_open_{owner}", {})
+            assert f"the safe of {owner}" in str(reply.body)
+        for owner, other in (("ada", "bob"), ("bob", "ada")):
+            assert (await keyring.post(owner, f"/api/v1/tools/s_open_{other}", {})).status == 404
+            body = {"messages": [{"role": "user", "content": f"call s_open_{other} {{}}"}]}
+            reply = await keyring.post(owner, "/api/v1/chat", body)
+            assert "safe of" not in str(reply.body)
