@@ -116,7 +116,7 @@ def _respond_explicit(context: PromptContext) -> Reply | None:
     """
     calls: list[SimulatedCall] = []
     for match in _EXPLICIT.finditer(context.prompt):
-        arguments = _read_object(context.prompt, match.end()) if match[1] in context.chat.functions else None
+        arguments, _ = _read_object(context.prompt, match.end()) if match[1] in context.chat.functions else (None, 0)
         if arguments is not None:
             calls.append(SimulatedCall(match[1], arguments))
     if not calls:
@@ -391,13 +391,16 @@ def _parse_tasks(result: str) -> Iterator[tuple[int, str]]:
         yield from ((task.id, task.title) for task in tasks)
 
 
-def _read_object(text: str, start: int) -> JsonObject | None:
-    """Return the JSON object that begins at a position, if one does."""
+def _read_object(text: str, start: int) -> tuple[JsonObject | None, int]:
+    """Return the JSON object that begins at a position, and its end.
+
+    Without one, the end is behind the bracket.
+    """
     try:
-        value, _ = json.JSONDecoder().raw_decode(text, start)
+        value, end = json.JSONDecoder().raw_decode(text, start)
     except (ValueError, RecursionError):
-        return None
-    return cast(JsonObject, value) if isinstance(value, dict) else None
+        return None, start + 1
+    return (cast(JsonObject, value), end) if isinstance(value, dict) else (None, start + 1)
 
 
 def _find_schema(text: str) -> JsonObject | None:
@@ -406,10 +409,10 @@ def _find_schema(text: str) -> JsonObject | None:
     position, attempts = text.find("{"), 0
     while position >= 0 and attempts < _MAX_SCHEMA_ATTEMPTS:
         attempts += 1
-        value = _read_object(text, position)
+        value, end = _read_object(text, position)
         if value is not None and isinstance(value.get("properties"), dict):
             found = value
-        position = text.find("{", position + (len(json.dumps(value)) // 2 if value else 1))
+        position = text.find("{", end)
     return found
 
 

@@ -232,6 +232,25 @@ async def test_references_stand_for_items_of_earlier_responses(client: openai.As
     assert sent[4]["content"] == sent[5]["content"] == first.output_text
 
 
+async def test_references_reach_each_part_of_a_turn(
+    client: openai.AsyncOpenAI, gateway: Gateway, db: asyncpg.Connection
+) -> None:
+    tool_config: Any = TOOLS | {"require_approval": "always"}
+    first = await create_response(client, "Add a task to buy milk", tools=[tool_config])
+    answer: Any = [{"type": "mcp_approval_response", "approval_request_id": first.output[-1].id, "approve": True}]
+    second = await create_response(client, answer, previous_response_id=first.id)
+    items = [*first.output, *second.output]
+    references: Any = [{"type": "item_reference", "id": item.id} for item in items if item.type != "mcp_list_tools"]
+    last = f"{references[-1]['id'].rpartition('_')[0]}_999"
+    await create_response(client, [*references, {"role": "user", "content": "Thanks!"}], tools=[TOOLS])
+    sent = gateway.simulator.requests[-1]["messages"]
+    assert "milk" in str(sent[1:-1])
+    assert sent[-2]["content"] == second.output_text
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 1
+    with pytest.raises(openai.BadRequestError, match="send the item itself"):
+        await create_response(client, [*references, {"type": "item_reference", "id": last}])
+
+
 async def test_references_to_items_of_others_are_refused(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
     first = await create_response(client)
     await db.execute("UPDATE turns SET owner = 'another user'")

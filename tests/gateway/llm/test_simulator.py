@@ -133,6 +133,15 @@ async def test_schema_in_the_prompt_is_followed(client: groq.AsyncGroq) -> None:
     assert json.loads(answer.choices[0].message.content).keys() == {"city", "people"}
 
 
+async def test_schema_behind_a_long_example_in_the_prompt_is_followed(client: groq.AsyncGroq) -> None:
+    """Each object is read once: those inside an example take no attempt."""
+    schema = {"properties": {"city": {"type": "string"}}}
+    example = [{"items": [{"name": str(number)} for number in range(100)]}]
+    prompt = f"An example: {json.dumps(example)} The schema: {json.dumps(schema)}"
+    answer = await ask(client, messages=[{"role": "user", "content": prompt}])
+    assert json.loads(answer.choices[0].message.content).keys() == {"city"}
+
+
 REJECTED: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "no-such-model"}, 404, "does not exist"),
     ({"model": "llama-3.3-70b-versatile"}, 400, "decommissioned"),

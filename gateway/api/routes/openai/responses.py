@@ -1,9 +1,9 @@
 """`/v1/responses`: OpenAI's Responses API, implemented with turns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Annotated
+from typing import Annotated, NamedTuple
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -20,6 +20,7 @@ from gateway.api.turn_responses import (
     turn_headers,
 )
 from gateway.domain.errors import InvalidRequest, NotFound
+from gateway.domain.events import Event
 from gateway.domain.messages import Answer, JsonObject
 from gateway.wire.openai_response_ids import format_response_id, parse_item_id, parse_response_id
 from gateway.wire.openai_response_input import build_input_list
@@ -132,10 +133,15 @@ async def _find_items(references: dict[str, int], request: Request) -> dict[str,
         message = f"input: references to at most {MAX_REFERENCED_RESPONSES} responses are allowed, not {len(parts)}."
         raise InvalidRequest(message, param="input")
     found: dict[str, JsonObject] = {}
+    states: dict[UUID, tuple[TurnHandle, _TurnState]] = {}  # a turn is read once, also for several of its parts
     for turn_id, part in parts:
         with suppress(NotFound):
-            turn, writer = await _find_response(format_response_id(turn_id, part), request)
-            found |= {item["id"]: item for item in (await _build_current(turn, writer, request))["output"]}
+            if turn_id not in states:
+                turn, _ = await _find_response(format_response_id(turn_id), request)
+                states[turn_id] = turn, await _load_state(turn, request)
+            turn, state = states[turn_id]
+            response = _replay(_create_writer(turn, request, part), state)
+            found |= {item["id"]: item for item in response["output"]}
     for item_id, number in references.items():
         if item_id not in found:
             message = f"input.{number}: the item {item_id!r} was not found; send the item itself."
@@ -188,8 +194,19 @@ async def _wait_for_response(
     return writer
 
 
+class _TurnState(NamedTuple):
+    """Events of a stored turn, and whether it waits for input."""
+
+    events: Iterable[Event]
+    is_waiting: bool
+
+
 async def _build_current(turn: TurnHandle, writer: ResponseWriter, request: Request) -> JsonObject:
-    """Build the response from the journal, else from the stored turn."""
+    return _replay(writer, await _load_state(turn, request))
+
+
+async def _load_state(turn: TurnHandle, request: Request) -> _TurnState:
+    """Load the events from the journal, else from the stored turn."""
     if not turn.is_stored:
         raise NotFound("This response was not stored.", param="response_id")
     turns = get_turn_store(request)
@@ -197,10 +214,15 @@ async def _build_current(turn: TurnHandle, writer: ResponseWriter, request: Requ
     events = [entry.event for entry in await turns.load_journal(turn.id)]
     if not events and stored.completed_at is not None:
         events = await turns.rebuild_events(stored)
-    for event in events:
+    return _TurnState(events, is_waiting=stored.status == "waiting")
+
+
+def _replay(writer: ResponseWriter, state: _TurnState) -> JsonObject:
+    """Build the response of a writer from the events of its turn."""
+    for event in state.events:
         writer.write_event(event)
     if not writer.has_begun:
         raise NotFound("The response was not found.", param="response_id")
-    if not writer.has_ended and stored.status == "waiting":
+    if not writer.has_ended and state.is_waiting:
         writer.end_for_input()
     return writer.build_response()
