@@ -5,11 +5,20 @@ tools. Bare JSON and Python-like calls count only for an available tool, on line
 end of the text: a call between words is an example.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterator
 from typing import Literal, NamedTuple
 
+from gateway.llm.tool_repair.call_values import (
+    ARGUMENT_KEYS,
+    CHILD_TAGS,
+    NAME_KEYS,
+    dump_json,
+    is_schema,
+    list_json_calls,
+    read_child_tags,
+    read_parameter_tags,
+)
 from gateway.llm.tool_repair.json_repair import (
     MAX_LENIENT_CHARS,
     JsonRepairError,
@@ -20,14 +29,9 @@ from gateway.llm.tool_repair.json_repair import (
 from gateway.llm.tool_repair.markup import normalize_markup
 from gateway.llm.tool_repair.tool_names import is_parallel_wrapper, normalize_name, strip_prefixes
 
-ARGUMENT_KEYS = ("arguments", "parameters", "args", "kwargs", "params", "input", "tool_input", "action_input", "__arg1")
-NAME_KEYS = ("name", "tool", "tool_name", "function", "function_name", "recipient_name", "action")
-CALL_KEYS = ("function", "function_call", "tool_call")
-_LIST_KEYS = ("tool_calls", "tool_uses", "calls", "function_calls")
-
 _NAME = r"[\"']?([\w.:-]{1,128}+)"
 _MARK = re.compile(
-    rf"<(?:function|invoke|tool)\b(?:\s{{1,4}}name)?\s{{0,4}}[=(/]\s{{0,4}}{_NAME}"
+    rf"<(?:function|invoke|tool)(?:_call|_use)?\b(?:\s{{1,4}}name)?\s{{0,4}}[=(/]\s{{0,4}}{_NAME}"
     r"|\bto=([\w.-]{1,128}+)"
     rf"|^\W{{0,4}}Action\W{{0,4}}:\W{{0,4}}{_NAME}[^\n]{{0,8}}\n\W{{0,4}}Action Input\W{{0,3}}:"
     r"|(<\|?tool_calls?(?:_begin)?\|?>|\[TOOL_CALLS?\]|<\|python_(?:tag|start)\|>|<function_calls>)\s*+(?:```\w*\s*)?"
@@ -36,29 +40,21 @@ _MARK = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _SEPARATOR = re.compile(
-    r"(?:\[ARGS\]|```\w*|<\|[^|<>\s]{1,40}\|>|\b(?:json|code|commentary|analysis|assistant)\b|[\s=>:,\"'/])*+"
+    r"(?:\[ARGS\]|```\w*|<\|(?!(?:call|end|start)\|)[^|<>\s]{1,40}\|>|\b(?:json|code|commentary|analysis|assistant)\b|[\s=>:,\"'/])*+"
 )
 _NEXT_LINE = re.compile(r"[ \t`*]*+(?:json\b)?[ \t]*+(?:\n\s*+(?=\{))?")
-_PARAMETER = re.compile(
-    r"(?:^[ \t]{0,8}|(?<=>))<parameter(?:=|\s{1,4}name=)[\"']?([\w.-]{1,128}+)[\"']?[^>\n]{0,40}>", re.MULTILINE
-)
 _BLOCK_END = re.compile(
     r"</(?:function|invoke|tool_calls?|function_calls)>|\[/TOOL_CALLS\]|<\|(?:call|end|start)\|>", re.I
 )
-_PARAMETER_END = "</parameter>"
 _CALL_START = re.compile(r"\(\s*(?:[A-Za-z_]\w*\s*=(?!=)|[\"'{\d])")
 _LINE_HEAD = re.compile(r"[\s\[(`]*+(?:(?:json|python|tool_code)\s)?(?:<[^<>\n]{1,40}>\s*)*+(?:\w+ = )?(?:print\()?")
 _LINE_TAIL = re.compile(r"[\s\])},;`]*+(?:<[^<>\n]{1,40}>\s*)*+")
 _FILLER = re.compile(r"(?:\s|```\w*|<[^<>]{1,40}>|\w+ = |print\(|[\[\](),;`}])*+")
 _MARKUP_ONLY = re.compile(
-    r"(?:\s|```\w*|</?[|/\w:]{1,40}>|\[/?TOOL_CALLS?\]|\b(?:assistant|commentary|analysis|code|json)\b|[\[\](),;`}>])*+"
+    r"(?:\s|```\w*|</?[|/\w:]{1,40}>|\[/?TOOL_CALLS?\]|\b(?:assistant|commentary|analysis|code|json)++\b|print\(|[\[\](),;`}>])*+"
 )
 _NAMED = re.compile(rf"[\"'](?:{'|'.join(NAME_KEYS)})[\"']\s*:\s*{_NAME}[\"']")
 _PAYLOAD = re.compile(rf"[\"'](?:{'|'.join(ARGUMENT_KEYS)})[\"']\s*:\s*")
-_CHILD_TAGS = re.compile(
-    r"(?:<(\w[\w.-]{0,127}+)>(?:(?!</\1>|</(?:function|invoke|tool_call)>).)*+</\1>\s*+)++", re.DOTALL
-)
-_CHILD_TAG = re.compile(r"<(\w[\w.-]{0,127}+)>((?:(?!</\1>).)*+)</\1>\s*+", re.DOTALL)
 _PYTHON_LIST = re.compile(r"\[\s{0,20}[A-Za-z_][\w.-]{0,127}+\(")
 _PYTHON_NAME = re.compile(r"[\s,;\[]{0,20}+([A-Za-z_][\w.-]{0,127}+)(?=\()")
 _NEXT_OBJECT = re.compile(r"[\s,;]{0,20}+(?=\{)")
@@ -88,24 +84,29 @@ class ExtractedCall(NamedTuple):
 def find_calls(text: str, names: Collection[str], *, place: CallPlace = "anywhere") -> list[ExtractedCall]:
     """Find the calls in a text, outside of `<think>` blocks.
 
-    A text over the length limit has none. The markup of a model family is rewritten only if the text has no calls
-    without that.
+    A text over the length limit has none. The markup of a model family is rewritten only if the text has more calls
+    then.
     """
     if len(text) > MAX_LENIENT_CHARS:
         return []
     answer = text.rfind("</think>") + 1
     text = text[:answer] + text[answer:].partition("<think>")[0]
-    if not (calls := _scan_text(text, answer, names)):
-        text = text[:answer] + normalize_markup(text[answer:], names)
-        calls = _scan_text(text, answer, names)
+    calls = _scan_text(text, answer, names)
+    normalized_text = text[:answer] + normalize_markup(text[answer:], names)
+    if normalized_text != text:
+        more_calls = _scan_text(normalized_text, answer, names)
+        if sum(bool(call.name) for call in more_calls) > sum(bool(call.name) for call in calls):
+            text, calls = normalized_text, more_calls
     return calls if place == "anywhere" or _are_at_place(text, calls, place) else []
 
 
 def _scan_text(text: str, at: int, names: Collection[str]) -> list[ExtractedCall]:
-    calls = list(_ToolCallScanner(text, names).scan_calls(at))
+    scanner = _ToolCallScanner(text, names)
+    calls = list(scanner.scan_calls(at))
     marked_calls = [call for call in calls if call.is_marked]
     if marked_calls or not calls:
-        return marked_calls
+        # Without the unreadable one, the other calls are not what was meant.
+        return marked_calls + scanner.unreadable_calls[:1] if calls else []
     return calls if _is_at_text_edge(text, calls) else []
 
 
@@ -148,6 +149,8 @@ class _ToolCallScanner:
         self._effort = MAX_LENIENT_CHARS
         self._last_end = 0
         self._is_cut = False
+        self.unreadable_calls: list[ExtractedCall] = []
+        """Blocks whose content is no call."""
 
     def scan_calls(self, at: int) -> Iterator[ExtractedCall]:
         while mark := _MARK.search(self._text, at):
@@ -165,7 +168,9 @@ class _ToolCallScanner:
             arguments, end = self._read_action_input(end)
             return [ExtractedCall(start, end, True, action, arguments)]
         if block:
-            return self._read_block(start, end)
+            if not (calls := self._read_block(start, end)):
+                self._note_unreadable(end)
+            return calls
         if bracket:
             return self._read_json_calls(start, marked=False) if self._begins_line(start) else []
         return self._read_named_call(mark) if word and self._begins_line(start) else []
@@ -181,7 +186,7 @@ class _ToolCallScanner:
         elif self._text.startswith("<parameter", body):
             end = self._find_block_end(body)
             arguments = read_parameter_tags(self._text[body:end]) or self._text[body:end]
-        elif self._is_tool(name) and (children := _CHILD_TAGS.match(self._text, body)):
+        elif self._is_tool(name) and (children := CHILD_TAGS.match(self._text, body)):
             arguments, end = read_child_tags(children[0]) or _CUT_ARGUMENTS, children.end()
         elif not self._is_tool(name) or not (name.startswith("functions.") or self._begins_line(start)):
             return []
@@ -215,6 +220,12 @@ class _ToolCallScanner:
             return [ExtractedCall(start, end, True, word[6], arguments)]
         name = word[6].removesuffix(".call")
         return self._read_python_call(start, name, body, marked=True) if name != word[6] or self._is_tool(name) else []
+
+    def _note_unreadable(self, at: int) -> None:
+        end = self._find_block_end(at)
+        content = self._text[at:end].strip()
+        if content and "<" not in content and end < len(self._text):
+            self.unreadable_calls.append(ExtractedCall(end, end, True, "", content))
 
     def _read_named_call(self, mark: re.Match[str]) -> list[ExtractedCall]:
         """Read a call written as `NAME{…}` or `NAME(…)`."""
@@ -264,7 +275,7 @@ class _ToolCallScanner:
         calls = [ExtractedCall(start, end, marked, name, text) for name, text in found]
         if is_cut and calls:
             calls[-1] = calls[-1]._replace(arguments=_CUT_ARGUMENTS)
-        return [call for call in calls if marked or self._is_tool(call.name)]
+        return calls if marked or any(self._is_tool(call.name) for call in calls) else []
 
     def _list_keyed_calls(self, value: object) -> Iterator[tuple[str, str]]:
         """Yield the calls of a value such as `{"TOOL": {…}}`.
@@ -274,8 +285,8 @@ class _ToolCallScanner:
         for item in value if is_list(value) else [value]:
             if is_object(item) and len(item) == 1:
                 ((name, arguments),) = item.items()
-                if self._is_tool(name) and is_object(arguments) and not _is_schema(arguments):
-                    yield name, _dump_json(arguments)
+                if self._is_tool(name) and is_object(arguments) and not is_schema(arguments):
+                    yield name, dump_json(arguments)
 
     def _read_broken_json(self, start: int, *, marked: bool) -> list[ExtractedCall]:
         name = _NAMED.search(self._text, start, start + _MAX_KEY_DISTANCE)
@@ -290,7 +301,10 @@ class _ToolCallScanner:
 
         Invalid JSON extends to the end of its block.
         """
-        _, end = self._read_value(at)
+        value, end = self._read_value(at)
+        if value == {} and end is not None and (arguments := _NEXT_OBJECT.match(self._text, end)):
+            at = arguments.end()  # some models write an empty object first
+            _, end = self._read_value(at)
         if self._is_cut:
             return _CUT_ARGUMENTS, len(self._text)
         end = self._find_block_end(at) if end is None else end
@@ -310,7 +324,7 @@ class _ToolCallScanner:
         if end is None:
             end = self._find_block_end(at)
             return self._text[at:end], end
-        return _dump_json(value), end
+        return dump_json(value), end
 
     def _read_value(self, at: int, *, inside: bool = False) -> tuple[object, int | None]:
         """Parse the value at a position, or the arguments inside brackets.
@@ -372,66 +386,3 @@ class _ToolCallScanner:
         end = _LINE_TAIL.match(tail)
         remainder = tail[end.end() if end else 0 :]
         return not remainder or remainder[0] in "{[" or self._is_tool(remainder.partition("(")[0].partition("{")[0])
-
-
-def list_json_calls(value: object, default: str | None) -> Iterator[tuple[str, str]]:
-    """Yield names and argument texts of the calls in a JSON value.
-
-    `default` replaces missing arguments.
-    """
-    if is_list(value):
-        for item in value:
-            yield from list_json_calls(item, default)
-    if not is_object(value):
-        return
-    for key in _LIST_KEYS:
-        if is_list(value.get(key)):
-            yield from list_json_calls(value[key], default)
-            return
-    for key in CALL_KEYS:
-        if is_object(inner := value.get(key)):
-            value = {**value, key: None, **inner}
-    name = next((value[key] for key in NAME_KEYS if isinstance(value.get(key), str)), None)
-    arguments: object = next((value[key] or "" for key in ARGUMENT_KEYS if key in value), default)
-    if name and (is_object(arguments) or isinstance(arguments, str)) and not _is_schema(arguments):
-        yield name, arguments if isinstance(arguments, str) else _dump_json(arguments)
-
-
-def read_parameter_tags(text: str) -> str | None:
-    """Convert parameter tags to a JSON object.
-
-    None for a text that does not begin with one, or has a truncated one.
-    """
-    parameters: dict[str, str] = {}
-    starts = list(_PARAMETER.finditer(text)) if text.lstrip().startswith("<parameter") else []
-    for i, start in enumerate(starts):
-        limit = starts[i + 1].start() if i + 1 < len(starts) else len(text)
-        end = text.find(_PARAMETER_END, start.end(), limit)
-        if end < 0 and limit == len(text):
-            return None
-        value = text[start.end() : end if end >= 0 else limit]
-        parameters[start[1]] = value.removeprefix("\n").removesuffix("\n")
-    return _dump_json(parameters) if parameters else None
-
-
-def read_child_tags(text: str) -> str | None:
-    """Convert the tags `<KEY>value</KEY>` to a JSON object.
-
-    None for a text that is not only such tags.
-    """
-    if not _CHILD_TAGS.fullmatch(text):
-        return None
-    tags = _CHILD_TAG.finditer(text)
-    return _dump_json({tag[1]: tag[2].removeprefix("\n").removesuffix("\n") for tag in tags})
-
-
-def _is_schema(arguments: object) -> bool:
-    """Return whether arguments are a JSON schema.
-
-    The description of a tool looks like a call of it.
-    """
-    return is_object(arguments) and "properties" in arguments and arguments.get("type") == "object"
-
-
-def _dump_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -32,11 +32,12 @@ _RUNS = {opener: re.compile(rf"[^\\{closers}]*+") for opener, closers in _QUOTES
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "\n": ""} | {c: c for c in "\\/\"'`“”\u2018\u2019"}
 # A comment contains a letter, else `7 // 2` would be cut.
-_SPACE = re.compile(r"(?:[\s\ufeff\u200b]|(?://|#)(?=[^\n]{0,99}[^\W\d_])[^\n]*)*+")
+_SPACE = re.compile(r"(?:[\s\ufeff\u200b]|\\[nrt]|(?://|#)(?=[^\n]{0,99}[^\W\d_])[^\n]*)*+")
 _COMMENT = re.compile(r"\s(?://|#)(?=.{0,99}[^\W\d_])")
 _KEY = re.compile(r"([\w$][\w$.-]*+)(?:\"(?=\s?:))?")
 _UNCLOSED_KEY = re.compile(r"\"([A-Za-z_]\w{0,127}+)(?=:\s?(?:[\"\[{\d-]|true\b|false\b|null\b))")
 _NEXT_KEY = re.compile(r"\"[A-Za-z_]\w{0,127}+\"\s?:")
+_NEXT_LINE = re.compile(r"(?<=\n)[ \t]*+[A-Za-z_][\w-]*+\s?[:=]")
 _INNER_QUOTES = {
     "'": re.compile(r"(?<=\w)'(?=\w)"),
     '"': re.compile(r"(?<=[\s(])\"\w(?:[^\"\\\n]{0,200}[\w.!?])?\"(?=[ .!?;)]{1,4}[\w(])"),
@@ -45,14 +46,20 @@ _INNER_QUOTES = {
 
 They are an apostrophe in a word, or around words between others.
 """
-_COLON = re.compile(r"=>|[:=]")
+_RAW_KEY = re.compile(r"(?<!\\)\"\s?:")
+_COLON = re.compile(r"=>|[:=\uff1a]")
 _EQUALS = re.compile(r"=(?!=)")
 _BARE = re.compile(r"[^\s,:{}\[\]\"'`“”\u2018\u2019«»<][^,:{}\[\]\"'`“”\u2018\u2019«»\n]*+")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,17})(?:\.\d{1,40})?(?:[eE][+-]?\d{1,2})?", re.ASCII)
 _LITERALS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None, "undefined": None}
 
-_BEFORE = re.compile(r"(?:[\s\ufeff\u200b]|```\w*|<\|?\w{1,40}\|?>|json\b)*+", re.IGNORECASE)
-_AFTER = re.compile(r"(?:[\s\]});,.`]|<[|/]?\w{1,40}\|?>)*+")
+_BEFORE = re.compile(
+    r"(?:[\s\ufeff\u200b]|```\w*|<[|\uff5c]?[\w\u2581]{1,40}[|\uff5c]?>|\[(?:ARGS|TOOL_CALLS?)\]|json\b)*+",
+    re.IGNORECASE,
+)
+_AFTER = re.compile(r"(?:[\s\]});,.`]|<[|\uff5c/]?[\w\u2581]{1,40}[|\uff5c]?>)*+(?:[\"'”]\s*\Z)?")
+_MEMBERS = re.compile(r"\"[\w-]{1,128}+\"\s?:")
+"""Members of an object without its opening bracket."""
 _CALL = re.compile(r"([A-Za-z_][\w.-]*+)?\s*\(")
 _KEYWORD = re.compile(r"[A-Za-z_][\w-]*+\s*(?:=(?!=)|:)")
 _PROSE = re.compile(r"[^{}\[\]\"'`“”\u2018\u2019=]{1,200}+(?=\{)")
@@ -85,9 +92,12 @@ def parse_lenient(text: str, repairs: list[str]) -> object:
         repairs.append("what stood around the JSON")
     if body in ("", "null", "None", "undefined"):
         return {}
-    if body.startswith(('{\\"', '[\\"', "{\\n", '[{\\"')):
+    if body.startswith(('{\\"', '[\\"', "{\\n", '[{\\"')) and not _RAW_KEY.search(body):
         body = f'"{body}"'
     parser = LenientJsonParser(body, repairs=repairs)
+    if body.endswith("}") and _MEMBERS.match(body):
+        repairs.append("a bracket that was not opened")
+        return parser.parse_members("")
     if body[0] in "{[" or body[0] in _QUOTES:
         return parser.parse_document()
     if call := _CALL.match(body):
@@ -261,7 +271,7 @@ class LenientJsonParser:
         present.
         """
         self._skip_space()
-        if self.text.startswith((",", ";"), self.at):
+        if self.text.startswith((",", ";", "\uff0c"), self.at):
             self.at += 1
             self._skip_space()
             if self.text[self.at : self.at + 1] == closer != "":
@@ -277,7 +287,7 @@ class LenientJsonParser:
             return False
         if self._leave_bracket(closer):
             return False
-        if closer == "}" and _NEXT_KEY.match(self.text, self.at):
+        if (_NEXT_KEY if closer == "}" else _NEXT_LINE).match(self.text, self.at) and closer in ("", "}"):
             self._add_repair("a comma that was missing")
             return True
         if (char := self.text[self.at]) in self._closers[:-1] and char in "}]":
@@ -366,8 +376,12 @@ class LenientJsonParser:
             word = word[: comment.start()]
         if ")" in self._closers:
             word = word.split(")", 1)[0]
+        if word.endswith("\uff0c"):
+            word = word[:-1]
         self.at += len(word)
         word = word.strip()
+        if word in ("...", "\u2026"):
+            raise JsonRepairError(f"{word} is no value")
         if word in _LITERALS:
             return _LITERALS[word]
         if self._at_end and self._closers.strip(";"):

@@ -12,8 +12,10 @@ from gateway.llm.tool_repair.tool_names import normalize_name
 
 _NAME = r"[A-Za-z_][\w./-]{0,127}+"
 
-_SIGNS = re.compile(r"<|>>>|call:|\[CALL_ID\]|\[TOOL_CALL|^\s{0,4}(?:TOOL_CALLS|functools)\s?\[|:\d{1,4}\s?\{")
-_FULL_WIDTH_TAG = re.compile(r"<(/?)(?:\uff5c([A-Za-z]{1,20})\uff5c|\|(DSML)\|)([^<>\n]{1,300}+)>")
+_SIGNS = re.compile(
+    r"<|>>>|call:|\[TOOL_REQUEST\]|\[CALL_ID\]|\[TOOL_CALL|^\s{0,4}(?:TOOL_CALLS|functools)\s?\[|:\d{1,4}\s?\{"
+)
+_FULL_WIDTH_TAG = re.compile(r"< ?(/?) ?(?:\uff5c ?([A-Za-z]{1,20}) ?\uff5c|\| ?(DSML) ?\|) ?([^<>\n]{1,300}+)>")
 _FULL_WIDTH_TOKEN = re.compile(r"<[\uff5c|]([^<>\uff5c|\n]{1,60}+)[\uff5c|]>")
 _DELIMITER = re.compile(r"\]<\][\w-]{1,20}\[>\[")
 _PREFIXED_TAG = re.compile(
@@ -21,12 +23,12 @@ _PREFIXED_TAG = re.compile(
 )
 _BLOCK_OPENER = re.compile(
     r"<\|(?:tool_calls?_(?:begin|start)|tool_calls_section_begin|action_start\|>\s*<\|plugin|START_ACTION"
-    r"|tools_prefix|tool_call)\|?>|<(?:start_function_call|toolcall|tool-call|tool_code|function_invocation|functioncall)>",
+    r"|tools_prefix|tool_call)\|?>|\[TOOL_REQUEST\]|<(?:start_function_call|toolcalls?|tool-call|tool_code|function_invocation|functioncall)>",
     re.IGNORECASE,
 )
 _BLOCK_CLOSER = re.compile(
     r"<\|(?:tool_calls?_end|tool_calls_section_end|action_end|END_ACTION|tools_suffix|/tool_call)\|>"
-    r"|<tool_call\|>|<end_function_call>|</(?:toolcall|tool-call|tool_code|function_invocation|functioncall)>",
+    r"|<tool_call\|>|<end_function_call>|\[END_TOOL_REQUEST\]|</(?:toolcalls?|tool-call|tool_code|function_invocation|functioncall)>",
     re.IGNORECASE,
 )
 _REPEATED_OPENER = re.compile(r"<tool_call>(?:\s*+<tool_call>)++")
@@ -56,8 +58,9 @@ _NAME_TAG = re.compile(
 )
 _NAME_TAG_END = re.compile(r"(?:</(?:arguments|parameters|args|input)>\s{0,4})?</(?:use_mcp_tool|tool_use)>", re.I)
 _OPTION_LINE = re.compile(r"^[ \t]*+--([\w-]{1,128}+)[ \t]++([^\n]++)$", re.MULTILINE)
-_PREFIXED_CALL = re.compile(rf"^[ \t]{{0,4}}(?:<tool_call>)?[ \t]{{0,4}}call:({_NAME})\s{{0,4}}(?=\{{)", re.MULTILINE)
+_PREFIXED_CALL = re.compile(rf"(?:^[ \t]{{0,4}}|<tool_call>[ \t]{{0,4}})call:({_NAME})\s{{0,4}}(?=\{{)", re.MULTILINE)
 _ARROW_CALL = re.compile(rf">>>[ \t]{{0,4}}({_NAME})[ \t]{{0,4}}\n(?=\s{{0,4}}\{{)")
+_BLANK_IN_RECIPIENT = re.compile(r"\bto ?= ?functions ?\. ?(?=[A-Za-z_])")
 _SPACED_RECIPIENT = re.compile(
     rf"\bto=({_NAME}(?: (?!(?:code|json|commentary|analysis|final)\b)[A-Za-z_]\w{{0,60}}+){{1,4}}) {{0,4}}"
     r"(?=<\|(?:constrain|message|channel)\|>)"
@@ -101,6 +104,7 @@ def normalize_markup(text: str, names: Collection[str] = ()) -> str:
         ),
         text,
     )
+    text = _BLANK_IN_RECIPIENT.sub("to=functions.", text)
     return _SPACED_RECIPIENT.sub(lambda mark: f"to={mark[1].replace(' ', '_')}", text)
 
 

@@ -13,17 +13,16 @@ import msgspec
 from gateway.common.schema_defaults import fill_required_defaults
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, ToolCall, ToolSpec
 from gateway.llm.stream import check_call_count
-from gateway.llm.tool_repair.coercion import MAX_OPERATIONS, SchemaCoercer
-from gateway.llm.tool_repair.extraction import (
+from gateway.llm.tool_repair.call_values import (
     ARGUMENT_KEYS,
     CALL_KEYS,
     NAME_KEYS,
-    CallPlace,
-    find_calls,
     list_json_calls,
     read_child_tags,
     read_parameter_tags,
 )
+from gateway.llm.tool_repair.coercion import MAX_OPERATIONS, SchemaCoercer
+from gateway.llm.tool_repair.extraction import CallPlace, find_calls
 from gateway.llm.tool_repair.json_repair import (
     JsonRepairError,
     get_called_name,
@@ -63,6 +62,7 @@ _MAX_WRAPPERS = 8
 _NO_ARGUMENTS: JsonObject = {}
 _WRAPPER_KEYS = {*NAME_KEYS, "id", "type", "call_id"}
 _GENERIC_NAMES = {
+    "",
     "json",
     "commentary",
     "assistant",
@@ -72,8 +72,11 @@ _GENERIC_NAMES = {
     "tools",
     "toolcall",
     "tooluse",
+    "usemcptool",
     "call",
 }
+_TAG_END = re.compile(r"</[\w:.-]{1,60}>")
+_KEY_WITHOUT_START = re.compile(r"\s*[\w.-]{1,128}\s*</arg_key>")
 _ENCODED_JSON = re.compile(r"\s*(?:\{|\[\s*\{|\"\s*\{|```|\w+\s*=(?!=))")
 
 
@@ -122,7 +125,8 @@ def repair_calls(
     if call.problem or call.name in schemas or not is_parallel_wrapper(call.name):
         return [(call, repair_call(call.name, call.arguments, schemas, budget))]
     try:
-        found = list(list_json_calls(parse_lenient(join_surrogates(call.arguments), []), ""))
+        value = parse_lenient(join_surrogates(call.arguments), [])
+        found = list(list_json_calls(parse_lenient(value, []) if isinstance(value, str) else value, ""))
     except JsonRepairError as error:
         return [(call, UnrepairableCall(f"The calls in {call.name[:80]} cannot be read: {error}."))]
     check_call_count(len(found))
@@ -217,13 +221,14 @@ def _parse_arguments(text: str, tool: str, coercer: SchemaCoercer, repairs: list
     Raises:
         JsonRepairError: the text has no such object, or it belongs to another tool.
     """
-    if (called_name := get_called_name(text)) and not matches_tool(called_name, tool):
+    called_name = get_called_name(text)
+    if called_name and called_name != "dict" and not matches_tool(called_name, tool):
         raise JsonRepairError(f"they are a call of {called_name[:80]}")
     if "<" in text and parse_strict(text) is None and (tags := _read_tags(text, coercer.properties or ())):
         repairs.append("tags in place of JSON")
         text = tags
     value = parse_lenient(text, repairs)
-    if isinstance(value, str) and text.lstrip().startswith("<"):
+    if isinstance(value, str) and (text.lstrip().startswith("<") or (value == text.strip() and _TAG_END.search(text))):
         raise JsonRepairError("their tags are not those of the parameters")
     for _ in range(_MAX_WRAPPERS):
         inner = _unwrap_value(value, tool, coercer, repairs)
@@ -246,6 +251,8 @@ def _read_tags(text: str, properties: Collection[str]) -> str | None:
 
     The tags are those of a model family, or named like the parameters.
     """
+    if _KEY_WITHOUT_START.match(text):
+        text = f"<arg_key>{text.lstrip()}"
     if tags := read_parameter_tags(normalize_markup(text)):
         return tags
     children = read_child_tags(text.strip())

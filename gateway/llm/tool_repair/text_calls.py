@@ -7,20 +7,25 @@ import re
 from collections.abc import Mapping
 
 from gateway.domain.messages import JsonObject, ToolCall
-from gateway.llm.tool_repair.json_repair import JsonRepairError
+from gateway.llm.tool_repair.call_values import has_only_call_members
+from gateway.llm.tool_repair.json_repair import JsonRepairError, parse_strict
 from gateway.llm.tool_repair.prompted_tools import TextHolder
-from gateway.llm.tool_repair.repair import RepairedCall, extract_calls, repair_calls
+from gateway.llm.tool_repair.repair import RepairedCall, UnrepairableCall, extract_calls, repair_calls
 from gateway.llm.tool_repair.tool_names import is_parallel_wrapper, resolve_tool_name
 from gateway.ports.model import ModelSink
 
 _MARKERS = (
     "<tool_call",
     "<tool_use>",
-    "<toolcall>",
+    "<toolcall",
     "<function",
     "<invoke",
     "<use_mcp_tool>",
+    "<tool name=",
+    "<start_function_call>",
+    "<antml:",
     "<|tool",
+    "<|dsml|",
     "<\uff5ctool",
     "<\uff5cdsml\uff5c",
     "<|python_",
@@ -32,8 +37,16 @@ _MARKERS = (
     "<seed:tool_call>",
     "<longcat_tool_call>",
     "[tool_call",
+    "[tool_request]",
+    "tool_calls[",
+    "functools[",
+    "```tool_c",
     "]<]minimax[>[",
     "functions.",
+    "multi_tool_use.parallel(",
+    "to=functions.",
+    "commentary to=",
+    "assistantcommentary to=",
     "call:",
     ">>>",
     '{"name"',
@@ -42,7 +55,9 @@ _MARKERS = (
     '{"tool_calls"',
 )
 _MAX_MARKER_LENGTH = max(map(len, _MARKERS))
-_JSON_SPACE = re.compile(r"(?<=[\[{:])\s+")
+_MARKER_SPACE = re.compile(r"(?<=[\[{:<|\uff5c])\s+|\s+(?=[|\uff5c]|$)")
+_GUESSES = ("dropped, there is no such field", "a value in place of an object")
+"""Repairs of arguments that do not fit their schema."""
 _FIRST_NAME = re.compile(r"\s*(?:\[\s*)?\{\s*\"name\"\s*:\s*\"([^\"\\]{0,128})\"|\s*<function=([\w.-]{1,128})[>{(\s]")
 
 
@@ -72,7 +87,7 @@ class TextCallParser(TextHolder):
         self._sink.on_tool_call(call)
 
     def _may_be_call(self) -> bool:
-        head = _JSON_SPACE.sub("", self._held_text.lstrip()[: 4 * _MAX_MARKER_LENGTH]).lower()
+        head = _MARKER_SPACE.sub("", self._held_text.lstrip()[: 4 * _MAX_MARKER_LENGTH]).lower()
         if not any(marker.startswith(head[: len(marker)]) for marker in (*_MARKERS, *self._tags)):
             return False
         name = None if self._is_name_known else _FIRST_NAME.match(self._held_text)
@@ -104,10 +119,17 @@ class TextCallParser(TextHolder):
         """
         calls = extract_calls(self._held_text, self._schemas, place="alone")
         repaired = [result for call in calls for _, result in repair_calls(call, self._schemas)]
-        if not calls or not all(isinstance(result, RepairedCall) for result in repaired):
+        value = parse_strict(self._held_text)
+        is_alone = value is None or has_only_call_members(value)
+        if not calls or not is_alone or not all(map(_fits_schema, repaired)):
             self.release_text()
             return False
         self._held_text = ""
         for call in calls:
             self._sink.on_tool_call(call)
         return True
+
+
+def _fits_schema(result: RepairedCall | UnrepairableCall) -> bool:
+    repairs = result.repairs if isinstance(result, RepairedCall) else _GUESSES
+    return not any(repair.endswith(_GUESSES) for repair in repairs)

@@ -5,6 +5,7 @@ Only the spelling may differ; similar names do not match.
 
 import re
 from collections.abc import Collection, Iterator
+from itertools import chain
 
 from gateway.llm.tool_repair.json_repair import JsonRepairError
 
@@ -13,8 +14,9 @@ _MAX_NAME_LENGTH = 256
 _SEPARATORS = re.compile(r"(?<=[^\W_])[\s_.-]+(?=[^\W\d_])|(?<=[^\W\d_])[\s_.-]+(?=[^\W_])")
 _RECIPIENT = re.compile(r"\bto=([\w.-]+)")
 _NAME_AND_REST = re.compile(
-    r"(?:<\|?tool_calls?\|?>)?[\s\"'`<=]*+(?:function[=/(])?(?P<name>[\w./:-]{1,256}+)"
-    r"(?:\[ARGS\]|\(\)|<\|[^|<>]{0,40}\|?>|</[\w|:]{1,40}>|\b(?:json|commentary|analysis|final|assistant|code)\b|[\s=>,:)\]\"'`])*+"
+    r"(?:<\|?tool_calls?\|?>|\[TOOL_CALLS?\]|(?:function\s?)?<[|\uff5c]tool[_\u2581]sep[|\uff5c]>|call:(?=[A-Za-z_]))?"
+    r"[\s\"'`<=*]*+(?:function[=/(])?(?P<name>[\w./:-]{1,256}+)"
+    r"(?:\[CALL_ID\][\w-]{1,64}|\[ARGS\]|\(\)|<\|[^|<>]{0,40}\|?>|</[\w|:]{1,40}>|\b(?:json|commentary|analysis|final|assistant|code)\b|[\s=>,:)\]\"'`*])*+"
     r"(?P<rest>.*)",
     re.DOTALL,
 )
@@ -22,7 +24,8 @@ _PARALLEL_WRAPPERS = {"multitooluseparallel", "multitooluse", "parallel", "funct
 _WORD_SUFFIX = re.compile(r"(?:commentary|json|analysis|final|code|assistant)$")
 _NUMBER_SUFFIX = re.compile(r":\d+$")
 _PREFIX = re.compile(
-    r"(?:functions?|tools?|default_api|api|namespace|assistant|commentary|multi_tool_use)(?:[.:/]|__)"
+    r"(?:functions?|tools?|default_api|api|namespace|assistant|commentary|multi_tool_use)(?:\s?[.:/]\s?|__)"
+    r"|functions_"
     r"|mcp(?:__|[.:/])[^.:/]+?(?:__|[.:/])",
     re.IGNORECASE,
 )
@@ -69,7 +72,8 @@ def resolve_tool_name(name: str, names: Collection[str]) -> tuple[str, str]:
     match = None if recipient else _NAME_AND_REST.match(name)
     suffix = match["rest"] if match else ""
     bare_name = recipient[1] if recipient else match["name"] if match and suffix[:1] in ("", "{", "(") else ""
-    for candidate in (name, *strip_prefixes(bare_name), _WORD_SUFFIX.sub("", bare_name)):
+    candidates = (strip_prefixes(text) for text in (bare_name, _WORD_SUFFIX.sub("", bare_name), name))
+    for candidate in (name, *chain.from_iterable(candidates)):
         normalized_name = normalize_name(candidate)
         tools = (
             [candidate] if candidate in names else [tool for tool in names if normalize_name(tool) == normalized_name]

@@ -15,6 +15,20 @@ CALL = "<function=list_tasks>\n<parameter=status>\nopen\n</parameter>\n</functio
 JSON_CALL = '{"name": "list_tasks", "arguments": {"status": "open"}}'
 
 
+MARKED = [
+    f"[TOOL_REQUEST]{JSON_CALL}[END_TOOL_REQUEST]",
+    f"<TOOLCALLS>[{JSON_CALL}]</TOOLCALLS>",
+    f"functools[{JSON_CALL}]",
+    'assistantcommentary to=functions.list_tasksjson{"status": "open"}',
+    '```tool_code\nprint(list_tasks(status="open"))\n```',
+    "<start_function_call>call:list_tasks{status:<escape>open<escape>}<end_function_call>",
+    (
+        '< \uff5c DSML \uff5c invoke name="list_tasks">\n< \uff5c DSML \uff5c parameter name="status">open'
+        "</ \uff5c DSML \uff5c parameter>\n</ \uff5c DSML \uff5c invoke>"
+    ),
+]
+
+
 class World:
     """A gateway, the scripted model and the calls that the tools recorded."""
 
@@ -48,31 +62,52 @@ def stream_pieces(text: str, size: int = 3, *, finish_reason: str = "stop") -> S
     return stream_deltas(*({"content": piece} for piece in pieces), finish_reason=finish_reason)
 
 
-@pytest.mark.parametrize(
-    "text", [CALL, JSON_CALL, f"[{JSON_CALL}]", f"\n{CALL}\n", f"<tool_call>\n{JSON_CALL}\n</tool_call>"]
-)
-async def test_text_that_is_only_a_call_runs_and_is_not_shown(world: World, text: str) -> None:
-    assert await world.chat(stream_pieces(text)) == "All done."
-    assert world.calls == [{"name": "list_tasks", "arguments": {"status": "open"}}]
+CALLS = [
+    CALL,
+    JSON_CALL,
+    f"[{JSON_CALL}]",
+    f"\n{CALL}\n",
+    f"<tool_call>\n{JSON_CALL}\n</tool_call>",
+    *MARKED,
+]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"{JSON_CALL}\n\nThis lists the open tasks.",
-        f"You would write {CALL}",
-        f"{CALL} is how it is written.",
-        '{"name": "no_such_tool", "arguments": {}}',
-        '{"name": "list_tasks", "arguments": {"status": "unknown"}}',
-        '{"name": "Ada", "age": 36}',
-        '{"name": "list_tasks", "arguments": {"status": "op',
-        "<function",
-        "<b>bold</b>",
-    ],
-)
-async def test_text_that_is_not_only_a_call_is_shown_whole(world: World, text: str) -> None:
-    assert await world.chat(stream_pieces(text)) == text
-    assert world.calls == []
+async def test_text_that_is_only_a_call_runs_and_is_not_shown(world: World) -> None:
+    wrong: dict[str, Any] = {}
+    for text in CALLS:
+        told = await world.chat(stream_pieces(text))
+        if told != "All done." or world.calls != [{"name": "list_tasks", "arguments": {"status": "open"}}]:
+            wrong[text] = told, world.calls.copy()
+    assert wrong == {}
+
+
+TEXTS = [
+    f"{JSON_CALL}\n\nThis lists the open tasks.",
+    f"You would write {CALL}",
+    f"{CALL} is how it is written.",
+    '{"name": "no_such_tool", "arguments": {}}',
+    '{"name": "list_tasks", "arguments": {"status": "unknown"}}',
+    '{"name": "Ada", "age": 36}',
+    '{"name": "list_tasks", "arguments": {"status": "op',
+    '{"name": "list_tasks", "arguments": {"page": 1}}',
+    '{"name": "list_tasks", "arguments": {}, "explanation": "It lists the tasks."}',
+    '{"name": "list_tasks", "parameters": {"properties": {"status": {"type": "string"}}}}',
+    '{"name": "add_task", "args": "Buy milk"}',
+    f'[{JSON_CALL}, {{"name": "no_such_tool", "arguments": {{}}}}]',
+    f"<tool_call>{JSON_CALL}</tool_call><tool_call>and so on</tool_call>",
+    '<tool_call>{"name": "add_task", "arguments": {"title": ...}}</tool_call>',
+    "<function",
+    "<b>bold</b>",
+]
+
+
+async def test_text_that_is_not_only_a_call_is_shown_whole(world: World) -> None:
+    wrong: dict[str, Any] = {}
+    for text in TEXTS:
+        told = await world.chat(stream_pieces(text))
+        if told != text or world.calls:
+            wrong[text] = told, world.calls.copy()
+    assert wrong == {}
 
 
 async def test_call_that_reached_the_token_limit_is_shown_as_text(world: World) -> None:

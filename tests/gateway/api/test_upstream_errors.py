@@ -87,6 +87,10 @@ UNREADABLE = {
     ),
     "vLLM": json_answer({"object": "error", "message": "Error parsing function call", "code": 400}, status=400),
     "cut": refuse_call('<function=calculator>{"expression":"1+'),
+    "one of two": refuse_call(f"<tool_call>{CALL}</tool_call><tool_call>and so on</tool_call>"),
+    "unknown one of two": refuse_call(
+        '[{"name": "calculator", "arguments": {"expression": "1+1"}}, {"name": "no_such_tool", "arguments": {}}]'
+    ),
 }
 
 
