@@ -46,6 +46,7 @@ _CATALOG_REFRESH_SECONDS = 3600.0
 MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS = 2_000, 200
 _EXPECTED_ANSWER_TOKENS = 1_024
 _MAX_BODY_BYTES = 4 * MAX_ANSWER_CHARS
+_MAX_REFUSAL_BYTES = 1024 * 1024
 _CLOSE_WAIT_SECONDS = 0.2
 _USAGE_WAIT_SECONDS = 1.0
 """Seconds to wait for the usage after the finish reason.
@@ -268,13 +269,11 @@ class OpenAICompatibleModel(Model):
             permit.on_response(response.headers, response.status_code)
             return response
         async with aclosing(response):
-            await response.aread()
+            content = await _read_refusal(response)
         permit.on_response(response.headers, response.status_code)
-        raise self._make_status_error(response, response.text)
+        raise self._make_status_error(response, _decode_refusal(content, content.decode(errors="replace")))
 
-    def _make_status_error(self, response: SdkResponse, text: object) -> GatewayError:
-        """Translate a refusal, whose body is `text` unless it is JSON."""
-        body = _decode_error_body(response, text)
+    def _make_status_error(self, response: SdkResponse, body: object) -> GatewayError:
         settings = {"key_setting": self._key_setting, "url_setting": self._url_setting}
         return make_status_error(response.status_code, body, response.headers, **settings)
 
@@ -333,7 +332,7 @@ class OpenAICompatibleModel(Model):
             yield
         except sdk.APIStatusError as error:
             status_error = cast(SdkStatusError, error)
-            raise self._make_status_error(status_error.response, status_error.body) from error
+            raise self._make_status_error(status_error.response, _get_refusal(status_error)) from error
         except (TimeoutError, sdk.APITimeoutError, httpx.TimeoutException) as error:
             raise ModelUnavailable(
                 "The model's server did not answer in time." if _is_timeout(error) else None
@@ -344,15 +343,26 @@ class OpenAICompatibleModel(Model):
             raise ModelStreamBroken from error
 
 
-def _decode_error_body(response: SdkResponse, text: object) -> object:
-    """Decode the whole body.
+async def _read_refusal(response: httpx.Response) -> bytes:
+    """Read the start of a refusal's body, which holds what people need."""
+    body = bytearray()
+    async for data in response.aiter_bytes():
+        body += data
+        if len(body) >= _MAX_REFUSAL_BYTES:
+            break
+    return bytes(body)
 
-    The SDK has only the `error` in it.
-    """
-    if not response.is_stream_consumed:
-        return text
+
+def _get_refusal(error: SdkStatusError) -> object:
+    """Return the whole body, of which the SDK has only the `error`."""
+    response = error.response
+    return _decode_refusal(response.content, error.body) if response.is_stream_consumed else error.body
+
+
+def _decode_refusal(content: bytes, text: object) -> object:
+    """Decode a body, or return `text` if it is no JSON."""
     try:
-        return json.loads(response.content)
+        return json.loads(content)
     except (ValueError, RecursionError):
         return text
 

@@ -231,6 +231,22 @@ async def test_reason_of_a_rejection_is_read_from_any_format(
         await model.close()
 
 
+async def test_endless_refusal_is_read_in_part() -> None:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=400, headers={"Content-Type": "text/plain"})
+        await response.prepare(request)
+        while True:  # until the client closes the connection
+            await response.write(b"too many tools " * 4_000)
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", refuse)
+    async with TestServer(app) as server:
+        model = create_openai_model(ModelServerOptions(api_key="key-of-ours", base_url=str(server.make_url("/v1"))))
+        with pytest.raises(ModelRequestRefused, match="too many tools"):
+            await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
+        await model.close()
+
+
 @pytest.mark.parametrize("make_body", [groq.make_request_body, openai.make_request_body])
 def test_providers_themselves_get_no_extra_content_that_they_would_reject(make_body: Any) -> None:
     call = ToolCall("a", "f", "{}", extra_content={"google": {"thought_signature": "x"}})
