@@ -5,19 +5,29 @@ from functools import lru_cache
 
 _KNOWN = {
     **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "stop_sequence", "complete", "completed", "done"), "stop"),
-    **dict.fromkeys(("tool_calls", "tool_use", "function_call", "tool_call"), "tool_calls"),
+    **dict.fromkeys(
+        ("tool_calls", "tool_use", "tooluse", "function_call", "function_calls", "tool_call"), "tool_calls"
+    ),
     **dict.fromkeys(("refusal", "recitation", "sensitive", "spii"), "content_filter"),
     **dict.fromkeys(("unexpected_tool_call", "too_many_tool_calls"), "malformed_call"),
-    **dict.fromkeys(("null", "none", "unspecified", "finish_reason_unspecified"), ""),
+    **dict.fromkeys(("null", "none", "nil", "undefined", "unspecified", "finish_reason_unspecified"), ""),
+    **dict.fromkeys(("in_progress", "running", "pending", "not_finished"), ""),
 }
 _BROKEN = (
     r"error|abort|cancel|timed?_?out|fail|network|insufficient|overload|unavailable|interrupt|exception|crash|kill"
-    r"|preempt|connect|memory|capacity|busy|rate_limit|terminated"
+    r"|preempt|connect|memory|capacity|busy|rate_limit|terminated|exhausted|exceeded|throttl|evict|shutdown|died|broken"
+    r"|panic|fault|rejected|dropped|unhealthy|^oom$"
 )
 _PATTERNS = (
-    (r"malformed|(?:invalid|bad|unparsable)_(?:function|tool)", "malformed_call"),
-    (r"filter|safety|prohibited|block_?list|blocked|moderation|censor", "content_filter"),
-    (r"length|max_\w*tokens?|tokens?_limit|context_window|output_limit", "length"),
+    (r"malformed|(?:invalid|bad|unparsable)_(?:function|tool)|(?:tool|function)\w*_(?:pars|error)", "malformed_call"),
+    (
+        r"filter|safety|prohibited|block_?list|blocked|moderat|censor|guardrail|policy|flagged|unsafe|harmful",
+        "content_filter",
+    ),
+    (
+        r"length|max(?:imum)?_\w*tokens?|max_model_len|tokens?_(?:limit|budget)|context_|(?:output|size)_limit|truncat|^limit$",
+        "length",
+    ),
     (_BROKEN, "broken"),
 )
 _SEPARATORS = re.compile(r"[\s.\-]+")

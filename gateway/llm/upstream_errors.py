@@ -3,6 +3,7 @@
 Servers use several shapes and words.
 """
 
+import ast
 import re
 from collections.abc import Mapping
 from typing import cast
@@ -33,7 +34,16 @@ log = get_logger(__name__)
 _MAX_MESSAGE_CHARS = 500
 _MAX_MATCHED_CHARS = 2_000
 _MAX_NESTING = 4
-_RATE_LIMIT_CODES = {"rate_limit_exceeded", "rate_limit_error", "resource_exhausted"}
+_RATE_LIMIT_CODES = {
+    "rate_limit",
+    "rate_limit_exceeded",
+    "rate_limit_error",
+    "rate_limited",
+    "resource_exhausted",
+    "too_many_requests",
+    "throttling_error",
+}
+_RATE_LIMIT = re.compile(r"rate[ _-]limit(?:ed|s)?\b|too many requests|throttl", re.IGNORECASE)
 _OVERLOAD_CODES = {"capacity_exceeded", "over_capacity", "overloaded_error"}
 _UNREADABLE_CODES = {"tool_use_failed", "output_parse_failed"}
 _LONG_PROMPT_CODES = {
@@ -48,10 +58,13 @@ _LONG_PROMPT = re.compile(
     r"context[ _]?(?:length|window|size|limit)|maximum (?:context|prompt|input)|n_ctx"
     r"|(?:prompt|input|messages?|conversation)\b[^.\n]{0,40} (?:too long|too large for|longer than)"
     r"|too many (?:input |prompt )?tokens"
-    r"|exceed(?:s|ed|ing)? (?:the )?(?:model(?:'s)? )?(?:token limit|max|context|available context)"
+    r"|exceed(?:s|ed|ing)? (?:the )?(?:model(?:'s)? )?"
+    r"(?:token limit|context|available context|max\w*(?: \w{1,20}){0,3} (?:length|tokens?|context))"
     r"|(?:tokens?|input|prompt|length)\b[^.\n]{0,60} exceed(?:s|ed|ing)? (?:the )?(?:\w{1,20} )?(?:model|limit|max)"
     r"|(?:cannot exceed|less than) \d++ tokens|tokens? in the prompt|more than max tokens|`? tokens \+ `?max_new_tokens"
-    r"|max_(?:model_len|seq_len|input_tokens)|range of input length|when context (?:the )?overflows"
+    r"|sequence length is longer than|max_(?:model_len|seq_len|input_tokens|prompt_tokens)|max seq len"
+    r"|context (?:is )?(?:full|overflow|too small)"
+    r"|\u4e0a\u4e0b\u6587\u957f\u5ea6|\u8f93\u5165\u957f\u5ea6|range of input length|when context (?:the )?overflows"
     r"|reduce the length of (?:the |your )?(?:messages|prompt|input)",
     re.IGNORECASE,
 )
@@ -60,12 +73,20 @@ _WRONG_LIMIT = re.compile(r"max_(?:completion_|output_)?tokens`?'? must be (?:le
 
 They may speak of the window, too.
 """
+_CALL_WORDS = r"\b(?:tool|function)s?[ _-]?(?:call|use|arg|invocation)"
 _UNREADABLE_CALL = re.compile(
-    r"(?:fail(?:ed|ure)? to|error|cannot|could not|unable to|while) pars(?:e|ing)\b[^.\n]{0,30}"
-    r"\b(?:tool|function)s?[ _-]?(?:call|use|arg|invocation)"
-    r"|(?:tool|function)[ _-]?calls?\b[^.\n]{0,30}\bpars(?:e|ing) (?:failed|error)",
+    rf"(?:fail(?:ed|ure)? to|error|cannot|could not|unable to|while) "
+    rf"(?:pars|decod|extract)(?:e|ing)?\b[^.\n]{{0,30}}{_CALL_WORDS}"
+    r"|(?:tool|function)[ _-]?calls?\b[^.\n]{0,30}\bpars(?:e|ing) (?:failed|error)"
+    r"|(?:generated|produced|output) (?:an? )?(?:invalid|malformed|unparsable) (?:tool|function)[ _-]?call"
+    r"|(?:model|generated)[^.\n]{0,30} output\b[^.\n]{0,20} could not be parsed"
+    r"|failed to parse (?:the )?model (?:output|response)"
+    rf"|(?:error in|{_CALL_WORDS}[^.\n]{{0,10}}) (?:extracting|parser error)[^.\n]{{0,30}}|failed to call a function\b"
+    r"|attempted to call tool\b|did not call a tool\b|now finding less tool calls"
+    r"|harmonyerror|tokens remaining (?:in message header|after extracting content-type)",
     re.IGNORECASE,
 )
+"""Messages about what a model wrote, in the words of several servers."""
 _RAW_CALL = re.compile(r"raw=(['\"`])(.*?)\1(?=,? *err(?:or)?[=:]|\s*$|[,.)]\s*$)", re.DOTALL)
 _WAIT = re.compile(
     r"(?:try again|retry|wait|available|resets?)\b[^\d\n]{0,40}?"
@@ -104,6 +125,12 @@ class UpstreamError(msgspec.Struct, frozen=True):
         message = self.message[:_MAX_MATCHED_CHARS]
         is_told = self.code.lower() in _LONG_PROMPT_CODES or bool(_LONG_PROMPT.search(message))
         return is_told and not _WRONG_LIMIT.search(message)
+
+    @property
+    def is_rate_limit(self) -> bool:
+        """Whether an error without a status is about a rate limit."""
+        is_told = bool(_RATE_LIMIT.search(self.message, 0, _MAX_MATCHED_CHARS))
+        return is_told or self.code.lower() in _RATE_LIMIT_CODES
 
     @property
     def is_about_model(self) -> bool:
@@ -204,14 +231,33 @@ def _read_message(message: object) -> str:
     """
     if is_object(message) and "loc" not in message:
         message = message.get("detail") or message.get("message") or message.get("msg")
+    if isinstance(message, str) and message.lstrip().startswith(("[{", '{"detail"')):
+        message = _decode_list(message)
+    if is_object(message) and is_list(message.get("detail")):
+        message = message["detail"]
     if is_list(message) and message:
         message = message[0]
     if is_object(message):
         location = message.get("loc")
-        place = ".".join(map(str, cast(list[object], location))) if is_list(location) else str(location or "")
+        place = (
+            ".".join(map(str, cast(list[object], location)))
+            if isinstance(location, list | tuple)
+            else str(location or "")
+        )
         reason = message.get("msg") or message.get("message")
         message = f"{place}: {reason}" if place else reason
     return message if isinstance(message, str) else ""
+
+
+def _decode_list(message: str) -> object:
+    """Decode a list of validation errors that a server sent as text.
+
+    vLLM writes it as Python does. Other text stays as it is.
+    """
+    try:
+        return ast.literal_eval(message[:_MAX_MATCHED_CHARS].strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return message
 
 
 def make_stream_error(body: object) -> GatewayError:
@@ -248,7 +294,7 @@ def _classify(
         return ModelError(f"The model's server has no such address. The administrator must check {url_setting}.")
     if status == 404 or error.code in ("model_decommissioned", "model_not_found"):
         return ModelNotFound("The model's server does not know this model.", param="model")
-    if status == 429 or (status is None and error.code.lower() in _RATE_LIMIT_CODES):
+    if status == 429 or (status is None and error.is_rate_limit):
         return ModelRateLimited(retry_after=wait if wait is not None else error.wait_seconds)
     if error.code in _UNREADABLE_CODES or error.written is not None:
         return ToolCallUnreadable(written=error.written or "")

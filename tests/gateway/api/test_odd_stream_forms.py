@@ -176,14 +176,24 @@ async def test_call_beside_pieces_of_its_arguments_never_runs_without_them(
 
 FINISHED: dict[str, str] = {
     **dict.fromkeys(
-        ("max_completion_tokens", "MAX_LENGTH", "token_limit_reached", "context_length_exceeded"), "length"
+        ("max_completion_tokens", "MAX_LENGTH", "token_limit_reached", "context_length_exceeded", "truncated"), "length"
     ),
     **dict.fromkeys(
-        ("content-filter", "content_filtered", "IMAGE_SAFETY", "moderation", "BLOCKLIST"), "content_filter"
+        ("content-filter", "content_filtered", "IMAGE_SAFETY", "moderation", "BLOCKLIST", "guardrail_intervened"),
+        "content_filter",
     ),
     **dict.fromkeys(("eos_found", "pause_turn", "OTHER", "Stop Sequence"), "stop"),
     **dict.fromkeys(
-        ("engine_overloaded", "upstream-error", "preempted", "timed_out", "connection_lost", "Exception", "failed"),
+        (
+            "engine_overloaded",
+            "upstream-error",
+            "preempted",
+            "timed_out",
+            "connection_lost",
+            "Exception",
+            "failed",
+            "oom",
+        ),
         "model_stream_broken",
     ),
 }
@@ -199,7 +209,9 @@ async def test_each_finish_reason_is_understood(gateway: Gateway, model: Scripte
     assert told == FINISHED
 
 
-@pytest.mark.parametrize("reason", ["MALFORMED_TOOL_CALL", "invalid_tool_call", "UNEXPECTED_TOOL_CALL"])
+@pytest.mark.parametrize(
+    "reason", ["MALFORMED_TOOL_CALL", "invalid_tool_call", "UNEXPECTED_TOOL_CALL", "tool_parse_error"]
+)
 async def test_each_finish_reason_of_a_malformed_call_is_asked_again(
     gateway: Gateway, model: ScriptedModelServer, reason: str
 ) -> None:
@@ -351,6 +363,10 @@ UNREADABLE = {
     "null": json_answer({"error": {"failed_generation": None, "code": "tool_use_failed"}}, status=400),
     "unable": json_answer({"error": {"message": "Unable to parse function call: x"}}, status=500),
     "failed": json_answer({"error": {"message": "Tool call parsing failed"}}, status=500),
+    "Harmony": json_answer({"error": {"message": "unexpected tokens remaining in message header: x"}}, status=500),
+    "llama.cpp": json_answer({"error": {"message": "Invalid diff: now finding less tool calls!"}}, status=500),
+    "another tool": json_answer({"error": {"message": "attempted to call tool 'x' not in request.tools"}}, status=400),
+    "no generation": json_answer({"error": {"message": "Failed to call a function. Adjust your prompt."}}, status=400),
 }
 
 
@@ -393,6 +409,9 @@ ERRORS: list[tuple[int, Any, tuple[int, str, str]]] = [
             "Input is too long for requested model.",
             "`inputs` must have less than 1024 tokens. Given: 2000",
             "Input tokens exceed the configured limit of 272000 tokens.",
+            "sequence length is longer than the specified maximum (40000 > 32768)",
+            "input too large: max seq len is 8192 tokens",
+            "400 context overflow",
             "input length and `max_tokens` exceed context limit: 195000 + 8192 > 200000",
         )
     ),
@@ -411,6 +430,9 @@ ERRORS: list[tuple[int, Any, tuple[int, str, str]]] = [
     (422, {"error": {"detail": [{"loc": ["body", "n"], "msg": "Bad"}]}}, (*REFUSED, "body.n: Bad")),
     (422, {"errors": [{"loc": ["n"], "msg": "Bad"}]}, (*REFUSED, "n: Bad")),
     (422, {"detail": [{"msg": "Bad"}]}, (*REFUSED, "Bad")),
+    (422, {"detail": '[{"loc": ["n"], "msg": "Bad"}]'}, (*REFUSED, "n: Bad")),
+    (400, {"object": "error", "message": "[{'loc': ('body', 'n'), 'msg': 'Bad', 'x': True}]"}, (*REFUSED, "y.n: Bad")),
+    (400, message("Invalid parameter: temperature exceeds maximum 2"), (*REFUSED, "temperature")),
     (422, {"detail": {"loc": ["n"], "msg": "Bad"}}, (*REFUSED, "n: Bad")),
     (
         403,
@@ -447,7 +469,7 @@ WAITS = {
 async def test_each_wait_of_a_rate_limit_is_read(gateway: Gateway, model: ScriptedModelServer) -> None:
     waited: dict[str, bool] = {}
     for text in WAITS:
-        model.script_answers(stream_error({"message": text, "code": 429}))
+        model.script_answers(stream_error({"message": text, "code": 429}), stream_error(f"Rate limit reached. {text}"))
         reply = await gateway.chat_stream("Hello.", model=f"model-{len(waited)}", store=False)
         waited[text] = reply.text == "All done."
     assert waited == WAITS
