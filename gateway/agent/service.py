@@ -227,7 +227,8 @@ class TurnService:
     def _check_request(self, request: TurnRequest) -> None:
         if len(request.messages) > self._max_messages:
             raise InvalidRequest(
-                f"messages: at most {self._max_messages} are allowed, not {len(request.messages)}.", param="messages"
+                f"messages: at most {self._max_messages} are allowed (MAX_MESSAGES), not {len(request.messages)}.",
+                param="messages",
             )
         for index, message in enumerate(request.messages):
             if len(message.text) > self._max_message_chars:
@@ -249,7 +250,9 @@ class TurnService:
 
     def _make_too_long(self, text: str, param: str) -> InvalidRequest:
         return InvalidRequest(
-            f"A message may have at most {self._max_message_chars:,} characters, not {len(text):,}.", param=param
+            f"A message may have at most {self._max_message_chars:,} characters (MAX_MESSAGE_CHARS), "
+            f"not {len(text):,}.",
+            param=param,
         )
 
     async def _find_started(self, request: TurnRequest, principal: Principal) -> TurnHandle | None:

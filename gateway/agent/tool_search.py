@@ -24,9 +24,12 @@ _MAX_SEARCHED_CHARS = 1_000
 """Of each description."""
 _CHARS_PER_TOKEN = 4
 _RESERVED_SHARE = 0.25
+_HELPER_TOOLS = 2
+"""`find_tools` and `batch`, which count in a model's request, too."""
 _MAX_CLIENT_NODES = 50_000
 """Values in the schemas of all client tools of a request."""
 _WORD = re.compile(r"[a-z0-9]+")
+_NO_ROOM = "The gateway's tools were left out: the {} tools of the request fill the {} that a model takes."
 
 
 class ToolSelection(msgspec.Struct, frozen=True):
@@ -61,6 +64,9 @@ class ToolSelector:
         choice = request.tool_choice
         required_names = [str(choice["function"]["name"])] if isinstance(choice, dict) else []
         selection = select_tools(specs, always=required_names, max_tokens=self._max_tokens)
+        if len(selection.tools) + len(selection.hidden) < len(specs):
+            warnings = (*warnings, _NO_ROOM.format(len(request.client_tools), MAX_TOOLS))
+            return selection, warnings
         return self._with_batch(selection, model), warnings
 
     def _list_requested(
@@ -120,16 +126,21 @@ def select_tools(specs: tuple[ToolSpec, ...], *, always: Iterable[str], max_toke
     """Select all tools if they fit, else some and `find_tools`.
 
     The first tools are selected, with room for those that `find_tools` loads. `always` names tools that must be
-    selected. The order stays, because the prompt cache depends on it.
+    selected. The order stays, because the prompt cache depends on it. The client's own tools are always selected; where
+    they leave no room, the gateway's are left out.
     """
     if len(specs) <= MAX_TOOLS and sum(map(_estimate_tokens, specs)) <= max_tokens:
         return ToolSelection(specs)
     required_names = set(always)
-    tokens, number = max_tokens * (1 - _RESERVED_SHARE), MAX_TOOLS * (1 - _RESERVED_SHARE)
+    room = MAX_TOOLS - sum(spec.client for spec in specs) - _HELPER_TOOLS
+    if room <= 0:
+        return ToolSelection(tuple(spec for spec in specs if spec.client))
+    tokens, number = max_tokens * (1 - _RESERVED_SHARE), room * (1 - _RESERVED_SHARE)
     selected_specs: list[ToolSpec] = []
     for spec in specs:
         tokens -= _estimate_tokens(spec)
-        if spec.client or spec.name in required_names or (tokens > 0 and len(selected_specs) < number):
+        number -= not spec.client
+        if spec.client or spec.name in required_names or (tokens > 0 and number >= 0):
             selected_specs.append(spec)
     selected_names = {spec.name for spec in selected_specs}
     hidden = tuple(spec for spec in specs if spec.name not in selected_names)

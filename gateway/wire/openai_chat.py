@@ -3,76 +3,21 @@
 The gateway's own fields are in `x_gateway`.
 """
 
-from typing import Annotated, Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
-from gateway.domain.messages import (
-    Approval,
-    JsonObject,
-    Message,
-    Parameters,
-    Role,
-    ToolCall,
-    TurnRequest,
-)
-from gateway.wire.client_tools import ToolBody
-from gateway.wire.openai_refusals import refuse_unsupported_chat
+from gateway.domain.errors import InvalidRequest
+from gateway.domain.messages import Approval, JsonObject, Parameters, ToolChoice, ToolSpec, TurnRequest
+from gateway.wire.client_tools import FunctionBody, ToolBody, build_client_tool
+from gateway.wire.openai.chat_messages import MessageBody, to_messages
+from gateway.wire.openai_refusals import IGNORED_IF_EMPTY, refuse_unsupported_chat
 from gateway.wire.request_model import ConversationId, ItemList, RequestModel, limit_entries
 from gateway.wire.turn_fields import CacheOptions
 
-
-class FunctionCallBody(RequestModel):
-    """Function that a tool call names, with its arguments as JSON text."""
-
-    name: str = Field(max_length=128)
-    arguments: str = "{}"
-
-
-class ToolCallBody(BaseModel):
-    """Tool call of an earlier answer.
-
-    Send it back as it came: the model's server may need `extra_content`. Additional fields are ignored.
-    """
-
-    id: str = Field(min_length=1, max_length=128)
-    type: Literal["function"] = "function"
-    function: FunctionCallBody
-    extra_content: object = None
-
-    def to_tool_call(self) -> ToolCall:
-        return ToolCall(self.id, self.function.name, self.function.arguments, extra_content=self.extra_content)
-
-
-class MessageBody(RequestModel):
-    """Message of a conversation. All fields of an answer's message are accepted."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | ItemList[JsonObject] | None = None
-    name: str | None = Field(default=None, max_length=128)
-    tool_calls: ItemList[ToolCallBody] | None = None
-    tool_call_id: str | None = Field(default=None, max_length=128)
-    refusal: str | None = None
-    annotations: object = None
-    audio: object = None
-    function_call: None = None
-    reasoning: object = None
-    reasoning_content: object = None
-    executed_tools: object = None
-
-    @model_validator(mode="after")
-    def _validate_content(self) -> "MessageBody":
-        if self.content is None and not self.tool_calls and not self.refusal:
-            raise ValueError("content: must not be null")
-        if self.role == "tool" and not self.tool_call_id:
-            raise ValueError("tool_call_id: required for the role tool")
-        return self
-
-    def to_message(self) -> Message:
-        calls = tuple(call.to_tool_call() for call in self.tool_calls or ())
-        role: Role = "system" if self.role == "developer" else self.role
-        return Message(role, self.content, calls, self.tool_call_id, self.name, self.refusal or None)
+_NO_WEB_SEARCH = "web_search_options was left out: searches are tools of connected MCP servers."
 
 
 class NamedFunction(RequestModel):
@@ -91,14 +36,16 @@ class NamedChoice(RequestModel):
 class StreamOptions(RequestModel):
     """Options of a stream. `include_obfuscation` is ignored."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class GatewayOptions(RequestModel):
     """Options of the gateway, beyond OpenAI's format."""
 
-    tools: Literal["all", "none"] | ItemList[str] = Field(default="all", description="Gateway tools that may be used.")
+    tools: Literal["all", "none"] | ItemList[str] | None = Field(
+        default=None, description="Gateway tools that may be used. Default: all."
+    )
     conversation_id: ConversationId = Field(
         default=None, description='An id, your own or the gateway\'s, or "new". Default: no conversation.'
     )
@@ -106,11 +53,12 @@ class GatewayOptions(RequestModel):
         default=None,
         description="Turn of the same conversation that this turn follows, which creates a branch. Default: the last.",
     )
-    approval: Approval = Field(
-        default="never",
-        description="Tool calls that a person must approve. The policy of each MCP server applies as well.",
+    approval: Approval | None = Field(
+        default=None,
+        description="Tool calls that a person must approve. The policy of each MCP server applies as well. "
+        "Default: never.",
     )
-    on_disconnect: Literal["cancel", "continue"] = "cancel"
+    on_disconnect: Literal["cancel", "continue"] | None = Field(default=None, description="Default: cancel.")
     cache: CacheOptions | None = None
 
 
@@ -148,12 +96,24 @@ class ChatCompletionRequest(RequestModel):
     user: str | None = Field(default=None, max_length=256)
     metadata: Annotated[dict[str, str], Field(max_length=16), limit_entries(16)] | None = None
     store: bool | None = Field(default=None, description="If false, no text is stored.")
-    x_gateway: GatewayOptions = GatewayOptions()
+    x_gateway: GatewayOptions | None = None
+    functions: Annotated[ItemList[FunctionBody], Field(max_length=128)] | None = Field(
+        default=None, description="Older form of `tools`. A call is returned as `function_call`."
+    )
+    function_call: Literal["none", "auto"] | NamedFunction | None = Field(
+        default=None, description="Older form of `tool_choice`."
+    )
     n: Literal[1] | None = Field(default=None, description="Only one choice is supported.")
     logprobs: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0), limit_entries(0)] | None = None
     modalities: ItemList[Literal["text"]] | None = None
+    prediction: object = None
+    web_search_options: object = Field(
+        default=None, description="Left out with a warning: searches are tools of MCP servers."
+    )
+    citation_options: object = None
+    disable_tool_validation: object = None
     service_tier: object = None
     safety_identifier: object = None
     prompt_cache_key: object = None
@@ -165,11 +125,16 @@ class ChatCompletionRequest(RequestModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, data: Any) -> Any:
-        return refuse_unsupported_chat(data)
+        if not isinstance(data, dict):
+            return data
+        fields = cast(JsonObject, data)
+        optional = _get_optional_names()
+        fields = {name: value for name, value in fields.items() if name not in optional or value not in (None, [])}
+        return refuse_unsupported_chat(fields)
 
     @model_validator(mode="after")
     def _validate_storage_options(self) -> "ChatCompletionRequest":
-        if self.store is False and self.x_gateway.cache is not None:
+        if self.store is False and self.x_gateway is not None and self.x_gateway.cache is not None:
             raise ValueError("x_gateway.cache: the answer of a turn that is not stored cannot be cached")
         return self
 
@@ -186,7 +151,7 @@ class ChatCompletionRequest(RequestModel):
             stop=stop or None,
             reasoning_effort=self.reasoning_effort,
             seed=self.seed,
-            parallel_tool_calls=self.parallel_tool_calls,
+            parallel_tool_calls=False if self.functions else self.parallel_tool_calls,
             top_k=self.top_k,
             repetition_penalty=self.repetition_penalty,
             frequency_penalty=self.frequency_penalty,
@@ -194,29 +159,56 @@ class ChatCompletionRequest(RequestModel):
             reasoning_format=self.reasoning_format,
             include_reasoning=self.include_reasoning,
         )
-        choice, options = self.tool_choice, self.x_gateway
+        options = self.x_gateway or GatewayOptions()
         return TurnRequest(
-            messages=tuple(message.to_message() for message in self.messages),
+            messages=tuple(to_messages(self.messages)),
             model=self.model or "",
             parameters=parameters,
             tools=parse_tool_selection(tools if tools is not None else options.tools),
-            tool_choice=choice.model_dump() if isinstance(choice, NamedChoice) else choice,
+            tool_choice=self._parse_tool_choice(),
             conversation_id=options.conversation_id,
             parent_turn_id=options.parent_turn_id,
             user_label=self.user,
-            on_disconnect=options.on_disconnect,
+            on_disconnect=options.on_disconnect or "cancel",
             idempotency_key=idempotency_key,
-            approval=options.approval,
+            approval=options.approval or "never",
             cache_ttl=options.cache.ttl if options.cache else None,
             store=self.store is not False,
-            client_tools=tuple(tool.to_tool_spec() for tool in self.tools or ()),
+            client_tools=self._list_client_tools(),
             response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
             metadata=self.metadata or {},
+            warnings=() if self.web_search_options is None else (_NO_WEB_SEARCH,),
         )
 
+    @property
+    def uses_functions(self) -> bool:
+        """Whether calls are returned in the older form."""
+        return bool(self.functions)
 
-def parse_tool_selection(selection: str | list[str]) -> tuple[str, ...] | None:
+    def _list_client_tools(self) -> tuple[ToolSpec, ...]:
+        if self.functions and self.tools:
+            raise InvalidRequest("functions: send tools or functions, not both.", param="functions")
+        functions = self.functions or [tool.function for tool in self.tools or ()]
+        return tuple(build_client_tool(f.name, f.description, f.parameters) for f in functions)
+
+    def _parse_tool_choice(self) -> ToolChoice | None:
+        choice = self.tool_choice if self.tool_choice is not None else self.function_call
+        if isinstance(choice, NamedFunction):
+            return {"type": "function", "function": choice.model_dump()}
+        return choice.model_dump() if isinstance(choice, NamedChoice) else choice
+
+
+@cache
+def _get_optional_names() -> frozenset[str]:
+    """Names whose null or empty list is the same as no value."""
+    fields = ChatCompletionRequest.model_fields
+    return frozenset(name for name, field in fields.items() if not field.is_required()) | IGNORED_IF_EMPTY
+
+
+def parse_tool_selection(selection: str | list[str] | None) -> tuple[str, ...] | None:
     """Return the names of the allowed gateway tools; None: all."""
+    if selection is None:
+        return None
     if isinstance(selection, str):
         if selection.strip().lower() == "all":
             return None

@@ -4,7 +4,7 @@ The gateway's own fields are in `x_gateway`.
 """
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Literal, assert_never
+from typing import Literal, NamedTuple, assert_never
 from uuid import UUID
 
 import msgspec
@@ -13,10 +13,11 @@ from gateway.domain import events as e
 from gateway.domain.errors import ErrorInfo, error_from_info
 from gateway.domain.messages import JsonObject, Usage
 from gateway.ports.listener import EventListener
+from gateway.wire.openai.error_codes import get_openai_code
 from gateway.wire.sse import DONE
 from gateway.wire.turn_summary import ToolCallSummary, TurnSummary
 
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+FinishReason = Literal["stop", "length", "tool_calls", "function_call", "content_filter"]
 _FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -31,7 +32,24 @@ _encode = msgspec.json.Encoder().encode
 _encode_arguments = msgspec.json.Encoder(order="sorted").encode
 
 
-def build_completion(turn: TurnSummary) -> JsonObject:
+class ChatDialect(NamedTuple):
+    """Client's variant of the format.
+
+    `groq`: answers have `x_groq`, and streams the usage in it. `functions`: a call is a `function_call`.
+    """
+
+    groq: bool = False
+    functions: bool = False
+
+    @property
+    def service_tier(self) -> str:
+        return "on_demand" if self.groq else "default"
+
+
+OPENAI_DIALECT = ChatDialect()
+
+
+def build_completion(turn: TurnSummary, dialect: ChatDialect = OPENAI_DIALECT) -> JsonObject:
     """Build the `chat.completion` of a turn."""
     assert turn.started is not None
     message: JsonObject = {
@@ -41,14 +59,28 @@ def build_completion(turn: TurnSummary) -> JsonObject:
     }
     if (reasoning := turn.shown_reasoning) is not None:
         message["reasoning"] = reasoning
-    if turn.client_calls:
+    if turn.client_calls and dialect.functions:
+        message["function_call"] = _build_function(turn.client_calls[0])
+    if len(turn.client_calls) > dialect.functions:
         message["tool_calls"] = [_build_client_call(call) for call in turn.client_calls]
-    elif message["content"] is None and turn.refusal is None:
+    if not turn.client_calls and message["content"] is None and turn.refusal is None:
         message["content"] = ""
-    reason = _FINISH_REASONS.get(turn.finish_reason or "", "stop")
+    reason = _get_finish_reason(turn, dialect)
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
     head = build_chunk_header(turn.started.turn_id, turn.started.model, "chat.completion")
-    return head | {"choices": [choice], "usage": build_usage(turn.usage), "x_gateway": build_gateway_fields(turn)}
+    fields: JsonObject = {"choices": [choice], "usage": build_usage(turn.usage), "service_tier": dialect.service_tier}
+    if dialect.groq:
+        fields["x_groq"] = {"id": _build_groq_id(turn.started.turn_id)}
+    return head | fields | {"x_gateway": build_gateway_fields(turn)}
+
+
+def _get_finish_reason(turn: TurnSummary, dialect: ChatDialect) -> FinishReason:
+    reason = _FINISH_REASONS.get(turn.finish_reason or "", "stop")
+    return "function_call" if dialect.functions and reason == "tool_calls" else reason
+
+
+def _build_groq_id(turn_id: str) -> str:
+    return f"req_{UUID(turn_id).hex}"
 
 
 def build_gateway_fields(turn: TurnSummary) -> JsonObject:
@@ -82,9 +114,12 @@ def _describe_tool_call(call: ToolCallSummary) -> JsonObject:
 
 
 def _build_client_call(call: ToolCallSummary) -> JsonObject:
-    function = {"name": call.tool, "arguments": format_arguments(call)}
-    body: JsonObject = {"id": call.id, "type": "function", "function": function}
+    body: JsonObject = {"id": call.id, "type": "function", "function": _build_function(call)}
     return body if call.extra_content is None else body | {"extra_content": call.extra_content}
+
+
+def _build_function(call: ToolCallSummary) -> JsonObject:
+    return {"name": call.tool, "arguments": format_arguments(call)}
 
 
 def format_arguments(call: ToolCallSummary | e.ToolCallStarted) -> str:
@@ -114,23 +149,31 @@ def get_created_at(turn_id: UUID) -> int:
     return (turn_id.int >> 80) // 1000
 
 
-def build_error_body(error: ErrorInfo, status: int | None = None) -> JsonObject:
-    """Build an error body in OpenAI's shape."""
+def build_error_body(error: ErrorInfo, status: int | None = None, *, openai_code: str | None = None) -> JsonObject:
+    """Build an error body in OpenAI's shape and with its codes.
+
+    `x_gateway.code` is the gateway's own code, where that is another one.
+    """
     status = error_from_info(error).status if status is None else status
-    types = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    code = openai_code or get_openai_code(error.code)
+    types = {401: "authentication_error", 402: code, 403: "permission_error", 429: "rate_limit_error"}
     error_type = types.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": error.message, "type": error_type, "param": error.param, "code": error.code}}
+    detail: JsonObject = {"message": error.message, "type": error_type, "param": error.param, "code": code}
+    return {"error": detail if code == error.code else detail | {"x_gateway": {"code": error.code}}}
 
 
 class ChunkWriter:
     """Writes a turn's events as `chat.completion.chunk` objects.
 
-    `extended` adds reasoning and `x_gateway`.
+    `extended` adds reasoning and `x_gateway`. The first chunk and the last have the service tier.
     """
 
-    def __init__(self, *, include_usage: bool = False, extended: bool = True) -> None:
+    def __init__(
+        self, *, include_usage: bool = False, extended: bool = True, dialect: ChatDialect = OPENAI_DIALECT
+    ) -> None:
         self._include_usage = include_usage
         self._extended = extended
+        self._dialect = dialect
         self._turn = TurnSummary()
         self._head: JsonObject = {}
         self._last_step = self._last_refused_step = self._last_reasoned_step = 0
@@ -145,7 +188,7 @@ class ChunkWriter:
         match event:
             case e.TurnStarted():
                 self._head = build_chunk_header(event.turn_id, event.model, "chat.completion.chunk")
-                return [self._build_chunk({"role": "assistant", "content": ""})]
+                return [self._build_chunk({"role": "assistant", "content": ""}) | self._build_service_fields()]
             case e.TextDelta() if event.refusal is True:
                 separator = "\n\n" if self._last_refused_step not in (0, event.step) else ""
                 self._last_refused_step = event.step
@@ -159,9 +202,7 @@ class ChunkWriter:
                 self._last_reasoned_step = event.step
                 return [self._build_chunk({"reasoning": separator + event.text})] if self._extended else []
             case e.ToolCallStarted() if event.client:
-                call = {"index": self._client_calls, **_build_client_call(self._turn.calls[event.call_id])}
-                self._client_calls += 1
-                return [self._build_chunk({"tool_calls": [call]})]
+                return [self._build_chunk(self._build_call_delta(self._turn.calls[event.call_id]))]
             case e.ToolCallStarted() | e.ToolFinished() | e.InputRequired() | e.ModelRetry():
                 if isinstance(event, e.ModelRetry) and event.discard and self._last_reasoned_step:
                     self._last_reasoned_step = _DISCARDED_STEP
@@ -179,7 +220,8 @@ class ChunkWriter:
 
     def write_end(self) -> list[JsonObject]:
         """Return the last chunks of the answer."""
-        last = self._build_chunk({}, _FINISH_REASONS.get(self._turn.finish_reason or "", "stop"))
+        last = self._build_chunk({}, _get_finish_reason(self._turn, self._dialect))
+        last |= self._build_service_fields(has_usage=True)
         if self._extended:
             last["x_gateway"] = build_gateway_fields(self._turn)
         if not self._include_usage:
@@ -189,6 +231,23 @@ class ChunkWriter:
     @property
     def has_failed(self) -> bool:
         return isinstance(self._turn.end, e.TurnFailed | e.TurnCancelled)
+
+    def _build_service_fields(self, *, has_usage: bool = False) -> JsonObject:
+        """Build the fields of the first chunk and of the last."""
+        if not self._extended or self._turn.started is None:
+            return {}
+        fields: JsonObject = {"service_tier": self._dialect.service_tier}
+        if self._dialect.groq:
+            groq: JsonObject = {"id": _build_groq_id(self._turn.started.turn_id)}
+            fields["x_groq"] = groq | {"usage": build_usage(self._turn.usage)} if has_usage else groq
+        return fields
+
+    def _build_call_delta(self, call: ToolCallSummary) -> JsonObject:
+        index = self._client_calls
+        self._client_calls += 1
+        if self._dialect.functions and index == 0:
+            return {"function_call": _build_function(call)}
+        return {"tool_calls": [{"index": index, **_build_client_call(call)}]}
 
     def _build_chunk(self, delta: JsonObject, finish_reason: FinishReason | None = None) -> JsonObject:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}

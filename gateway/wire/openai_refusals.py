@@ -10,10 +10,14 @@ from gateway.wire.openai_response_input import get_item_type
 from gateway.wire.openai_response_tools import IGNORED_TOOL_TYPES
 from gateway.wire.request_fields import UNSUPPORTED, make_unsupported, refuse_unsupported_field
 
-_CHAT_FIELDS = {
-    name: UNSUPPORTED[name].advice
-    for name in ("functions", "function_call", "audio", "prediction", "web_search_options")
-} | {"max_output_tokens": "send max_completion_tokens"}
+_CHAT_FIELDS = {name: UNSUPPORTED[name].advice for name in ("audio", "documents", "search_settings")} | {
+    "max_output_tokens": "send max_completion_tokens",
+    "exclude_domains": UNSUPPORTED["search_settings"].advice,
+    "include_domains": UNSUPPORTED["search_settings"].advice,
+    "compound_custom": "leave it out",
+}
+IGNORED_IF_EMPTY = frozenset(_CHAT_FIELDS) | {"max_completion_tokens"}
+"""Further fields of chat completions that change nothing when empty."""
 _RESPONSE_FIELDS = {
     "prompt": "stored prompts are unknown here: send their text as instructions and input",
     "messages": "send input",
@@ -102,10 +106,6 @@ def _refuse_choice(fields: JsonObject, supported: set[str]) -> None:
 
 
 def _refuse_message(message: JsonObject, path: str) -> None:
-    if message.get("role") == "function":
-        raise make_unsupported(f"{path}.role", "send the role tool with a tool_call_id", "function is not supported")
-    if message.get("function_call") is not None:
-        raise make_unsupported(f"{path}.function_call", "send the call in tool_calls")
     for number, call in enumerate(_list_values(message.get("tool_calls"))):
         kind = cast(JsonObject, call).get("type") if isinstance(call, dict) else None
         if isinstance(kind, str) and kind != "function":

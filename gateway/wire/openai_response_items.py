@@ -12,6 +12,7 @@ import msgspec
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, ToolSpec, Usage
 from gateway.ports.listener import EventFold
+from gateway.wire.openai.error_codes import get_openai_code
 from gateway.wire.openai_chat_answers import format_arguments, get_created_at
 from gateway.wire.openai_response_ids import format_approval_id, format_response_id
 
@@ -182,7 +183,7 @@ class ResponseWriter(EventFold):
                     return [*self._close_item(), *self._end_response("incomplete")]
                 return [*self._close_item(), *self._end_response("completed")]
             case e.TurnFailed():
-                self._error = {"code": event.error.code, "message": event.error.message}
+                self._error = {"code": get_openai_code(event.error.code), "message": event.error.message}
                 return [*self._close_item("incomplete"), *self._end_response("failed")]
             case e.TurnCancelled():
                 return [*self._close_item("incomplete"), *self._end_response("cancelled")]

@@ -22,6 +22,7 @@ from gateway.common.validation_errors import describe_problem
 from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge, ServerStopping
 from gateway.domain.messages import JsonObject
 from gateway.wire.anthropic import answers as anthropic
+from gateway.wire.openai.error_codes import LIMIT_CODES
 from gateway.wire.openai_chat_answers import build_error_body
 from gateway.wire.request_model import UNION_TAG_PREFIX
 
@@ -60,11 +61,17 @@ class ErrorBody(BaseModel):
 
 
 def error_response(
-    request: Request, status: int, code: str, message: str, param: str | None = None, retry_after: float | None = None
+    request: Request,
+    status: int,
+    code: str,
+    message: str,
+    param: str | None = None,
+    retry_after: float | None = None,
+    openai_code: str | None = None,
 ) -> JSONResponse:
     """Build an error response in the shape of the request's path.
 
-    `retry_after` is in seconds.
+    `retry_after` is in seconds. `openai_code` replaces the code for OpenAI's clients.
     """
     headers: dict[str, str] = {}
     if (turn_id := getattr(request.state, "turn_id", None)) is not None:
@@ -79,8 +86,9 @@ def error_response(
         if request.url.path.startswith(ANTHROPIC_PREFIX) or "anthropic-version" in request.headers:
             anthropic_body = anthropic.build_error_body(info, status, request_id.get())
             return JSONResponse(anthropic_body, status_code=status, headers=headers)
-        return JSONResponse(build_error_body(info, status), status_code=status, headers=headers)
-    body: JsonObject = {"error": {**msgspec.to_builtins(info), "request_id": request_id.get()}}
+        body: JsonObject = build_error_body(info, status, openai_code=openai_code)
+        return JSONResponse(body, status_code=status, headers=headers)
+    body = {"error": {**msgspec.to_builtins(info), "request_id": request_id.get()}}
     if not request.url.path.startswith("/api/v1/"):
         body["detail"] = message  # legacy clients read the message here
     return JSONResponse(body, status_code=status, headers=headers)
@@ -103,7 +111,8 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     message = f"{param or source}: {reason}"
     if (others := len(paths) - 1) > 0:
         message += f" (and {others} more problem{'s' if others > 1 else ''})"
-    return error_response(request, 422, InvalidRequest.code, message, param or None)
+    openai_code = LIMIT_CODES.get(first["type"])
+    return error_response(request, 422, InvalidRequest.code, message, param or None, openai_code=openai_code)
 
 
 def _remove_union_tags(location: Sequence[int | str]) -> list[int | str]:

@@ -18,6 +18,7 @@ _CONTENT_TYPE = b"content-type"
 _UNDECLARED_TYPES = (b"", b"application/x-www-form-urlencoded", b"text/plain", b"application/octet-stream")
 """Media types that programs such as `curl -d` declare for JSON."""
 _LEADING_BYTES = 64
+_TOO_LARGE = 413
 MAX_SMALL_BODY_BYTES = 256 * 1024
 """Maximum of bodies that start no turn and call no tool."""
 _SURROGATES = (b"\\ud", b"\\uD", b"\xed", b"\x00")
@@ -47,11 +48,12 @@ class RequestBodyMiddleware:
             await self._app(scope, receive, send)
             return
         permission: RoutePermission | None = scope.get(PERMISSION_SCOPE_KEY)
+        max_bytes, setting = self._get_limit(permission)
         try:
             body = await read_body(
                 receive,
                 scope["headers"],
-                max_bytes=self._get_max_bytes(permission),
+                max_bytes=max_bytes,
                 timeout_seconds=self._timeout_seconds,
             )
             if body:
@@ -61,17 +63,25 @@ class RequestBodyMiddleware:
                 if not is_mcp:
                     _declare_json(scope, body)
         except BodyRejected as error:
-            response = error_response(Request(scope), error.status, error.code, error.message)
+            message = error.message
+            if error.status == _TOO_LARGE and setting is not None:
+                message = f"{message.removesuffix('.')} ({setting})."
+            response = error_response(Request(scope), error.status, error.code, message)
             await response(scope, receive, send)
             return
         await self._app(scope, replay_body(body, receive), send)
 
-    def _get_max_bytes(self, permission: RoutePermission | None) -> int:
+    def _get_limit(self, permission: RoutePermission | None) -> tuple[int, str | None]:
+        """Return the bytes allowed, and the limit's setting, if any."""
         if permission is None:
-            return self._max_small_bytes
+            return self._max_small_bytes, None
         if permission.starts_turn or permission.long_body:
-            return self._max_turn_bytes
-        return self._max_tool_bytes if permission.area == "tools" else self._max_small_bytes
+            return self._max_turn_bytes, "MAX_BODY_BYTES"
+        return (
+            (self._max_tool_bytes, "MAX_TOOL_BODY_BYTES")
+            if permission.area == "tools"
+            else (self._max_small_bytes, None)
+        )
 
 
 def _declare_json(scope: Scope, body: bytes) -> None:

@@ -111,7 +111,7 @@ class PromptBody(RequestModel):
     thinking: ThinkingBody | None = None
     output_config: OutputConfigBody | None = None
     output_format: JsonObject | None = None
-    x_gateway: MessagesGatewayOptions = MessagesGatewayOptions()
+    x_gateway: MessagesGatewayOptions | None = None
     betas: object = None
     cache_control: object = None
     container: object = None
@@ -142,7 +142,7 @@ class PromptBody(RequestModel):
         Raises:
             InvalidRequest: a block or a tool cannot be served, or a server is not configured.
         """
-        options = self.x_gateway
+        options = self.x_gateway or MessagesGatewayOptions()
         system = read_text(self.system, "system")
         messages = to_messages([(message.role, message.content) for message in self.messages])
         own_tools = [tool for tool in self.tools or () if tool.type in (None, "custom")]
@@ -154,10 +154,10 @@ class PromptBody(RequestModel):
             tool_choice=self._parse_tool_choice(),
             conversation_id=options.conversation_id,
             parent_turn_id=options.parent_turn_id,
-            on_disconnect=options.on_disconnect,
+            on_disconnect=options.on_disconnect or "cancel",
             warnings=tuple(self._list_warnings()),
             idempotency_key=idempotency_key,
-            approval=options.approval,
+            approval=options.approval or "never",
             client_tools=tuple(_build_tool(tool, number) for number, tool in enumerate(own_tools)),
             response_format=self._parse_response_format(),
             drop_unsupported=True,
@@ -188,7 +188,7 @@ class PromptBody(RequestModel):
         """
         if header is not None:
             return parse_tool_selection(header)
-        if self.x_gateway.tools is not None:
+        if self.x_gateway is not None and self.x_gateway.tools is not None:
             return parse_tool_selection(self.x_gateway.tools)
         servers = {server.name: server for server in self.mcp_servers or ()}
         toolsets = [(n, tool) for n, tool in enumerate(self.tools or ()) if tool.type == "mcp_toolset"]

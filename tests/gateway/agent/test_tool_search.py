@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from mcp.server.mcpserver import MCPServer
 
@@ -32,6 +33,15 @@ def test_excess_tools_are_hidden_behind_tool_search(specs: tuple[ToolSpec, ...],
     assert len(names) < 128
     assert {*names[:-1], *(tool.name for tool in selection.hidden)} == {tool.name for tool in specs}
     assert select_tools(specs, always=("tool_99",), max_tokens=budget) == selection
+
+
+@pytest.mark.parametrize("own", [100, 120, 125])
+def test_tools_of_the_client_leave_room_for_the_search(own: int) -> None:
+    client_tools = tuple(msgspec.structs.replace(spec, client=True) for spec in MANY_TOOLS[:own])
+    selection = select_tools(MANY_TOOLS[200:] + client_tools, always=(), max_tokens=24_000)
+    assert len(selection.tools) < 128
+    assert selection.tools[-1].name == FIND_TOOLS
+    assert [tool for tool in selection.tools if tool.client] == list(client_tools)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ async def test_turn_over_the_user_budget_is_rejected_until_the_next_day(
             assert "100 tokens a day" in rejection.body["error"]["message"]
             assert int(rejection.headers["Retry-After"]) <= 86_400
         openai = await keyring.post("ada", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
-        assert (openai.status, openai.body["error"]["code"]) == (402, "budget_exceeded")
+        assert (openai.status, openai.body["error"]["code"]) == (402, "insufficient_quota")
         assert (await keyring.chat("bob", "hello")).status == 200
         await db.execute("UPDATE turn_usage SET at = at - interval '1 day'")
         fresh = await keyring.chat("ada", "hello")

@@ -79,6 +79,7 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("DELETE", "/api/v1/keys/{key_id}"): ("owned", None),
     ("POST", "/api/v1/keys/{key_id}/rotate"): ("owned", {}),
     ("POST", "/v1/chat/completions"): ("creates", CHAT_BODY),
+    ("POST", "/v1/completions"): ("creates", {"prompt": "hello"}),
     ("GET", "/v1/models"): ("shared", None),
     ("GET", "/v1/models/{model}"): ("shared", None),
     ("POST", "/v1/messages"): ("creates", CHAT_BODY),

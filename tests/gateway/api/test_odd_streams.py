@@ -527,5 +527,5 @@ async def test_only_limits_that_a_server_told_are_enforced(
         assert model.requests[0]["messages"][-2:] == long_prompt
         assert model.requests[0]["max_tokens"] == 320_000
         error = await complete(gateway, model="a-small-model", messages=long_prompt, expect=400)
-        assert error["error"]["code"] == "prompt_too_long"
+        assert error["error"]["code"] == "context_length_exceeded"
         assert len(model.requests) == 1

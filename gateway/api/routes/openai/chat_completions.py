@@ -1,4 +1,4 @@
-"""`/v1/chat/completions` and `/v1/models`, for OpenAI and Groq clients."""
+"""`/v1/chat/completions`, `/v1/completions` and `/v1/models`, for OpenAI and Groq clients."""
 
 from functools import partial
 from typing import Annotated
@@ -12,8 +12,9 @@ from gateway.domain.errors import ModelNotFound
 from gateway.domain.messages import JsonObject
 from gateway.ports.model import ModelInfo
 from gateway.wire.anthropic.models import build_model, build_model_list
+from gateway.wire.openai.completions import CompletionRequest, TextChunkWriter, build_text_completion
 from gateway.wire.openai_chat import ChatCompletionRequest
-from gateway.wire.openai_chat_answers import ChunkWriter, build_completion, stream_chunks
+from gateway.wire.openai_chat_answers import ChatDialect, ChunkWriter, build_completion, stream_chunks
 
 router = APIRouter(tags=["OpenAI"])
 PREFIXES = ("/v1", "/openai/v1")
@@ -36,6 +37,10 @@ _CONTENT: dict[int | str, JsonObject] = {
     }
 }
 
+_TEXT_CONTENT: dict[int | str, JsonObject] = {
+    200: _CONTENT[200] | {"description": "A `text_completion`; with `stream`, its chunks as server-sent events"}
+}
+
 
 @router.post("/chat/completions", summary="Create a chat completion", response_class=JSONResponse, responses=_CONTENT)
 async def chat_completions(
@@ -51,11 +56,40 @@ async def chat_completions(
     """
     turn_request = body.to_turn_request(tools=x_gateway_tools, idempotency_key=idempotency_key)
     turn = await start_turn(turn_request, request, get_principal(request))
+    dialect = ChatDialect(groq=_is_groq_client(request), functions=body.uses_functions)
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return stream_turn(turn, request, partial(stream_chunks, chunks=ChunkWriter(include_usage=usage)))
+        chunks = ChunkWriter(include_usage=usage, dialect=dialect)
+        return stream_turn(turn, request, partial(stream_chunks, chunks=chunks))
     summary = await wait_for_turn(turn, request, response)
-    return JSONResponse(build_completion(summary), headers=dict(response.headers))
+    return JSONResponse(build_completion(summary, dialect), headers=dict(response.headers))
+
+
+@router.post("/completions", summary="Create a text completion", response_class=JSONResponse, responses=_TEXT_CONTENT)
+async def completions(
+    body: CompletionRequest,
+    request: Request,
+    response: Response,
+    x_gateway_tools: GatewayTools = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Answer a prompt in OpenAI's older format.
+
+    The prompt is the user message of a turn: chat models answer it and do not continue its text.
+    """
+    turn_request = body.to_turn_request(tools=x_gateway_tools, idempotency_key=idempotency_key)
+    turn = await start_turn(turn_request, request, get_principal(request))
+    if body.stream:
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        chunks = TextChunkWriter(include_usage=usage, prefix=body.echoed_prompt)
+        return stream_turn(turn, request, partial(stream_chunks, chunks=chunks))
+    summary = await wait_for_turn(turn, request, response)
+    return JSONResponse(build_text_completion(summary, body.echoed_prompt), headers=dict(response.headers))
+
+
+def _is_groq_client(request: Request) -> bool:
+    """Recognize a Groq client by the path or the User-Agent header."""
+    return request.url.path.startswith("/openai/") or "groq" in request.headers.get("User-Agent", "").lower()
 
 
 @router.get("/models", summary="List the models in OpenAI's or Anthropic's format")

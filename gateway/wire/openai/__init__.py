@@ -1,0 +1,1 @@
+"""OpenAI's other formats, and parts of its chat completions."""
