@@ -609,6 +609,12 @@ CREATE TRIGGER turns_search_words BEFORE INSERT OR UPDATE OF prompt, response ON
 
 UPDATE alembic_version SET version_num='gateway_0021' WHERE alembic_version.version_num = 'gateway_0020';
 
+-- Running upgrade gateway_0021 -> gateway_0022
+
+ALTER TABLE conversations ADD COLUMN notes JSONB;
+
+UPDATE alembic_version SET version_num='gateway_0022' WHERE alembic_version.version_num = 'gateway_0021';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

@@ -13,6 +13,7 @@
      ├─ WrongHost                421 wrong_host
      ├─ NotFound                 404 not_found
      │   ├─ ModelNotFound        404 model_not_found
+     │   ├─ PreviousResponseNotFound 404 previous_response_not_found
      │   └─ ToolNotFound         404 tool_not_found
      ├─ Conflict                 409 conflict
      │   ├─ ConversationBusy     409 conversation_busy
@@ -153,6 +154,12 @@ class NotFound(GatewayError):
 
 class ModelNotFound(NotFound):
     code = "model_not_found"
+
+
+class PreviousResponseNotFound(NotFound):
+    """The response to continue does not exist or was not stored."""
+
+    code = "previous_response_not_found"
 
 
 class ToolNotFound(NotFound):

@@ -12,14 +12,18 @@ from sqlmodel import col, func, select
 from gateway.common.redaction import Redactor
 from gateway.domain.conversation_ids import NEW_NUMBERED_CONVERSATION, is_new_conversation, parse_conversation_id
 from gateway.domain.errors import ConversationBusy, InvalidRequest, NotFound
-from gateway.domain.messages import Message, Principal, TurnRequest
+from gateway.domain.messages import JsonObject, Message, Principal, TurnRequest
 from gateway.domain.reading import get_reader_key
 from gateway.ports.store import ConversationRepository, ConversationState
 from gateway.store.audit import make_audit_entry
-from gateway.store.database import Database, count_changed_rows, decode_json
+from gateway.store.database import Database, count_changed_rows, decode_json, encode_jsonb
+from gateway.store.journal.redaction import redact_messages
+from gateway.store.journal.statements import IS_FOLLOWED
 from gateway.store.models import Conversation, Turn, TurnEvents
 
 _MAX_TITLE_LENGTH = 80
+ADDED_MESSAGES = "added"
+"""Finish reason of a turn that only adds messages, without a model."""
 _MAX_EXACT_COUNT = 100_000
 _OPEN_STATUSES = ("running", "waiting")
 _ANCESTORS = """
@@ -29,7 +33,7 @@ _ANCESTORS = """
         SELECT turns.parent_id, depth + 1 FROM line JOIN turns ON turns.id = line.id WHERE depth < :max_turns
     )
     SELECT turns.messages FROM line JOIN turns ON turns.id = line.id
-    WHERE turns.response <> '' OR turns.finish_reason = 'tool_calls'
+    WHERE turns.response <> '' OR turns.finish_reason IN ('tool_calls', 'added')
     ORDER BY depth DESC
 """
 
@@ -70,6 +74,15 @@ _NEXT_NUMBER = """
     SELECT coalesce(max(external_id::bigint), 0) + 1 FROM conversations
     WHERE owner = :owner AND external_id ~ '^[1-9][0-9]{0,14}$'
 """
+_ADD_MESSAGES = f"""
+    INSERT INTO turns (id, conversation_id, owner, status, prompt, response, messages, sent_messages, model_name,
+                       parameters, options, finish_reason, caller, completed_at, parent_id)
+    VALUES (:id, :conversation_id, :owner, 'completed', :prompt, :response, cast(:messages AS jsonb), :number, '',
+            '{{}}', '{{}}', '{ADDED_MESSAGES}', cast(:caller AS jsonb), now(),
+            (SELECT id FROM turns WHERE conversation_id = :conversation_id AND {IS_FOLLOWED}
+             ORDER BY position DESC NULLS LAST, id DESC LIMIT 1))
+    RETURNING id
+"""  # noqa: S608
 _RELEASE_TICKET = """
     DELETE FROM conversation_waiters WHERE id = :ticket OR id IN (
         SELECT id FROM conversation_waiters WHERE expires_at < now() LIMIT 100 FOR UPDATE SKIP LOCKED)
@@ -177,6 +190,8 @@ class ConversationStore(ConversationRepository):
             turn = (await session.exec(query)).first()
         if turn is None:
             raise NotFound(f"There is no parent turn {str(turn_id)!r}.", param="parent_turn_id")
+        if not turn.store:
+            raise NotFound(f"The parent turn {str(turn_id)!r} was not stored.", param="parent_turn_id")
         if turn.status in _OPEN_STATUSES:
             raise ConversationBusy("The parent turn has not ended yet.", param="parent_turn_id")
         return turn
@@ -205,6 +220,51 @@ class ConversationStore(ConversationRepository):
         return new_id, external_id
 
     # --- for their owners
+
+    async def create_conversation(self, principal: Principal, notes: JsonObject) -> Conversation:
+        """Create a conversation without turns."""
+        conversation = Conversation(id=UUID(int=uuids.uuid7().int), owner=principal.user, notes=notes or None)
+        async with self._database.session() as session:
+            session.add(conversation)
+        return await self.get_conversation(str(conversation.id), principal)
+
+    async def set_notes(self, conversation_id: UUID, notes: JsonObject) -> None:
+        change = update(Conversation).where(col(Conversation.id) == conversation_id)
+        async with self._database.session() as session:
+            await session.exec(change.values(notes=notes or None, updated_at=func.now()))
+
+    async def add_messages(
+        self, conversation: Conversation, messages: tuple[Message, ...], principal: Principal
+    ) -> UUID:
+        """Add messages as a turn without a model; return its id.
+
+        Raises:
+            NotFound: the conversation has turns of another key, which the caller may not read.
+            ConversationBusy: a turn of the conversation has not ended.
+        """
+        state = await self._read_state(
+            conversation.id, principal, {"worker_id": conversation.id, "ticket": None, "wait_seconds": 0}
+        )
+        if state is None:
+            raise _make_not_found(str(conversation.id))
+        if state.busy_turn_id is not None:
+            raise ConversationBusy(param="conversation_id")
+        messages = redact_messages(messages, self._redactor)
+        last_texts = {message.role: message.text.replace("\x00", "\ufffd") for message in messages}
+        caller = msgspec.structs.replace(principal, headers={}) if principal.key is not None else None
+        turn_id = UUID(int=uuids.uuid7().int)
+        await self._database.fetch_rows(
+            _ADD_MESSAGES,
+            id=turn_id,
+            conversation_id=conversation.id,
+            owner=principal.user,
+            prompt=last_texts.get("user", ""),
+            response=last_texts.get("assistant", ""),
+            messages=encode_jsonb(messages),
+            number=len(messages),
+            caller=None if caller is None else encode_jsonb(caller),
+        )
+        return turn_id
 
     async def get_conversation(self, conversation_id: str, principal: Principal) -> Conversation:
         """Return a conversation of the principal.

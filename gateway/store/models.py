@@ -51,7 +51,7 @@ class _Table(SQLModel):
 
 
 class Conversation(_Table, table=True):
-    """Turns of one user in order. `external_id`: the client's own id."""
+    """Turns of one user. `external_id` and `notes` are the client's."""
 
     __tablename__ = "conversations"
     __table_args__ = (
@@ -63,6 +63,7 @@ class Conversation(_Table, table=True):
     owner: str = Field(sa_type=Text)
     title: str = Field(default="", sa_type=Text)
     external_id: str | None = Field(default=None, sa_type=Text)
+    notes: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
     updated_at: datetime | None = Field(default=None, sa_column=_created_at_column())
 

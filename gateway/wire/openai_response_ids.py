@@ -15,6 +15,7 @@ APPROVAL_ID_PATTERN = r"^mcpr_([0-9a-f]{32})(?:_([0-9a-f]{32})_(\d{1,6}))?$"
 _APPROVAL_ID = re.compile(APPROVAL_ID_PATTERN)
 _ITEM_ID = re.compile(r"[a-z]{1,8}_([0-9a-f]{32})_(\d{1,6})_\d{1,6}")
 _RESPONSE_ID = re.compile(r"resp_([0-9a-f]{32})(?:_(\d{1,6}))?")
+_CONVERSATION_ID = re.compile(r"conv_([0-9a-f]{32})")
 _MAX_SHOWN_LENGTH = 80
 
 
@@ -33,6 +34,20 @@ def parse_response_id(response_id: str, param: str = "response_id") -> tuple[UUI
     if match is None:
         raise NotFound(f"The response {response_id[:_MAX_SHOWN_LENGTH]!r} was not found.", param=param)
     return UUID(hex=match[1]), int(match[2] or 0)
+
+
+def format_conversation_id(conversation_id: UUID | str) -> str:
+    """Format the gateway's own id of a conversation; a client's own stays."""
+    try:
+        return f"conv_{UUID(str(conversation_id)).hex}"
+    except ValueError:
+        return str(conversation_id)
+
+
+def parse_conversation_id(conversation_id: str) -> str:
+    """Return the gateway's id of a conversation, or the client's own."""
+    match = _CONVERSATION_ID.fullmatch(conversation_id)
+    return conversation_id if match is None else str(UUID(hex=match[1]))
 
 
 class ApprovalId(NamedTuple):

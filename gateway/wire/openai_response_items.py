@@ -14,7 +14,7 @@ from gateway.domain.messages import JsonObject, ToolSpec, Usage
 from gateway.ports.listener import EventFold
 from gateway.wire.openai.error_codes import get_openai_code
 from gateway.wire.openai_chat_answers import format_arguments, get_created_at
-from gateway.wire.openai_response_ids import format_approval_id, format_response_id
+from gateway.wire.openai_response_ids import format_approval_id, format_conversation_id, format_response_id
 
 _INCOMPLETE_REASONS = dict.fromkeys(("length", "step_limit", "token_limit"), "max_output_tokens") | {
     "content_filter": "content_filter"
@@ -39,6 +39,7 @@ class ResponseWriter(EventFold):
         self._current_part = 0
         self._sequence = 0
         self._model = ""
+        self._conversation_id: str | None = None
         self._usage = Usage()
         self._status = "in_progress"
         self._error: JsonObject | None = None
@@ -95,6 +96,8 @@ class ResponseWriter(EventFold):
         }
         echo = self._context.echo.get("response", {})
         response |= {name: value for name, value in echo.items() if not (self._part and name == "previous_response_id")}
+        if self._conversation_id is not None:
+            response["conversation"] = {"id": format_conversation_id(self._conversation_id)}
         response["usage"] = _build_usage(self._usage) if self.has_ended else None
         return response
 
@@ -131,7 +134,7 @@ class ResponseWriter(EventFold):
     def _remember_state(self, event: e.Event) -> None:
         match event:
             case e.TurnStarted():
-                self._model = event.model
+                self._model, self._conversation_id = event.model, event.conversation_id
             case e.ToolCallStarted():
                 self._calls[event.call_id] = (event, None)
             case e.InputRequired():
@@ -157,7 +160,7 @@ class ResponseWriter(EventFold):
     def _write_event(self, event: e.Event) -> list[JsonObject]:
         match event:
             case e.TurnStarted():
-                self._model = event.model
+                self._model, self._conversation_id = event.model, event.conversation_id
                 return [*self._begin_response(), *self._write_tool_lists()]
             case e.ReasoningDelta():
                 return self._write_reasoning(event)

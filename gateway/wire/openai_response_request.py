@@ -14,7 +14,7 @@ from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Parameters, ToolChoice, ToolSpec, TurnRequest
 from gateway.wire.client_tools import build_client_tool
 from gateway.wire.openai_refusals import refuse_unsupported_response
-from gateway.wire.openai_response_ids import parse_response_id
+from gateway.wire.openai_response_ids import parse_conversation_id, parse_response_id
 from gateway.wire.openai_response_input import (
     AdditionalToolsItem,
     ApprovalItem,
@@ -182,6 +182,9 @@ class ResponseRequest(RequestModel):
             else None
         )
         conversation = self.conversation.id if isinstance(self.conversation, ConversationRef) else self.conversation
+        if conversation is not None and parent is not None:
+            message = "conversation: send it or previous_response_id, not both."
+            raise InvalidRequest(message, param="conversation")
         functions = [tool for tool in self._list_tools() if isinstance(tool, FunctionTool)]
         return TurnRequest(
             messages=tuple(to_messages(self.input)),
@@ -189,7 +192,7 @@ class ResponseRequest(RequestModel):
             parameters=parameters,
             tools=None if selected is None else tuple(spec.name for spec in selected),
             tool_choice=self._parse_tool_choice(specs),
-            conversation_id=conversation,
+            conversation_id=None if conversation is None else parse_conversation_id(conversation),
             parent_turn_id=parent,
             system=self.instructions,
             user_label=self.user,

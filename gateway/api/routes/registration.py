@@ -22,6 +22,7 @@ from gateway.api.routes.native import (
     usage,
 )
 from gateway.api.routes.openai import chat_completions, responses
+from gateway.api.routes.openai import conversations as openai_conversations
 
 
 def register_routes(app: FastAPI) -> None:
@@ -49,12 +50,12 @@ def register_routes(app: FastAPI) -> None:
         audit,
         user_data,
         legacy_chat,
-        responses,
         messages,
     ):
         # `include_router` would build every route again for each application, which slows the tests down.
         app.router.routes.extend(module.router.routes)
     for prefix in chat_completions.PREFIXES:
-        app.include_router(chat_completions.router, prefix=prefix, include_in_schema=prefix == "/v1")
+        for router in (responses.router, openai_conversations.router, chat_completions.router):
+            app.include_router(router, prefix=prefix, include_in_schema=prefix == "/v1")
     app.router.routes.extend(pages.router.routes)
     app.router.routes.extend(legacy_chat.message_router.routes)  # matches every remaining path under /api/

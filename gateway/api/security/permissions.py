@@ -39,6 +39,7 @@ _UNCOUNTED = RoutePermission(None, public=True, counted=False)
 ANYONE = RoutePermission(None)
 _START_TURN = RoutePermission("chat", "user", "chat", starts_turn=True)
 _CONTROL_TURN = RoutePermission("chat", "user")
+_ADD_TO_CONVERSATION = RoutePermission("chat", "user", "chat", long_body=True)
 _FOLLOW = RoutePermission("history", route_class="chat")
 _READ = RoutePermission("history")
 _CHANGE = RoutePermission("history", "user")
@@ -126,10 +127,31 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("POST", "/v1/messages"): _START_TURN,
     ("POST", "/v1/messages/count_tokens"): RoutePermission("chat", "user", "chat"),
     ("POST", "/v1/responses"): _START_TURN,
+    ("POST", "/v1/responses/input_tokens"): _ADD_TO_CONVERSATION,
     ("GET", "/v1/responses/{response_id}"): _FOLLOW,
     ("GET", "/v1/responses/{response_id}/input_items"): _READ,
     ("POST", "/v1/responses/{response_id}/cancel"): _CONTROL_TURN,
     ("DELETE", "/v1/responses/{response_id}"): _CHANGE,
+    ("POST", "/v1/conversations"): _ADD_TO_CONVERSATION,
+    ("GET", "/v1/conversations/{conversation_id}"): _READ,
+    ("POST", "/v1/conversations/{conversation_id}"): _CHANGE,
+    ("DELETE", "/v1/conversations/{conversation_id}"): _CHANGE,
+    ("POST", "/v1/conversations/{conversation_id}/items"): _ADD_TO_CONVERSATION,
+    ("GET", "/v1/conversations/{conversation_id}/items"): _READ,
+    ("GET", "/v1/conversations/{conversation_id}/items/{item_id}"): _READ,
+    ("POST", "/openai/v1/responses"): _START_TURN,
+    ("POST", "/openai/v1/responses/input_tokens"): _ADD_TO_CONVERSATION,
+    ("GET", "/openai/v1/responses/{response_id}"): _FOLLOW,
+    ("GET", "/openai/v1/responses/{response_id}/input_items"): _READ,
+    ("POST", "/openai/v1/responses/{response_id}/cancel"): _CONTROL_TURN,
+    ("DELETE", "/openai/v1/responses/{response_id}"): _CHANGE,
+    ("POST", "/openai/v1/conversations"): _ADD_TO_CONVERSATION,
+    ("GET", "/openai/v1/conversations/{conversation_id}"): _READ,
+    ("POST", "/openai/v1/conversations/{conversation_id}"): _CHANGE,
+    ("DELETE", "/openai/v1/conversations/{conversation_id}"): _CHANGE,
+    ("POST", "/openai/v1/conversations/{conversation_id}/items"): _ADD_TO_CONVERSATION,
+    ("GET", "/openai/v1/conversations/{conversation_id}/items"): _READ,
+    ("GET", "/openai/v1/conversations/{conversation_id}/items/{item_id}"): _READ,
     ("POST", "/stream"): _START_TURN,
     ("POST", "/api/chat/stream"): _START_TURN,
     ("GET", "/api/conversations/{conversation_id}"): _READ,

@@ -22,7 +22,7 @@ def redact_record(turn: TurnRecord, redactor: Redactor) -> TurnRecord:
     request, parameters = turn.request, turn.request.parameters
     redacted = msgspec.structs.replace(
         request,
-        messages=_redact_messages(request.messages, redactor),
+        messages=redact_messages(request.messages, redactor),
         parameters=msgspec.structs.replace(
             parameters, stop=parameters.stop and _redact_texts(parameters.stop, redactor)
         ),
@@ -44,7 +44,7 @@ def redact_outcome(end: TurnOutcome, redactor: Redactor) -> TurnOutcome:
     redactor = redactor.with_shared_budget()
     return msgspec.structs.replace(
         end,
-        messages=_redact_messages(end.messages, redactor),
+        messages=redact_messages(end.messages, redactor),
         response=redactor.redact_text(end.response),
         error=end.error and _redact_error(end.error, redactor),
         prompt=end.prompt and redactor.redact_text(end.prompt),
@@ -131,7 +131,8 @@ def _redact_event(event: e.Event, redactor: Redactor) -> e.Event:
             assert_never(event)  # a new event with text would be stored unredacted
 
 
-def _redact_messages(messages: tuple[Message, ...], redactor: Redactor) -> tuple[Message, ...]:
+def redact_messages(messages: tuple[Message, ...], redactor: Redactor) -> tuple[Message, ...]:
+    """Redact the texts and arguments of messages."""
     return tuple(_redact_message(message, redactor) for message in messages)
 
 

@@ -5,7 +5,7 @@ Each route is called by another user, without a credential, and by a viewer. A r
 """
 
 from typing import Any, Literal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -85,6 +85,14 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("POST", "/v1/messages"): ("creates", CHAT_BODY),
     ("POST", "/v1/messages/count_tokens"): ("creates", CHAT_BODY),
     ("POST", "/v1/responses"): ("creates", {"input": "hello"}),
+    ("POST", "/v1/responses/input_tokens"): ("creates", {"input": "hello"}),
+    ("POST", "/v1/conversations"): ("creates", {}),
+    ("GET", "/v1/conversations/{conversation_id}"): ("owned", None),
+    ("POST", "/v1/conversations/{conversation_id}"): ("owned", {"metadata": {"a": "b"}}),
+    ("DELETE", "/v1/conversations/{conversation_id}"): ("owned", None),
+    ("POST", "/v1/conversations/{conversation_id}/items"): ("owned", {"items": [{"role": "user", "content": "x"}]}),
+    ("GET", "/v1/conversations/{conversation_id}/items"): ("owned", None),
+    ("GET", "/v1/conversations/{conversation_id}/items/{item_id}"): ("owned", None),
     ("GET", "/v1/responses/{response_id}"): ("owned", None),
     ("GET", "/v1/responses/{response_id}/input_items"): ("owned", None),
     ("POST", "/v1/responses/{response_id}/cancel"): ("owned", None),
@@ -166,6 +174,7 @@ class ResourceOwner:
             "other_id": turn["turn_id"],
             "conversation_id": turn["conversation_id"],
             "response_id": response["id"],
+            "item_id": f"in_{UUID(turn['turn_id']).hex}_0",
             "input_id": waiting_turn["inputs"][0]["input_id"],
             "key_id": str(keyring.rows["ada"].id),
             "user_id": "ada",
@@ -232,7 +241,7 @@ async def test_paths_similar_to_a_route_are_rejected(keyring: Keyring) -> None:
     """
     viewer = await keyring.create_key("ada", role="viewer", scopes=("tools",))
     ids = dict.fromkeys(("turn_id", "other_id", "conversation_id", "key_id", "response_id", "input_id"), str(uuid4()))
-    ids |= {"user_id": "ada", "name": "tools", "tool": "calculator", "model": "m"}
+    ids |= {"item_id": "in_1", "user_id": "ada", "name": "tools", "tool": "calculator", "model": "m"}
     for method, path in ROUTES:
         for suffix in ("%0a", "%0A%0a", "%0d", "%00", "%20", ";x", "/%0a"):
             if path.endswith("}") and suffix != "%0a":

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -58,6 +59,7 @@ async def create_resources(gateway: Gateway) -> dict[str, str]:
     return {
         "TURN": turn["turn_id"],
         "CONVERSATION": turn["conversation_id"],
+        "ITEM": f"in_{UUID(turn['turn_id']).hex}_0",
         "RESPONSE": response["id"],
         "WAITING": waiting_turn["turn_id"],
         "INPUT": waiting_turn["inputs"][0]["input_id"],

@@ -6,11 +6,20 @@ from functools import partial
 from typing import Annotated, NamedTuple
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
+from msgspec.structs import replace
 
 from gateway.agent.service import TurnHandle
-from gateway.api.deps import get_principal, get_toolbox, get_turn_service, get_turn_store, run_until_disconnect
+from gateway.api.deps import (
+    ConversationsDep,
+    get_principal,
+    get_toolbox,
+    get_turn_service,
+    get_turn_store,
+    run_until_disconnect,
+)
 from gateway.api.turn_responses import (
     IdempotencyKey,
     list_model_tools,
@@ -19,16 +28,18 @@ from gateway.api.turn_responses import (
     stream_turn,
     turn_headers,
 )
-from gateway.domain.errors import InvalidRequest, NotFound
+from gateway.domain.conversation_ids import is_new_conversation
+from gateway.domain.errors import InvalidRequest, NotFound, PreviousResponseNotFound
 from gateway.domain.events import Event
-from gateway.domain.messages import Answer, JsonObject
+from gateway.domain.messages import Answer, JsonObject, Message, TurnRequest
+from gateway.store.conversations import is_followed
+from gateway.wire.openai.item_lists import ItemOrder, build_item_page, build_items
 from gateway.wire.openai_response_ids import format_response_id, parse_item_id, parse_response_id
-from gateway.wire.openai_response_input import build_input_list
 from gateway.wire.openai_response_items import ResponseContext, ResponseWriter
 from gateway.wire.openai_response_request import ResponseRequest
 from gateway.wire.openai_response_stream import stream_response
 
-router = APIRouter(prefix="/v1/responses", tags=["OpenAI"])
+router = APIRouter(prefix="/responses", tags=["OpenAI"])
 MAX_REFERENCED_RESPONSES = 64
 """Responses that are read for the references of one request."""
 _CONTENT: dict[int | str, JsonObject] = {
@@ -60,7 +71,7 @@ async def create_response(
             body = body.replace_references(await _find_items(body.references, request))
         specs, urls = list_model_tools(request, principal), list_server_urls(request, principal)
         turn_request = body.to_turn_request(specs=specs, urls=urls, idempotency_key=idempotency_key)
-        turn = await start_turn(turn_request, request, principal)
+        turn = await _start_turn(turn_request, request)
     create_writer = partial(_create_writer, turn, request, part)
     if body.stream:
         return stream_turn(turn, request, partial(stream_response, writer=create_writer()))
@@ -70,6 +81,44 @@ async def create_response(
         else await _wait_for_response(turn, request, create_writer)
     )
     return JSONResponse(writer.build_response(), headers=turn_headers(turn))
+
+
+async def _start_turn(turn_request: TurnRequest, request: Request) -> TurnHandle:
+    try:
+        return await start_turn(turn_request, request, get_principal(request))
+    except NotFound as error:
+        if error.param != "parent_turn_id" or turn_request.parent_turn_id is None:
+            raise
+        response_id = format_response_id(turn_request.parent_turn_id)
+        message = f"The previous response {response_id!r} was not found."
+        raise PreviousResponseNotFound(message, param="previous_response_id") from None
+
+
+@router.post("/input_tokens", summary="Estimate the tokens of a response's input")
+async def count_input_tokens(body: ResponseRequest, request: Request, conversations: ConversationsDep) -> JsonObject:
+    """An estimate of the tokens of the prompt.
+
+    It includes the gateway's system prompt, the tools on offer, and the conversation so far.
+    """
+    principal = get_principal(request)
+    if body.references:
+        body = body.replace_references(await _find_items(body.references, request))
+    specs, urls = list_model_tools(request, principal), list_server_urls(request, principal)
+    turn_request = body.to_turn_request(specs=specs, urls=urls)
+    head: UUID | None = None
+    if body.previous_response_id is not None:
+        head = (await _find_response(body.previous_response_id, request))[0].id
+    elif turn_request.conversation_id is not None and not is_new_conversation(turn_request.conversation_id):
+        conversation = await conversations.get_conversation(turn_request.conversation_id, principal)
+        turns = await conversations.list_turns(conversation.id)
+        head = next((turn.id for turn in reversed(turns) if is_followed(turn)), None)
+    if head is not None:
+        stored = await get_turn_store(request).get_turn(head, principal)
+        history = [*await conversations.load_history(head), msgspec.convert(stored.messages, tuple[Message, ...])]
+        messages = tuple(message for turn in history for message in turn)
+        turn_request = replace(turn_request, messages=(*messages, *turn_request.messages))
+    tokens = await get_turn_service(request).count_tokens(replace(turn_request, conversation_id=None), principal)
+    return {"object": "response.input_tokens", "input_tokens": tokens}
 
 
 @router.get("/{response_id}", summary="Get a response", response_class=JSONResponse, responses=_CONTENT)
@@ -91,11 +140,19 @@ async def get_response(
 
 
 @router.get("/{response_id}/input_items", summary="List the input items of a response")
-async def list_input_items(response_id: str, request: Request) -> JsonObject:
-    """The items of the request, newest first."""
+async def list_input_items(
+    response_id: str,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100, description="Maximum number of items in the page.")] = 20,
+    order: Annotated[ItemOrder, Query(description="Newest first (desc) or oldest first (asc).")] = "desc",
+    after: Annotated[str | None, Query(max_length=200, description="Id of the last item of the page before.")] = None,
+    _include: Annotated[list[str] | None, Query(alias="include[]", description="Accepted and ignored.")] = None,
+) -> JsonObject:
+    """The items of the request, newest first, in pages."""
     turn, _ = await _find_response(response_id, request)
     stored = await get_turn_store(request).get_turn(turn.id, get_principal(request))
-    return build_input_list(stored.id, stored.messages[: stored.sent_messages])
+    items = build_items(stored.id, stored.messages[: stored.sent_messages])
+    return build_item_page(items, limit=limit, order=order, after=after)
 
 
 @router.delete("/{response_id}", summary="Delete a response")
