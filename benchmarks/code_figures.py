@@ -1,7 +1,7 @@
 """Figures on names and sizes in the product's code: `python -m benchmarks.code_figures`.
 
-Parses the Python files of `gateway`, `gateway_runtime` and `tools_server`, whichever the tree has. Imports only the
-libraries that their classes derive from.
+Parses the Python files of `gateway`, `gateway_console`, `gateway_runtime` and `tools_server`, whichever the tree has.
+Imports only the libraries that their classes derive from.
 
 Functions
     Every `def` and `async def`, nested ones too. Definitions of one name in one scope (overloads, a property and its
@@ -47,7 +47,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("gateway", "gateway_runtime", "tools_server")
+PACKAGES = ("gateway", "gateway_console", "gateway_runtime", "tools_server")
 MIN_SHARED = 4
 # Names that a library looks up on classes or functions that derive from nothing of its own. Patterns as of `fnmatch`.
 DICTATED_NAMES = {

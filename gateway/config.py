@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from gateway.settings.access import AccessSettings
 from gateway.settings.agent import AgentSettings
+from gateway.settings.console import ConsoleLinkSettings
 from gateway.settings.limits import LimitSettings
 from gateway.settings.models import ModelSettings
 from gateway.settings.server import ServerSettings
@@ -35,7 +36,15 @@ Old names are still accepted.
 """
 
 
-class Settings(AgentSettings, ModelSettings, LimitSettings, StorageSettings, AccessSettings, ServerSettings):
+class Settings(
+    AgentSettings,
+    ModelSettings,
+    LimitSettings,
+    StorageSettings,
+    AccessSettings,
+    ServerSettings,
+    ConsoleLinkSettings,
+):
     """Settings of the gateway. `gateway/settings/` has the fields by topic.
 
     The environment variable of a field's name sets it, or an alias that the field lists.

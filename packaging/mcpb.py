@@ -25,6 +25,7 @@ CONTENTS = (
     "README.md",
     "alembic.ini",
     "gateway",
+    "gateway_console",
     "gateway_runtime",
     "tools_server",
     "migrations",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("gateway", "gateway_runtime", "tools_server")
+PACKAGES = ("gateway", "gateway_console", "gateway_runtime", "tools_server")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 CONFIG_IMPORTS = {"gateway.config", "gateway.settings"}
@@ -30,6 +30,7 @@ ALLOWED_IMPORTS: dict[str, set[str]] = {
     "gateway.api": API_IMPORTS,
     "gateway_runtime": {"gateway_runtime"},
     "tools_server": {"tools_server", "gateway_runtime"},
+    "gateway_console": {"gateway_console", "gateway_runtime"},
 }
 DOMAIN_LIBRARIES = {"msgspec", "pydantic"}
 COMMON_LIBRARIES = DOMAIN_LIBRARIES | {
@@ -56,7 +57,8 @@ LIBRARY_USERS: dict[str, tuple[str, ...]] = {
     "openai": ("gateway.llm.providers", "examples"),
     "mcp": ("gateway.mcp_client", "gateway.api.mcp", "tools_server"),
     "sqlmodel": ("gateway.store", "tools_server.common.database", "tools_server.http_tools", "tools_server.tasks"),
-    "fastapi": ("gateway.api", "gateway.app", "gateway.server.asgi"),
+    "nicegui": ("gateway_console",),
+    "fastapi": ("gateway.api", "gateway.app", "gateway.server.asgi", "gateway_console"),
     "starlette": (
         "gateway.api",
         "gateway.app",
@@ -65,6 +67,7 @@ LIBRARY_USERS: dict[str, tuple[str, ...]] = {
         "gateway.wire.sse",
         "gateway.simulator",
         "tools_server",
+        "gateway_console",
     ),
 }
 
@@ -107,6 +110,7 @@ def find_rule(module: str, rules: dict[str, set[str]]) -> set[str] | None:
 def test_module_imports_only_allowed_packages(path: Path) -> None:
     module = get_module_name(path)
     own_imports = {name for name in list_imports(path) if is_within(name, PACKAGES)} - {"gateway", module}
+    assert is_within(module, ("gateway_console",)) or not {n for n in own_imports if is_within(n, ("gateway_console",))}
     allowed = find_rule(module, ALLOWED_IMPORTS)
     if allowed is not None:
         assert not {name for name in own_imports if not is_within(name, allowed)}

@@ -4,6 +4,8 @@ It starts the gateway, migrates its database, manages API keys, and chats from a
 """
 
 import asyncio
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -72,6 +74,12 @@ def run_gateway(
             with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
                 runner.run(serve_gateway(settings, fd))
     raise typer.Exit(code)
+
+
+@app.command("console")
+def run_console() -> None:
+    """Run the web console alone: a client of the gateway at CONSOLE_GATEWAY_URL."""
+    os.execv(sys.executable, [sys.executable, "-m", "gateway_console"])  # noqa: S606 - its libraries stay out of here
 
 
 @app.command("chat")

@@ -1,6 +1,7 @@
 """Environments of the processes that the gateway starts beside its workers."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from gateway_runtime.child_processes import select_variables
 
@@ -47,6 +48,21 @@ TOOLS_SERVER_VARIABLES = frozenset(
     }
 )
 """The tool server's settings. The supervisor sets GATEWAY_PARENT_FD itself."""
+CONSOLE_VARIABLES = frozenset(
+    {
+        "CONSOLE_ALLOWED_HOSTS",
+        "CONSOLE_ALLOW_ANONYMOUS",
+        "CONSOLE_HOST",
+        "CONSOLE_MAX_SESSIONS",
+        "CONSOLE_PORT",
+        "CONSOLE_PUBLIC_URL",
+        "CONSOLE_SESSION_SECONDS",
+    }
+)
+"""The console's settings.
+
+It gets no key and no database: it is a client of the API.
+"""
 _PROXY_VARIABLES = frozenset({"ALL_PROXY", "DDGS_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"})
 """The tool server's search goes through these."""
 
@@ -54,6 +70,16 @@ _PROXY_VARIABLES = frozenset({"ALL_PROXY", "DDGS_PROXY", "HTTP_PROXY", "HTTPS_PR
 def build_tool_server_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Select the tool server's settings: no keys of models, callers or Redis."""
     return select_variables(environment, TOOLS_SERVER_VARIABLES | _PROXY_VARIABLES)
+
+
+def build_console_environment(
+    environment: Mapping[str, str], gateway_url: str, certificate: Path | None
+) -> dict[str, str]:
+    """Select the console's settings, and add the gateway's address."""
+    address = {"CONSOLE_GATEWAY_URL": gateway_url}
+    if certificate is not None:
+        address["CONSOLE_GATEWAY_CERT_FILE"] = str(certificate)
+    return select_variables(environment, CONSOLE_VARIABLES) | address
 
 
 def build_simulator_environment(environment: Mapping[str, str]) -> dict[str, str]:

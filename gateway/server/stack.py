@@ -15,7 +15,11 @@ from uuid import UUID
 
 from gateway.config import ConfigError, Settings
 from gateway.mcp_client.server_config import DEFAULT_FILE, load_servers
-from gateway.server.child_environment import build_simulator_environment, build_tool_server_environment
+from gateway.server.child_environment import (
+    build_console_environment,
+    build_simulator_environment,
+    build_tool_server_environment,
+)
 from gateway.server.source_watcher import SourceWatcher, list_source_directories
 from gateway.server.startup_report import report_stack_ready, report_workers_ready
 from gateway.server.supervisor import ManagedProcess, Supervisor
@@ -55,6 +59,7 @@ def run_stack(settings: Settings, *, reload: bool = False) -> int:
         }
         if server_file is not None:
             env["MCP_CONFIG"] = str(server_file)
+        consoles = _build_console(settings, env, notes)
         simulators = build_simulator(settings, env, listener)
         tool_server = ManagedProcess(
             "the tool server",
@@ -65,12 +70,14 @@ def run_stack(settings: Settings, *, reload: bool = False) -> int:
         )
         workers = build_workers(settings, env, port, settings.gateway_workers)
         supervisor = Supervisor(
-            [*simulators, tool_server, *workers],
+            [*simulators, tool_server, *workers, *consoles],
             postgres,
             release_worker=_build_release(settings, env),
             source=SourceWatcher(list_source_directories()) if reload else None,
         )
-        report = report_stack_ready(settings, postgres, listener.getsockname()[1], started_at, notes)
+        report = report_stack_ready(
+            settings, postgres, listener.getsockname()[1], started_at, notes, has_console=bool(consoles)
+        )
         return asyncio.run(_run_supervisor(supervisor, report))
 
 
@@ -113,6 +120,28 @@ def build_simulator(settings: Settings, env: dict[str, str], listener: socket.so
     argv = [*_PYTHON_MODULE, "gateway.simulator", "--fd", str(fd)]
     argv += ["--replay", str(settings.simulator_replay)] if settings.simulator_replay else []
     return [ManagedProcess("the simulated Groq", argv, build_simulator_environment(env), stop_rank=1, pass_fds=(fd,))]
+
+
+def _build_console(settings: Settings, env: dict[str, str], notes: list[str]) -> list[ManagedProcess]:
+    """Build the web console's process, unless CONSOLE is off.
+
+    Adds its address to `env`, so that the gateway's page `/` links to it. The stack runs without it if its port is
+    taken.
+    """
+    if not settings.console:
+        return []
+    try:
+        bind_socket("127.0.0.1", settings.console_port, setting="CONSOLE_PORT").close()
+    except ConfigError as error:
+        notes.append(f"without the console: {error}")
+        return []
+    environment = build_console_environment(env, settings.local_url, settings.gateway_tls_cert_file)
+    environment["CONSOLE_PORT"] = str(settings.console_port)
+    if settings.console_public_url is not None:
+        environment["CONSOLE_PUBLIC_URL"] = settings.console_public_url
+    env["CONSOLE_PUBLIC_URL"] = settings.console_public_url or f"http://127.0.0.1:{settings.console_port}"
+    argv = [*_PYTHON_MODULE, "gateway_console"]
+    return [ManagedProcess("the console", argv, environment, stop_timeout_seconds=1.5, optional=True)]
 
 
 def build_workers(settings: Settings, env: Mapping[str, str], port: SharedPort, count: int) -> list[ManagedProcess]:

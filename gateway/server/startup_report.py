@@ -26,6 +26,7 @@ async def report_stack_ready(
     started_at: float,
     notes: Sequence[str] = (),
     *,
+    has_console: bool = False,
     degraded_after_seconds: float = _DEGRADED_AFTER_SECONDS,
 ) -> None:
     """Print the addresses of all parts as soon as the gateway answers.
@@ -45,6 +46,11 @@ async def report_stack_ready(
     lines = [
         f"The agent gateway is {'ready' if not problems else 'up'} after {seconds:.1f} s. Ctrl-C stops everything.",
         f"  gateway      {url}   (try {url}/docs)",
+        *(
+            [f"  console      {settings.console_public_url or f'http://127.0.0.1:{settings.console_port}'}"]
+            if has_console
+            else []
+        ),
         f"  tool server  http://127.0.0.1:{settings.tools_server_port}/mcp",
         f"  model        {upstream}",
         f"  Postgres     {database}",

@@ -46,7 +46,7 @@ class ManagedProcess:
 
     Lower `stop_rank`s are stopped first; each has `stop_timeout_seconds` before it is killed. With a `port` it is a
     worker: it serves there once all workers can. A `replaceable` process is restarted even when it ended with exit code
-    0.
+    0. The stack runs on without an `optional` process.
     """
 
     name: str
@@ -57,6 +57,7 @@ class ManagedProcess:
     pass_fds: tuple[int, ...] = ()
     port: SharedPort | None = None
     replaceable: bool = False
+    optional: bool = False
     is_ready: bool = False
     reload_pending: bool = False
     worker_id: UUID | None = None
@@ -241,12 +242,15 @@ class Supervisor:
             if process.worker_id is not None and self._release_worker is not None:
                 self.spawn_task(self._release_worker(process.worker_id))
             reason = await process.startup_error if code == MISCONFIGURED and process.startup_error is not None else ""
-            if code in (STOPPED, MISCONFIGURED) and not (process.replaceable and self.ready.is_set()):
+            if code in (STOPPED, MISCONFIGURED) and not (
+                process.optional or (process.replaceable and self.ready.is_set())
+            ):
                 self._finish(code, reason)
                 return
             if self._died_too_often(process):
                 print_line(f"{process.name} died {policy.max_deaths} times within a minute: giving up", sys.stderr)
-                self._finish(FAILED)
+                if not process.optional:
+                    self._finish(FAILED)
                 return
             print_line(
                 f"{process.name} ended with {_describe_exit(code)}: starting it again {reason}".rstrip(), sys.stderr

@@ -40,6 +40,7 @@ EXCLUDED_PREFIXES = (
     "GATEWAY_",
     "LOG_",
     "DEBUG",
+    "CONSOLE",
     "AGENT_",
     "WEB_CONCURRENCY",
 )
@@ -47,7 +48,10 @@ EXCLUDED_PREFIXES = (
 
 def clean_environment(**settings: str) -> dict[str, str]:
     """Return the environment without gateway variables, plus the settings."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(EXCLUDED_PREFIXES)} | settings
+    return {name: value for name, value in os.environ.items() if not name.startswith(EXCLUDED_PREFIXES)} | {
+        "CONSOLE": "off",
+        **settings,
+    }
 
 
 def gateway_command(*arguments: str) -> list[str]:

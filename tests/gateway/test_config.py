@@ -10,6 +10,7 @@ import pytest
 
 from gateway.config import ConfigError, Settings, list_renamed_settings, load_settings
 from gateway.mcp_client.server_config import ServerConfig
+from gateway_console.settings import ConsoleSettings
 from gateway_runtime.placeholders import is_placeholder
 from gateway_runtime.renamed_settings import RenamedSetting
 from tools_server.config import ConfigError as ToolsConfigError
@@ -38,7 +39,7 @@ def format_value(value: Any) -> str:
 
 def test_env_example_lists_every_setting_with_its_default() -> None:
     documented = dict(re.findall(r"^# ([A-Z][A-Z0-9_]+)=(.*)$", EXAMPLE.read_text(), re.MULTILINE))
-    fields = Settings.model_fields | ToolsSettings.model_fields
+    fields = ConsoleSettings.model_fields | Settings.model_fields | ToolsSettings.model_fields
     assert documented == {name.upper(): format_value(field.default) for name, field in fields.items()}
 
 

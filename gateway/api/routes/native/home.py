@@ -45,7 +45,7 @@ _PAGE = """\
 <title>MCP agent gateway</title><link rel="icon" href="data:,"><style>{style}</style></head><body>
 <h1>MCP agent gateway {version}</h1>
 <p>This worker is <strong class="{mood}">{status}</strong>. It has been running for {uptime}, with {turns}.</p>
-<h2>State</h2><table>{checks}</table>
+{console}<h2>State</h2><table>{checks}</table>
 <h2>MCP servers</h2>{servers}
 <h2>Addresses</h2><table>{addresses}</table>
 </body></html>
@@ -89,6 +89,7 @@ async def show_home(
         status=escape(readiness.status),
         uptime=_format_duration(time.monotonic() - started_at),
         turns="no turn running" if not running else f"{running} turn{'s' if running > 1 else ''} running",
+        console=_render_console(settings.console_public_url),
         checks=_render_checks(readiness, settings, detailed=detailed),
         servers=_render_servers(readiness) if detailed else "<p>Shown to admins only.</p>",
         addresses="".join(_render_address(path, meaning) for path, meaning in _ADDRESSES),
@@ -109,6 +110,10 @@ def _render_checks(readiness: Readiness, settings: Settings, *, detailed: bool) 
         )
         for name, check, where in rows
     )
+
+
+def _render_console(url: str | None) -> str:
+    return "" if url is None else f'<p><a href="{escape(url)}">Open the web console</a></p>'
 
 
 def _render_servers(readiness: Readiness) -> str:

@@ -1,0 +1,274 @@
+"""The chat: `/` begins a conversation, `/chat/{id}` continues one."""
+
+import asyncio
+import base64
+from typing import Any
+
+from nicegui import background_tasks, events, ui
+
+from gateway_console.api import Api, ApiError, quote_path
+from gateway_console.components.turn_follower import TurnFollower
+from gateway_console.components.turn_view import TurnView, list_stored_events
+from gateway_console.layout import draw_error, frame, notify_error
+
+JsonObject = dict[str, Any]
+_FLUSH_SECONDS = 0.15
+_MAX_SHOWN_TURNS = 50
+_MAX_IMAGE_BYTES = 4 * 1024 * 1024
+_MAX_IMAGES = 4
+_IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+
+
+class ChatPage:
+    """A conversation in a browser window."""
+
+    def __init__(self, api: Api, conversation_id: str | None) -> None:
+        self._api = api
+        self._conversation_id = conversation_id
+        self._follower: TurnFollower | None = None
+        self._view: TurnView | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._parent_of_last: str | None = None
+        self._last_prompt = ""
+        self._edited_parent: str | None = None
+        self._is_branching = False
+        self._images: list[str] = []
+        self._client = ui.context.client
+
+    async def draw(self) -> None:
+        """Draw the stored turns, then follow the one that still runs."""
+        self._turns = ui.column().classes("w-full gap-3")
+        self._draw_input(await self._load_models())
+        self._client.on_delete(self._cancel_task)  # pyright: ignore[reportUnknownMemberType]
+        ui.timer(_FLUSH_SECONDS, self._flush)
+        if self._conversation_id is not None:
+            await self._load_conversation(self._conversation_id)
+
+    async def _load_models(self) -> JsonObject:
+        try:
+            return await self._api.get("/api/v1/models")
+        except ApiError as error:
+            draw_error(error)
+            return {"default": None, "models": []}
+
+    async def _load_conversation(self, conversation_id: str) -> None:
+        try:
+            detail = await self._api.get(quote_path("api", "v1", "conversations", conversation_id))
+            branch = find_branch(detail)
+            for turn in branch[-_MAX_SHOWN_TURNS:]:
+                if turn["status"] in ("running", "waiting"):
+                    self._begin_turn(turn["prompt"], turn["parent_id"])
+                    self._run(self._follow(turn["id"]))
+                else:
+                    stored = await self._api.get(quote_path("api", "v1", "turns", turn["id"]))
+                    self._begin_turn(stored["prompt"], stored["parent_id"])
+                    assert self._view is not None
+                    self._view.turn_id = stored["id"]
+                    for event in list_stored_events(stored):
+                        self._view.apply(event)
+                    self._end_turn()
+        except ApiError as error:
+            draw_error(error)
+
+    def _draw_input(self, models: JsonObject) -> None:
+        may_chat = self._api.session.role != "viewer"
+        with ui.element("div").classes("card").style("position:sticky;bottom:.5rem"):
+            self._input = ui.textarea(placeholder="Message").props('autogrow borderless rows=1 aria-label="Message"')
+            self._input.classes("w-full").on("keydown.enter.exact.prevent", self._send)
+            self._image_row = ui.row()
+            with ui.row().classes("items-center w-full"):
+                with ui.expansion("Options").props("dense").classes("grow"), ui.row().classes("items-center"):
+                    self._draw_options(models)
+                self._stop_button = ui.button("Stop", icon="stop", on_click=self._stop).props("outline no-caps")
+                self._stop_button.set_visibility(False)
+                self._send_button = ui.button("Send", icon="send", on_click=self._send).props("no-caps")
+            if not may_chat:
+                self._send_button.disable()
+                ui.label("Your role may read, and start no turns.").classes("muted")
+
+    def _draw_options(self, models: JsonObject) -> None:
+        names = [model["id"] for model in models["models"]]
+        self._model = ui.select(names, label="Model", value=models["default"] if models["default"] in names else None)
+        self._model.props("outlined dense").style("min-width:14rem")
+        self._approval = ui.select(["never", "destructive", "always"], label="Approval", value=None, clearable=True)
+        self._approval.props("outlined dense").style("min-width:8rem")
+        self._temperature = ui.number("Temperature", min=0, max=2, step=0.1).props("outlined dense").style("width:8rem")
+        self._system = ui.input("System prompt").props("outlined dense").style("min-width:14rem")
+        upload = ui.upload(
+            label="Images", multiple=True, auto_upload=True, max_file_size=_MAX_IMAGE_BYTES, on_upload=self._add_image
+        )
+        upload.props('accept="image/*" flat bordered').style("max-width:14rem")
+
+    async def _add_image(self, upload: events.UploadEventArguments) -> None:
+        content = await upload.file.read()
+        if upload.file.content_type not in _IMAGE_TYPES or len(self._images) >= _MAX_IMAGES:
+            ui.notify(f"At most {_MAX_IMAGES} PNG, JPEG, GIF or WebP images.", type="warning")
+            return
+        self._images.append(f"data:{upload.file.content_type};base64,{base64.b64encode(content).decode()}")
+        with self._image_row:
+            ui.image(self._images[-1]).style("width:4rem").props('alt="Image to send"')
+
+    async def _send(self) -> None:
+        prompt = str(self._input.value or "").strip()
+        if not prompt or self._is_running() or not self._send_button.enabled:
+            return
+        self._input.set_value("")
+        parent = self._edited_parent if self._is_branching else None
+        self._start(prompt, parent=parent, is_branch=self._is_branching)
+
+    def _start(self, prompt: str, *, parent: str | None, is_branch: bool) -> None:
+        self._is_branching = False
+        body = self._build_body(prompt)
+        if is_branch and parent is not None:
+            body["parent_turn_id"] = parent
+        elif is_branch:  # the first turn has no parent, so its branch is a conversation of its own
+            body["conversation_id"] = "new"
+        self._begin_turn(prompt, parent)
+        self._run(self._start_turn(body))
+
+    def _build_body(self, prompt: str) -> JsonObject:
+        content: object = prompt
+        if self._images:
+            images = [{"type": "image_url", "image_url": {"url": url}} for url in self._images]
+            content = [{"type": "text", "text": prompt}, *images]
+            self._images = []
+            self._image_row.clear()
+        body: JsonObject = {
+            "messages": [{"role": "user", "content": content}],
+            "conversation_id": self._conversation_id or "new",
+            "on_disconnect": "continue",
+        }
+        options = {
+            "model": self._model.value,
+            "approval": self._approval.value,
+            "temperature": self._temperature.value,
+            "system": self._system.value,
+        }
+        return body | {name: value for name, value in options.items() if value not in (None, "")}
+
+    def _begin_turn(self, prompt: str, parent: str | None) -> None:
+        self._last_prompt, self._parent_of_last = prompt, parent
+        with self._turns:
+            ui.label(prompt).classes("prompt")
+            self._view = TurnView(self._answer)
+        self._follower = TurnFollower(self._api, self._view)
+
+    async def _start_turn(self, body: JsonObject) -> None:
+        assert self._follower is not None
+        await self._follower.start("/api/v1/chat/stream", body, self._on_started)
+
+    async def _follow(self, turn_id: str) -> None:
+        assert self._follower is not None
+        await self._follower.follow(turn_id)
+
+    def _on_started(self) -> None:
+        """Let a reload of the page continue with this conversation."""
+        assert self._view is not None
+        if self._view.conversation_id not in (None, self._conversation_id):
+            self._conversation_id = self._view.conversation_id
+            ui.navigate.history.replace(f"/chat/{self._conversation_id}")
+
+    def _run(self, work: Any) -> None:
+        async def run() -> None:
+            with self._client:
+                self._stop_button.set_visibility(True)
+                self._send_button.disable()
+                try:
+                    await work
+                except ApiError as error:
+                    if self._view is not None:
+                        self._view.show_error(str(error))
+                finally:
+                    self._stop_button.set_visibility(False)
+                    if self._api.session.role != "viewer":
+                        self._send_button.enable()
+                self._end_turn()
+
+        self._task = background_tasks.create(run(), name="console turn")  # pyright: ignore[reportUnknownMemberType]
+
+    def _end_turn(self) -> None:
+        """Offer what can be done with a turn that has ended."""
+        view, prompt, parent = self._view, self._last_prompt, self._parent_of_last
+        if view is None or view.turn_id is None:
+            return
+        view.flush()
+        turn_id = view.turn_id
+        with self._turns, ui.row().classes("gap-1"):
+            if self._api.session.role != "viewer":
+                _draw_action("refresh", "Retry", lambda: self._retry(prompt, parent))
+                _draw_action("edit", "Edit and branch", lambda: self._edit(prompt, parent))
+                _draw_action("thumb_up", "Good answer", lambda: self._rate(turn_id, "up"))
+                _draw_action("thumb_down", "Bad answer", lambda: self._rate(turn_id, "down"))
+
+    def _retry(self, prompt: str, parent: str | None) -> None:
+        if not self._is_running():
+            self._start(prompt, parent=parent, is_branch=True)
+
+    def _edit(self, prompt: str, parent: str | None) -> None:
+        self._is_branching, self._edited_parent = True, parent
+        self._input.set_value(prompt)
+        self._input.run_method("focus")
+
+    async def _rate(self, turn_id: str, rating: str) -> None:
+        try:
+            await self._api.post(quote_path("api", "v1", "turns", turn_id, "feedback"), {"rating": rating})
+            ui.notify("Thank you.", type="positive")
+        except ApiError as error:
+            notify_error(error)
+
+    async def _answer(self, input_id: str, action: str, content: JsonObject | None) -> None:
+        if self._view is None or self._view.turn_id is None or self._follower is None:
+            return
+        body: JsonObject = {"input_id": input_id, "action": action}
+        if content is not None:
+            body["content"] = content
+        try:
+            await self._api.post(quote_path("api", "v1", "turns", self._view.turn_id, "input"), body)
+        except ApiError as error:
+            notify_error(error)
+        self._follower.answered.set()
+
+    async def _stop(self) -> None:
+        if self._view is None or self._view.turn_id is None:
+            return
+        try:
+            await self._api.post(quote_path("api", "v1", "turns", self._view.turn_id, "cancel"))
+        except ApiError as error:
+            notify_error(error)
+
+    def _flush(self) -> None:
+        if self._view is not None:
+            self._view.flush()
+
+    def _is_running(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def _cancel_task(self) -> None:
+        """Stop reading when the page is gone. The turn itself goes on."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+def find_branch(detail: JsonObject) -> list[JsonObject]:
+    """Return the turns of the current branch, oldest first.
+
+    The next request continues it.
+    A turn that still runs is newer than the head, so it ends the branch instead.
+    """
+    turns: dict[str, JsonObject] = {turn["id"]: turn for turn in detail["turns"]}
+    running = [turn for turn in detail["turns"] if turn["status"] in ("running", "waiting")]
+    current = running[-1] if running else turns.get(str(detail.get("head_id")))
+    branch: list[JsonObject] = []
+    while current is not None and len(branch) < len(turns):
+        branch.append(current)
+        current = turns.get(str(current["parent_id"]))
+    return branch[::-1]
+
+
+def _draw_action(icon: str, name: str, on_click: Any) -> None:
+    ui.button(icon=icon, on_click=on_click).props(f'flat dense round size=sm aria-label="{name}"').tooltip(name)
+
+
+async def draw_chat(api: Api, conversation_id: str | None) -> None:
+    with frame(api, "Chat", "/"):
+        await ChatPage(api, conversation_id).draw()

@@ -1,0 +1,42 @@
+"""Runs the console's HTTP server."""
+
+import asyncio
+import signal
+import socket
+from typing import Any
+
+from gateway_console.settings import ConsoleSettings
+from gateway_runtime.parent_watchdog import stop_with_parent
+from gateway_runtime.sockets import bind_socket
+
+
+def run_console(settings: ConsoleSettings) -> None:
+    """Serve until a signal stops it.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    listener = bind_socket(settings.console_host, settings.console_port, setting="CONSOLE_PORT")
+    listener.listen(256)
+    if settings.gateway_parent_fd is not None:
+        stop_with_parent(settings.gateway_parent_fd)
+    asyncio.run(_serve(settings, listener))
+
+
+async def _serve(settings: ConsoleSettings, listener: socket.socket) -> None:
+    import uvicorn
+
+    from gateway_console.app import create_app
+
+    config: Any = uvicorn.Config(
+        create_app(settings),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="websockets-sansio",
+        proxy_headers=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    await server.serve(sockets=[listener])

@@ -1,0 +1,102 @@
+"""The chat in Chromium, as a person uses it."""
+
+from collections.abc import AsyncGenerator
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from tests.gateway_console.running_console import CHROMIUM, PICTURES, needs_chromium, run_console
+from tests.stack import ServeSharedGateway
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(240), needs_chromium]
+SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+async def console(
+    serve_shared_gateway: ServeSharedGateway, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[str]:
+    gateway = await serve_shared_gateway()
+    async with run_console(gateway.base_url, tmp_path_factory.mktemp("console")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+async def chromium() -> AsyncGenerator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def page(chromium: Browser) -> AsyncGenerator[Page]:
+    expect.set_options(SECONDS * 1e3)
+    context = await chromium.new_context(viewport={"width": 1200, "height": 800})
+    context.set_default_timeout(SECONDS * 1e3)
+    page = await context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    await context.close()
+    assert errors == []
+
+
+@pytest.fixture(autouse=True)
+def create_picture_folder() -> None:
+    PICTURES.mkdir(parents=True, exist_ok=True)
+
+
+async def send(page: Page, prompt: str) -> None:
+    await page.get_by_label("Message").fill(prompt)
+    await page.get_by_role("button", name="Send").click()
+
+
+async def wait_for_end(page: Page, turns: int = 1) -> None:
+    await expect(page.get_by_role("button", name="Retry")).to_have_count(turns)
+
+
+async def test_tool_runs_in_a_card_and_a_reload_shows_the_conversation(console: str, page: Page) -> None:
+    await page.goto(console)
+    await send(page, "What is 23*19?")
+    await wait_for_end(page)
+    card = page.locator(".tool-call")
+    await expect(card).to_contain_text("23*19 = 437")
+    await expect(page.locator(".markdown").last).to_contain_text("437")
+    await page.screenshot(path=PICTURES / "chat-light.png")
+    await page.reload()
+    await expect(page.locator(".tool-call")).to_contain_text("23*19 = 437")
+    await wait_for_end(page)
+    await page.emulate_media(color_scheme="dark")
+    await page.set_viewport_size({"width": 360, "height": 740})
+    await expect(page.locator("body.body--dark")).to_have_count(1)
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+    await page.screenshot(path=PICTURES / "chat-dark-narrow.png")
+
+
+async def test_approval_is_given_in_a_form_also_after_a_reload(console: str, page: Page) -> None:
+    await page.goto(console)
+    await page.get_by_text("Options").click()
+    await page.get_by_label("Approval").click()
+    await page.get_by_role("option", name="always").click()
+    await send(page, "What is 5*9?")
+    await expect(page.get_by_role("button", name="Approve")).to_be_visible()
+    await page.screenshot(path=PICTURES / "approval.png")
+    await page.wait_for_url("**/chat/*")
+    await page.reload()
+    await page.get_by_role("button", name="Approve").click()
+    await expect(page.locator(".tool-call")).to_contain_text("5*9 = 45")
+    await wait_for_end(page)
+    await expect(page.get_by_role("button", name="Approve")).to_have_count(0)
+
+
+async def test_markup_in_prompt_arguments_and_result_stays_text(console: str, page: Page) -> None:
+    attack = "Add a task to <img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
+    await page.goto(console)
+    await send(page, attack)
+    await wait_for_end(page)
+    await page.reload()
+    await wait_for_end(page)
+    assert await page.locator("main img[src=x], main script").count() == 0
+    assert "owned" not in await page.title()
+    await expect(page.locator(".prompt")).to_contain_text("<script>")
