@@ -13,7 +13,6 @@ from functools import partial
 from uuid import UUID
 
 import mcp.types as t
-import msgspec
 from mcp import MCPError
 from mcp.server import NotificationOptions
 from mcp.server.apps import EXTENSION_ID as APPS_EXTENSION
@@ -50,6 +49,7 @@ from gateway.api.mcp.resource_subscriptions import ResourceSubscriptions
 from gateway.api.mcp.resource_uris import qualify_duplicates, split_uri
 from gateway.api.mcp.schemas import make_server_key, parse_answers, to_call_result, to_input_required, to_mcp_tool
 from gateway.api.mcp.session_forwarding import WorkerForwarder
+from gateway.api.mcp.suspended_calls import HostCall, SuspendedCalls, find_holder
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.load import LoadMonitor
 from gateway.common.logging import get_logger
@@ -57,7 +57,7 @@ from gateway.common.mcp_meta import LOG_LEVEL, remove_connection_keys
 from gateway.common.timeouts import Timeouts
 from gateway.config import Settings
 from gateway.domain.errors import Overloaded
-from gateway.domain.messages import JsonObject, Principal, ToolResult
+from gateway.domain.messages import JsonObject, Principal, ToolResult, ToolSpec
 from gateway.ports.tools import (
     ITEM_NAME_FIELDS,
     ChangeKind,
@@ -122,6 +122,7 @@ class McpEndpoint:
         self._toolbox = toolbox
         self._bus = InMemorySubscriptionBus()
         self._listening = ListenHandler(self._bus)
+        self._suspended = SuspendedCalls(self._forwarder.name, question_states)
         self._legacy_sessions: dict[str, ServerSession] = {}
         self._app_resources = AppResources()
         self._subscriptions = ResourceSubscriptions(toolbox, self._app_resources, self._bus)
@@ -137,11 +138,13 @@ class McpEndpoint:
                 yield
             finally:
                 self._close_listen_streams()
+                await self._suspended.stop()
                 await self._forwarder.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         session, _, worker = Headers(scope=scope).get(_SESSION_HEADER, "").rpartition("-")
-        if session and await self._forwarder.forward_request(worker, scope, receive, send):
+        holder, receive = (worker, receive) if session else await find_holder(scope, receive)
+        if holder and await self._forwarder.forward_request(holder, scope, receive, send):
             return
         principal = add_forwarded_headers(scope[PRINCIPAL_SCOPE_KEY], Headers(scope=scope), self._toolbox)
         # httptools keeps trailing blanks of values; with them, `Mcp-Name` would not match the name in the body.
@@ -307,31 +310,40 @@ class McpEndpoint:
         spec = self._toolbox.find_tool(params.name, principal)
         if spec is None or not principal.can_use_tool(spec):
             raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
-        key = make_server_key(params, principal)
-        state = self._question_states.open(params.request_state, spec.name, principal)
-        arguments, answers = params.arguments or {}, parse_answers(params, state)
-        meta = remove_connection_keys(_get_meta(ctx)) or {}
-        request = ToolCallRequest(
-            spec,
-            arguments,
-            principal,
-            host,
-            answers,
-            key,
-            is_whole=True,
-            host=host.profile,
-            meta=meta,
-            log_level=log_level,
-        )
+        call = self._suspended.resume(params.request_state, spec.name, principal)
+        if call is not None:
+            call.answer(host, parse_answers(params, None))
+        else:
+            call = self._start_call(ctx, params, spec, host, log_level)
         for _ in range(_MAX_ROUNDS):
-            result = await self._toolbox.call_tool(request)
+            result = await call.wait()
             if isinstance(result, ToolResult):
                 return to_call_result(result, is_modern=ctx.protocol_version in MODERN_PROTOCOL_VERSIONS)
-            if not ctx.session.can_send_request and all(map(host.can_answer, result.questions)):
+            if not call.has_ended:
+                await self._forwarder.start_listening()
+                return to_input_required(self._suspended.suspend(call, result, spec.name, principal))
+            if not host.is_asked_inline and all(map(host.can_answer, result.questions)):
                 return to_input_required(self._question_states.seal(result, spec.name, principal))
-            answers = [await host.collect_answer(question, result.state) for question in result.questions]
-            request = msgspec.structs.replace(request, answers=answers)
+            call.repeat([await host.collect_answer(question, result.state) for question in result.questions])
         raise MCPError(t.INTERNAL_ERROR, f"The tool asked questions more than {_MAX_ROUNDS} times.")
+
+    def _start_call(
+        self, ctx: Context, params: t.CallToolRequestParams, spec: ToolSpec, host: HostObserver, log_level: str | None
+    ) -> HostCall:
+        principal = get_principal(ctx)
+        state = self._question_states.open(params.request_state, spec.name, principal)
+        request = ToolCallRequest(
+            spec,
+            params.arguments or {},
+            principal,
+            answers=parse_answers(params, state),
+            idempotency_key=make_server_key(params, principal),
+            is_whole=True,
+            host=host.profile,
+            meta=remove_connection_keys(_get_meta(ctx)) or {},
+            log_level=log_level,
+        )
+        return HostCall(self._toolbox, request, host, self._suspended.has_room)
 
     # --- resources and prompts
 

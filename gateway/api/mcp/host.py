@@ -106,6 +106,11 @@ class HostObserver(CallObserver):
         self._has_ended = True
         await self._notifications.wait(_NOTIFY_TIMEOUT_SECONDS)
 
+    @property
+    def is_asked_inline(self) -> bool:
+        """Whether the host can be asked during a call."""
+        return self._ctx.session.can_send_request
+
     def can_answer(self, question: Question) -> bool:
         """Return whether the host declared what a question needs."""
         if question.request is not None:

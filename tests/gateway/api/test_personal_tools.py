@@ -48,7 +48,7 @@ async def answer_by_user(request: web.Request) -> web.Response:
 
 @asynccontextmanager
 async def serve_two_users(database_url: str, simulator: Simulator, tmp_path: Path) -> AsyncGenerator[Keyring]:
-    """A gateway with a connection per user, and keys of ada and bob."""
+    """A gateway with connections per user, and two keys."""
     async with serve_web(answer_by_user) as address:
         file = tmp_path / "mcp.json"
         entry = {"url": f"{address}/mcp", "identity": "gateway", "share": "user"}
