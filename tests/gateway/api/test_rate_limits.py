@@ -76,7 +76,7 @@ async def test_request_over_the_limit_is_a_429_with_retry_after(
             assert rejection.status == (429 if path != "/docs" else 200)  # public: counted by source
             assert "X-RateLimit-Limit" in rejection.headers
             if body is not None:
-                assert body["error"]["code"] == "rate_limited"
+                assert body["error"]["code"] == ("rate_limit_exceeded" if path == "/v1/models" else "rate_limited")
                 assert 1 <= int(rejection.headers["Retry-After"]) <= 600
         assert (await gateway.get("/health")).status == 200
         assert "X-RateLimit-Limit" not in (await gateway.get("/ready")).headers

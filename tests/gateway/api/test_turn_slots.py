@@ -57,7 +57,7 @@ async def test_thirty_background_turns_of_a_key_for_one_run_one_at_a_time(
     async with serve_workers(1, database_url, simulator, tools_url) as ([gateway], headers):
         replies = [await gateway.post("/v1/responses", BACKGROUND, headers=headers) for _ in range(30)]
         assert Counter(reply.status for reply in replies) == {200: 1, 429: 29}
-        assert {reply.body["error"]["code"] for reply in replies[1:]} == {"too_many_streams"}
+        assert {reply.body["error"]["x_gateway"]["code"] for reply in replies[1:]} == {"too_many_streams"}
         assert gateway.state.turn_service.running_turns == 1
         path = f"/v1/responses/{replies[0].body['id']}"
         assert (await gateway.get(path, headers=headers)).status == 200  # requests are counted apart
