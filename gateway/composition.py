@@ -55,6 +55,7 @@ from gateway.store.health import StorageHealth
 from gateway.store.history import HistoryStore
 from gateway.store.journal.ephemeral_journal import EphemeralJournal
 from gateway.store.journal.postgres_journal import PostgresJournal
+from gateway.store.lists.turn_contents import TurnContentStore
 from gateway.store.mcp_servers import ServerStore
 from gateway.store.oauth_grants import PostgresGrantStore
 from gateway.store.questions import QuestionStore
@@ -180,6 +181,7 @@ def _set_stores(state: State, store: Store) -> None:
     state.turns = store.turns
     state.questions = store.questions
     state.conversations = store.conversations
+    state.turn_contents = TurnContentStore(store.database)
     state.history = HistoryStore(store.database)
     state.usage = store.usage
     state.usage_reports = UsageReports(store.database)

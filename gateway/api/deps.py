@@ -29,6 +29,7 @@ from gateway.store.audit import AuditStore
 from gateway.store.conversations import ConversationStore
 from gateway.store.health import StorageHealth
 from gateway.store.history import HistoryStore
+from gateway.store.lists.turn_contents import TurnContentStore
 from gateway.store.mcp_servers import ServerStore
 from gateway.store.questions import QuestionStore
 from gateway.store.turns import TurnStore
@@ -96,6 +97,7 @@ SettingsDep = Annotated[Settings, _depends_on_part("settings")]
 StartTimeDep = Annotated[float, _depends_on_part("started_at")]
 TasksDep = Annotated[TaskRegistry, _depends_on_part("tasks")]
 ToolboxDep = Annotated[Toolbox, _depends_on_part("toolbox")]
+TurnContentsDep = Annotated[TurnContentStore, _depends_on_part("turn_contents")]
 TurnServiceDep = Annotated[TurnService, _depends_on_part("turn_service")]
 TurnsDep = Annotated[TurnStore, _depends_on_part("turns")]
 UserDataDep = Annotated[UserDataStore, _depends_on_part("user_data")]

@@ -122,9 +122,12 @@ def recover_access(
 @app.command("list")
 def list_keys(owner: Annotated[str | None, typer.Option(help="Show this owner's keys alone.")] = None) -> None:
     """List the keys: prefix, role, state, last use, owner and name."""
-    rows = _run_with_key_store(lambda store: store.list_keys(owner))
+
+    async def read_keys(store: "KeyStore") -> "list[ApiKey]":
+        return [key async for key in store.iterate_keys(owner)]
+
     now = datetime.now(UTC)
-    for row in rows:
+    for row in _run_with_key_store(read_keys):
         is_expired = row.expires_at is not None and row.expires_at <= now
         state = "revoked" if row.revoked_at else "expired" if is_expired else "active"
         last_used = f"{row.last_used_at:%Y-%m-%d %H:%M}" if row.last_used_at else "never used"

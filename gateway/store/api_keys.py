@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -17,9 +18,17 @@ from gateway.domain.messages import Budget, KeyLimits, Principal, UserRole
 from gateway.store.audit import make_audit_entry
 from gateway.store.bus import CHANNEL
 from gateway.store.database import Database, count_changed_rows
+from gateway.store.lists.byte_pages import build_page_query
 from gateway.store.models import ApiKey
 
 KEY_PREFIX = "agw_"
+_PAGE = build_page_query(
+    "api_keys",
+    listed="SELECT ctid FROM api_keys WHERE (cast(:owner AS text) IS NULL OR owner = :owner) AND id < :before"
+    " ORDER BY id DESC",
+    size="octet_length(to_jsonb(t)::text)",
+    columns="t.id",
+)
 _EXPIRES_LATER = col(ApiKey.expires_at) > func.now()
 _TOUCH_INTERVAL = timedelta(minutes=1)
 _CHANGE_MESSAGE = msgspec.json.encode(BusMessage(BusKind.KEYS_CHANGED, BusMessage.NO_TURN)).decode()
@@ -114,13 +123,16 @@ class KeyStore:
         session.add(make_audit_entry(row.created_by, action, f"key {row.prefix}", detail))
         await notify_key_change(session)
 
-    async def list_keys(self, owner: str | None = None) -> list[ApiKey]:
-        """List the keys, newest first; with `owner`, only the owner's."""
-        query = select(ApiKey).order_by(col(ApiKey.id).desc())
-        if owner is not None:
-            query = query.where(ApiKey.owner == owner)
-        async with self._database.session() as session:
-            return list((await session.exec(query)).all())
+    async def iterate_keys(self, owner: str | None = None) -> AsyncIterator[ApiKey]:
+        """Read the keys in pages, newest first; with `owner`, only the owner's."""
+        before = UUID(int=2**128 - 1)
+        while rows := await self._database.fetch_rows(_PAGE, owner=owner, before=before):
+            query = select(ApiKey).where(col(ApiKey.id).in_([row[1] for row in rows])).order_by(col(ApiKey.id).desc())
+            async with self._database.session() as session:
+                keys = (await session.exec(query)).all()
+            for key in keys:
+                yield key
+            before = rows[-1][1]
 
     async def get_key(self, key_id: UUID, owner: str | None = None) -> ApiKey:
         """Return a key.

@@ -3,13 +3,17 @@
 A trigger forbids changes.
 """
 
+from collections.abc import Iterable
+from typing import Any
 from uuid import UUID
 
 import uuid_utils.compat as uuids
 from sqlmodel import col, select
 
+from gateway.common.pages import Page
 from gateway.domain.messages import JsonObject
 from gateway.store.database import Database
+from gateway.store.lists.byte_pages import build_page_query
 from gateway.store.models import AuditLog
 
 
@@ -33,16 +37,25 @@ class AuditStore:
 
     async def list_entries(
         self, *, limit: int, before: UUID | None = None, actor: str | None = None, action: str | None = None
-    ) -> list[AuditLog]:
+    ) -> Page[AuditLog]:
         """List entries, newest first.
 
-        `before` is the id of the last entry of the previous page.
+        `before` is the id of the last entry of the previous page. A page may end before `limit`, by its bytes.
         """
-        query = select(AuditLog)
-        for value, column in ((actor, AuditLog.actor), (action, AuditLog.action)):
-            if value is not None:
-                query = query.where(column == value)
-        if before is not None:
-            query = query.where(AuditLog.id < before)
+        conditions = {"actor = :actor": actor, "action = :action": action, "id < :before": before}
+        used = {condition: value for condition, value in conditions.items() if value is not None}
+        values: dict[str, Any] = {condition.rpartition(":")[2]: value for condition, value in used.items()}
+        listed = f"SELECT ctid FROM audit_log {_build_where(used)} ORDER BY id DESC"  # noqa: S608
+        statement = build_page_query(
+            "audit_log", listed=listed, size="octet_length(t.detail::text)", columns="t.id", limit=":limit"
+        )
+        rows = await self._database.fetch_rows(statement, limit=limit, **values)
+        query = select(AuditLog).where(col(AuditLog.id).in_([row[1] for row in rows]))
         async with self._database.session() as session:
-            return list((await session.exec(query.order_by(col(AuditLog.id).desc()).limit(limit))).all())
+            entries = list((await session.exec(query.order_by(col(AuditLog.id).desc()))).all())
+        return Page(entries, bool(rows) and (len(rows) == limit or len(rows) < rows[0][0]))
+
+
+def _build_where(conditions: Iterable[str]) -> str:
+    joined = " AND ".join(conditions)
+    return f"WHERE {joined}" if joined else ""

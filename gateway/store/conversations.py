@@ -305,13 +305,6 @@ class ConversationStore(ConversationRepository):
         async with self._database.session() as session:
             return (await session.exec(select(func.count()).select_from(Conversation))).one()
 
-    async def list_turns(self, conversation_id: UUID) -> list[Turn]:
-        """List the turns of all branches, oldest first."""
-        query = select(Turn).where(Turn.conversation_id == conversation_id)
-        query = query.order_by(col(Turn.position).nulls_first(), col(Turn.id))
-        async with self._database.session() as session:
-            return list((await session.exec(query)).all())
-
     async def list_open_turns(self, conversation_id: UUID) -> list[UUID]:
         """List the ids of the turns that have not ended."""
         query = select(Turn.id).where(Turn.conversation_id == conversation_id, col(Turn.status).in_(_OPEN_STATUSES))
@@ -333,14 +326,6 @@ class ConversationStore(ConversationRepository):
 
     def _redact_title(self, title: str) -> str:
         return _shorten_title(self._redactor.redact_text(title))
-
-
-def is_followed(turn: Turn) -> bool:
-    """Return whether a request without `parent_turn_id` may follow a turn.
-
-    The journal has the same condition in SQL, `IS_FOLLOWED`.
-    """
-    return not turn.is_replay and (turn.status not in _OPEN_STATUSES or turn.busy_conversation_id is not None)
 
 
 def _parse_id(conversation_id: str) -> UUID | str:

@@ -2,12 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
+from typing import TypeVar
 from uuid import UUID
 
 import msgspec
 
+from gateway.common.pages import MAX_PAGE_BYTES, Page
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import Principal
 from gateway.store.database import Database, DatabaseRow
@@ -21,9 +23,14 @@ It bounds the cost of a search. See docs/adr/0009.
 """
 
 _COLUMNS = "id, conversation_id, prompt, response, model_name, status, created_at"
-PAGE = (
-    f"SELECT {_COLUMNS} FROM turns WHERE owner = :owner AND id < :before ORDER BY id DESC LIMIT :limit OFFSET :offset"  # noqa: S608
-)
+_SIZE = "octet_length(prompt) + octet_length(response)"
+PAGE = f"""
+WITH listed AS MATERIALIZED (
+    SELECT id, {_SIZE} AS size FROM turns WHERE owner = :owner AND id < :before
+    ORDER BY id DESC LIMIT :limit OFFSET :offset
+), sized AS (SELECT id, sum(size) OVER (ORDER BY id DESC) - size AS bytes_before FROM listed)
+SELECT {_COLUMNS} FROM sized JOIN turns USING (id) WHERE bytes_before < {MAX_PAGE_BYTES} ORDER BY id DESC
+"""  # noqa: S608
 TOTAL = "SELECT count(*) FROM turns WHERE owner = :owner"
 # A turn without terms runs, or ended in an older release and waits for `SearchIndexer`. Its words are those of
 # PostgreSQL's parser without stemming ('simple'); for a language, the stems of the query match as prefixes.
@@ -53,7 +60,10 @@ WITH hits AS MATERIALIZED (
     WHERE cast(:after_id AS uuid) IS NULL OR (rank, id) < (cast(:after_rank AS float4), cast(:after_id AS uuid))
     ORDER BY rank DESC, id DESC LIMIT :limit OFFSET :offset
 )
-SELECT {_COLUMNS}, rank FROM hits JOIN turns USING (id) ORDER BY rank DESC, id DESC
+SELECT {_COLUMNS}, rank FROM (
+    SELECT id, rank, sum({_SIZE}) OVER (ORDER BY rank DESC, id DESC) - ({_SIZE}) AS bytes_before
+    FROM hits JOIN turns USING (id)
+) AS sized JOIN turns USING (id) WHERE bytes_before < {MAX_PAGE_BYTES} ORDER BY rank DESC, id DESC
 """  # noqa: S608
 # The words keep their accents here, because a stemmer knows them with accents.
 _FIND_STEMS = """
@@ -94,6 +104,9 @@ class SearchHit(HistoryEntry, frozen=True):
     snippet: str
 
 
+Entry = TypeVar("Entry", bound=HistoryEntry)
+
+
 class HistoryStore:
     """Reads the turns of one owner."""
 
@@ -102,15 +115,26 @@ class HistoryStore:
 
     async def list_turns(
         self, principal: Principal, *, limit: int, before: UUID | None = None, offset: int = 0
-    ) -> list[HistoryEntry]:
+    ) -> Page[HistoryEntry]:
         """List turns, newest first.
 
-        The list starts below the turn `before`, or after `offset` turns.
+        The page starts below the turn `before`, or after `offset` turns. It may end before `limit`, by its bytes.
         """
         rows = await self._database.fetch_rows(
             PAGE, owner=principal.user, before=before or _LAST_ID, limit=limit, offset=offset
         )
-        return [HistoryEntry(*row) for row in rows]
+        return _build_page([HistoryEntry(*row) for row in rows], limit)
+
+    async def iterate_turns(self, principal: Principal, *, limit: int, offset: int) -> AsyncIterator[HistoryEntry]:
+        """Iterate over turns, newest first, in pages."""
+        before: UUID | None = None
+        while limit > 0:
+            page = await self.list_turns(principal, limit=limit, before=before, offset=offset if before is None else 0)
+            for entry in page.items:
+                yield entry
+            if not page.has_more:
+                return
+            before, limit = page.items[-1].id, limit - len(page.items)
 
     async def count_turns(self, principal: Principal) -> int:
         [(number,)] = await self._database.fetch_rows(TOTAL, owner=principal.user)
@@ -125,10 +149,11 @@ class HistoryStore:
         limit: int,
         offset: int = 0,
         after: tuple[float, UUID] | None = None,
-    ) -> list[SearchHit]:
+    ) -> Page[SearchHit]:
         """Search prompts and responses of the newest matching turns, best match first.
 
-        `query` has the syntax of a web search. `after` is rank and id of the last hit of the previous page.
+        `query` has the syntax of a web search. `after` is rank and id of the last hit of the previous page. A page may
+        end before `limit`, by its bytes.
 
         Raises:
             InvalidRequest: PostgreSQL does not support the language.
@@ -140,7 +165,22 @@ class HistoryStore:
         values = _build_values(principal, query, lang, parsed.format_tsquery(stems))
         rows = await self._database.fetch_rows(SEARCH, custom_plan=True, **values, **page)
         snippets = await _build_snippets(SnippetMarker(parsed, stems), rows)
-        return [SearchHit(*row, snippet=snippet) for row, snippet in zip(rows, snippets, strict=True)]
+        hits = [SearchHit(*row, snippet=snippet) for row, snippet in zip(rows, snippets, strict=True)]
+        return _build_page(hits, limit)
+
+    async def iterate_hits(
+        self, principal: Principal, query: str, *, lang: str, limit: int, offset: int
+    ) -> AsyncIterator[SearchHit]:
+        """Iterate over the hits of a search, best match first, in pages."""
+        after: tuple[float, UUID] | None = None
+        while limit > 0:
+            options = {"limit": limit, "offset": offset if after is None else 0}
+            page = await self.search_turns(principal, query, lang=lang, after=after, **options)
+            for hit in page.items:
+                yield hit
+            if not page.has_more:
+                return
+            after, limit = (page.items[-1].rank, page.items[-1].id), limit - len(page.items)
 
     async def count_matches(self, principal: Principal, query: str, *, lang: str) -> int:
         """Count all matching turns."""
@@ -167,6 +207,11 @@ class HistoryStore:
         languages = {str(row[0]) for row in await self._database.fetch_rows("SELECT cfgname FROM pg_ts_config")}
         if lang not in languages:
             raise InvalidRequest(f"lang: {lang[:50]!r} is not one of {', '.join(sorted(languages))}.", param="lang")
+
+
+def _build_page(entries: list[Entry], limit: int) -> Page[Entry]:
+    size = sum(len(entry.prompt.encode()) + len(entry.response.encode()) for entry in entries)
+    return Page(entries, bool(entries) and (len(entries) == limit or size >= MAX_PAGE_BYTES))
 
 
 def _build_values(principal: Principal, query: str, lang: str, terms: str) -> dict[str, object]:

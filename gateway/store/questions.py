@@ -1,5 +1,6 @@
 """Questions of turns and their answers. The audit log records each decision."""
 
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -16,9 +17,16 @@ from gateway.domain.messages import Answer, PendingInput, Question, StoredQuesti
 from gateway.ports.store import QuestionRepository
 from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, count_changed_rows
+from gateway.store.lists.byte_pages import build_page_query
 from gateway.store.models import AuditLog, Turn, TurnInput
 
 MAX_EXPIRED = 100
+_PAGE = build_page_query(
+    "turn_inputs",
+    listed="SELECT ctid FROM turn_inputs WHERE turn_id = :turn_id AND id > :after ORDER BY id",
+    size="octet_length(t.question::text) + octet_length(coalesce(t.answer::text, ''))",
+    columns="t.id",
+)
 _IS_OPEN = col(Turn.status).in_(("running", "waiting"))
 # The same fence as that of the journal's statements.
 _REQUIRE_OWNERSHIP = text(
@@ -75,6 +83,17 @@ class QuestionStore(QuestionRepository):
         query = select(TurnInput).where(TurnInput.turn_id == turn_id).order_by(col(TurnInput.id))
         async with self._database.session() as session:
             return [_stored_question(row) for row in (await session.exec(query)).all()]
+
+    async def iterate_for_turn(self, turn_id: UUID) -> AsyncIterator[StoredQuestion]:
+        """Read the questions of a turn in pages that are bounded in bytes."""
+        after = UUID(int=0)
+        while rows := await self._database.fetch_rows(_PAGE, turn_id=turn_id, after=after):
+            query = select(TurnInput).where(col(TurnInput.id).in_([row[1] for row in rows])).order_by(col(TurnInput.id))
+            async with self._database.session() as session:
+                questions = [_stored_question(row) for row in (await session.exec(query)).all()]
+            for question in questions:
+                yield question
+            after = rows[-1][1]
 
     async def get_answer(self, turn_id: UUID, input_id: UUID) -> Answer | None:
         """See `QuestionRepository.get_answer`."""

@@ -1,7 +1,7 @@
 """Stored turns: reads, cancellation, and pruning of the journal."""
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from uuid import UUID
@@ -79,11 +79,10 @@ class TurnStore(TurnRepository):
         messages = request.messages[: turn.sent_messages]
         return msgspec.structs.replace(request, messages=messages, parent_turn_id=turn.parent_id)
 
-    async def list_tool_calls(self, turn_id: UUID) -> list[ToolCallRow]:
-        """List the tool calls of a turn in order."""
-        query = select(ToolCallRow).where(ToolCallRow.turn_id == turn_id)
+    async def _find_tool_calls(self, turn_id: UUID, call_ids: Sequence[str]) -> dict[str, ToolCallRow]:
+        query = select(ToolCallRow).where(ToolCallRow.turn_id == turn_id, col(ToolCallRow.call_id).in_(call_ids))
         async with self._database.session() as session:
-            return list((await session.exec(query.order_by(col(ToolCallRow.started_at)))).all())
+            return {call.call_id: call for call in (await session.exec(query)).all()}
 
     async def find_by_idempotency_key(self, principal: Principal, idempotency_key: str) -> Turn | None:
         """See `TurnRepository.find_by_idempotency_key`."""
@@ -124,32 +123,43 @@ class TurnStore(TurnRepository):
             events += more
         return events
 
-    async def rebuild_events(self, turn: Turn) -> list[e.Event]:
+    async def iterate_events(self, turn: Turn) -> AsyncIterator[e.Event]:
+        """Read the events of a turn, from the journal in parts, or else from its row if it has ended."""
+        seq = 0
+        while entries := await self.load_events(turn.id, seq):
+            seq = entries[-1].seq
+            for entry in entries:
+                yield entry.event
+        if seq == 0 and turn.store and turn.completed_at is not None:
+            async for event in self._rebuild_events(turn):
+                yield event
+
+    async def _rebuild_events(self, turn: Turn) -> AsyncIterator[e.Event]:
         """Rebuild the main events of an ended turn without a journal.
 
-        The sources are the turn's row and its calls.
+        The sources are the turn's row and its calls, which are read for each step.
         """
-        calls = {call.call_id: call for call in await self.list_tool_calls(turn.id)}
         conversation = str(turn.conversation_id) if turn.conversation_id else None
-        events: list[e.Event] = [
-            e.TurnStarted(turn_id=str(turn.id), conversation_id=conversation, model=turn.model_name)
-        ]
+        yield e.TurnStarted(turn_id=str(turn.id), conversation_id=conversation, model=turn.model_name)
         step = 0
         for message in turn.messages[turn.sent_messages :]:
             if message["role"] != "assistant":
                 continue
             step += 1
             if message.get("content"):
-                events.append(e.TextDelta(step=step, text=message["content"]))
+                yield e.TextDelta(step=step, text=message["content"])
             if message.get("refusal"):
-                events.append(e.TextDelta(step=step, text=message["refusal"], refusal=True))
-            for call in (calls[call["id"]] for call in message.get("tool_calls") or () if call["id"] in calls):
-                events += _rebuild_call_events(call, step)
+                yield e.TextDelta(step=step, text=message["refusal"], refusal=True)
+            call_ids = [call["id"] for call in message.get("tool_calls") or ()]
+            calls = await self._find_tool_calls(turn.id, call_ids) if call_ids else {}
+            for call in (calls[call_id] for call_id in call_ids if call_id in calls):
+                for event in _rebuild_call_events(call, step):
+                    yield event
         usage = msgspec.convert(turn.usage or {}, Usage)
-        events.append(
-            e.StepCompleted(step=step, finish_reason=turn.finish_reason or "stop", usage=usage, cost_usd=turn.cost_usd)
+        yield e.StepCompleted(
+            step=step, finish_reason=turn.finish_reason or "stop", usage=usage, cost_usd=turn.cost_usd
         )
-        return [*events, _rebuild_end_event(turn, usage)]
+        yield _rebuild_end_event(turn, usage)
 
     async def list_failed_turns(self, error: str | None, *, limit: int, before: UUID | None) -> Sequence[DatabaseRow]:
         """List turns that ended with an error, the last ones first.

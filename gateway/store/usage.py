@@ -72,7 +72,7 @@ FROM turn_feedback WHERE {_SINCE} AND (cast(:owner AS text) IS NULL OR owner = :
 """  # noqa: S608
 BY_MODEL = f"""
 SELECT model_name, count(*), sum(total_tokens)::bigint, coalesce(sum(cost_usd), 0)
-FROM turn_usage WHERE {_SINCE} GROUP BY 1 ORDER BY 2 DESC, 1
+FROM turn_usage WHERE {_SINCE} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 1000
 """  # noqa: S608
 ERRORS = f"""
 SELECT error_code, count(*) FROM turn_usage WHERE {_SINCE} AND error_code IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1

@@ -51,6 +51,8 @@ class ResponseWriter(EventFold):
         self._calls: dict[str, tuple[e.ToolCallStarted, JsonObject | None]] = {}
         self._approvals: dict[str, str] = {}
         self._item_count = 0
+        self._taken_count = 0
+        self._has_output = False
 
     @property
     def has_begun(self) -> bool:
@@ -59,7 +61,7 @@ class ResponseWriter(EventFold):
 
     @property
     def has_output(self) -> bool:
-        return any(item["type"] != "mcp_list_tools" for item in self._output)
+        return self._has_output
 
     @property
     def has_ended(self) -> bool:
@@ -100,6 +102,22 @@ class ResponseWriter(EventFold):
             response["conversation"] = {"id": format_conversation_id(self._conversation_id)}
         response["usage"] = _build_usage(self._usage) if self.has_ended else None
         return response
+
+    def take_finished_items(self) -> list[JsonObject]:
+        """Remove and return the first items that will not change, so that long responses need little memory."""
+        count = 0
+        for item in self._output:
+            if item is self._open or item.get("status") == "in_progress":
+                break
+            count += 1
+        taken = self._output[:count]
+        del self._output[:count]
+        self._taken_count += count
+        ids = {item["id"] for item in taken}
+        self._calls = {
+            key: (call, item) for key, (call, item) in self._calls.items() if not item or item["id"] not in ids
+        }
+        return taken
 
     def apply(self, event: e.Event) -> bool:
         """Apply the turn's next event; return whether the response has ended."""
@@ -216,7 +234,8 @@ class ResponseWriter(EventFold):
         """Add an item to the output; return the event for it."""
         self._output.append(item)
         self._steps[item["id"]] = step
-        return self._new_event("response.output_item.added", output_index=len(self._output) - 1, item=dict(item))
+        self._has_output |= item["type"] != "mcp_list_tools"
+        return self._new_event("response.output_item.added", output_index=self._get_output_index(item), item=dict(item))
 
     def _finish_item(self, item: JsonObject) -> JsonObject:
         return self._new_event("response.output_item.done", output_index=self._get_output_index(item), item=dict(item))
@@ -227,7 +246,7 @@ class ResponseWriter(EventFold):
         )
 
     def _get_output_index(self, item: JsonObject) -> int:
-        return next(index for index, other in enumerate(self._output) if other is item)
+        return self._taken_count + next(index for index, other in enumerate(self._output) if other is item)
 
     def _new_id(self, prefix: str) -> str:
         self._item_count += 1

@@ -9,15 +9,18 @@ from collections.abc import AsyncGenerator, Iterable
 
 import msgspec
 
+from gateway.common.pages import split_bytes
 from gateway.store.database import Database
+from gateway.store.lists.byte_pages import build_page_query
 
 NO_HASH = "0" * 64
 """The hash before the first entry."""
-_PAGE_ROWS = 500
-_PAGE = """
-SELECT entries.seq, entries.hash, audit_log_entry(entries) FROM audit_log AS entries
-WHERE entries.seq > :after AND entries.seq <= :until ORDER BY entries.seq LIMIT :limit
-"""
+_PAGE = build_page_query(
+    "audit_log",
+    listed="SELECT ctid FROM audit_log WHERE seq > :after AND seq <= :until ORDER BY seq",
+    size="octet_length(t.detail::text)",
+    columns="t.seq, t.hash, audit_log_entry(t)",
+)
 
 
 class ChainBroken(Exception):
@@ -52,7 +55,7 @@ class AuditChain:
         self._database = database
 
     async def export_lines(self, after: int = 0) -> AsyncGenerator[bytes]:
-        """Yield the entries after number `after`, in pages of lines.
+        """Yield the lines of the entries after number `after`, in pieces.
 
         Entries that are written meanwhile are left out.
         """
@@ -61,12 +64,12 @@ class AuditChain:
         if after > 0:
             rows = await self._database.fetch_rows("SELECT hash FROM audit_log WHERE seq = :after", after=after)
             previous = str(rows[0][0]) if rows else NO_HASH
-        while rows := await self._database.fetch_rows(_PAGE, after=after, until=until, limit=_PAGE_ROWS):
-            lines: list[str] = []
-            for seq, entry_hash, entry in rows:
-                lines.append(f'{{"previous":"{previous}","hash":"{entry_hash}","entry":{entry}}}\n')
+        while rows := await self._database.fetch_rows(_PAGE, after=after, until=until):
+            for _, seq, entry_hash, entry in rows:
+                line = f'{{"previous":"{previous}","hash":"{entry_hash}","entry":{entry}}}\n'.encode()
                 after, previous = seq, entry_hash
-            yield "".join(lines).encode()
+                for piece in split_bytes(line):
+                    yield piece
 
 
 class ChainVerifier:

@@ -8,8 +8,10 @@ from uuid import UUID
 from sqlmodel import text
 
 from gateway.common.logging import get_logger
+from gateway.common.pages import split_bytes
 from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import StorageUnavailable
+from gateway.store.admin.user_export import EXPORTS, export_rows
 from gateway.store.api_keys import notify_key_change
 from gateway.store.audit import make_audit_entry
 from gateway.store.bus import CHANNEL, NOTIFY, encode_message
@@ -26,31 +28,6 @@ _BATCH = 500
 _BATCH_SECONDS = 60.0
 _MAX_PASSES = 3
 _PRUNE_SECONDS = 3600.0
-EXPORTED: dict[str, str] = {
-    "conversations": "SELECT to_jsonb(t) FROM conversations AS t WHERE owner = :user ORDER BY id",
-    "turns": "SELECT to_jsonb(t) - '{search,has_terms}'::text[] FROM turns AS t WHERE owner = :user ORDER BY id",
-    "turn_events": "SELECT to_jsonb(t) FROM turn_events AS t JOIN turns ON turns.id = t.turn_id"
-    " WHERE owner = :user ORDER BY turn_id, first_seq",
-    "tool_calls": "SELECT to_jsonb(t) FROM tool_calls AS t JOIN turns ON turns.id = t.turn_id"
-    " WHERE owner = :user ORDER BY turn_id, call_id",
-    "turn_inputs": "SELECT to_jsonb(t) FROM turn_inputs AS t JOIN turns ON turns.id = t.turn_id"
-    " WHERE owner = :user ORDER BY t.id",
-    "turn_feedback": "SELECT to_jsonb(t) FROM turn_feedback AS t WHERE owner = :user ORDER BY turn_id",
-    "turn_usage": "SELECT to_jsonb(t) FROM turn_usage AS t WHERE owner = :user ORDER BY turn_id",
-    "budget_holds": "SELECT to_jsonb(t) FROM budget_holds AS t WHERE owner = :user ORDER BY turn_id",
-    "cached_responses": "SELECT to_jsonb(t) - 'key' FROM cached_responses AS t WHERE owner = :user ORDER BY key",
-    "api_keys": "SELECT to_jsonb(t) - 'hash' FROM api_keys AS t WHERE owner = :user ORDER BY id",
-    "oauth_grants": "SELECT to_jsonb(t) - 'sealed' FROM oauth_grants AS t WHERE owner = :user ORDER BY server, url",
-    "oauth_logins": "SELECT login - 'challenge' FROM oauth_logins WHERE login->>'owner' = :user ORDER BY ticket",
-    "audit_log": "SELECT to_jsonb(t) FROM audit_log AS t WHERE actor = :user ORDER BY seq",
-    "tools.tasks": "SELECT to_jsonb(t) FROM tools.tasks AS t WHERE user_id = :user ORDER BY id",
-    "tools.task_calls": "SELECT to_jsonb(t) - 'fingerprint' FROM tools.task_calls AS t"
-    " WHERE user_id = :user ORDER BY key",
-}
-"""Query of each table with data of users.
-
-Secrets and hashes are left out.
-"""
 _REVOKE_KEYS = """
 UPDATE api_keys SET owner = :erased, name = '', revoked_at = coalesce(revoked_at, now()) WHERE owner = :user
 """
@@ -96,20 +73,18 @@ class UserDataStore:
         self._database = database
 
     async def export_lines(self, user: str, *, by: str) -> AsyncGenerator[bytes]:
-        """Yield a JSON line for each row of a user.
+        """Yield a JSON line for each row of a user, in pieces.
 
         It has the name of the table, and the row.
         """
         async with self._database.session() as session:
             session.add(make_audit_entry(by, "user.export", f"user {user}", {}))
-        for table, query in EXPORTED.items():
-            if not await self._has_table(table):
-                continue
-            offset = 0
-            page = f"SELECT exported.row::text FROM ({query}) AS exported (row) LIMIT :batch OFFSET :offset"  # noqa: S608
-            while rows := await self._database.fetch_rows(page, user=user, batch=_BATCH, offset=offset):
-                yield "".join(f'{{"table":"{table}","row":{row}}}\n' for (row,) in rows).encode()
-                offset += len(rows)
+        for export in EXPORTS:
+            if await self._has_table(export.table):
+                async for row in export_rows(self._database, export, user):
+                    line = f'{{"table":"{export.table}","row":{row}}}\n'.encode()
+                    for piece in split_bytes(line):
+                        yield piece
 
     async def revoke_keys(self, user: str) -> int:
         """Revoke a user's keys, and remove the user's name from them."""

@@ -4,6 +4,9 @@ from collections.abc import Iterable
 from typing import Literal
 from uuid import UUID
 
+import msgspec
+
+from gateway.common.pages import MAX_PAGE_BYTES
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject
 
@@ -29,6 +32,8 @@ def build_items(turn_id: UUID, messages: Iterable[JsonObject]) -> list[JsonObjec
 def build_item_page(items: list[JsonObject], *, limit: int, order: ItemOrder, after: str | None) -> JsonObject:
     """Build a page of items, which are given oldest first.
 
+    A page ends at `limit`, or by its bytes.
+
     Raises:
         InvalidRequest: no item has the id `after`.
     """
@@ -38,9 +43,15 @@ def build_item_page(items: list[JsonObject], *, limit: int, order: ItemOrder, af
         start = next((n for n, item in enumerate(ordered, 1) if item["id"] == after), 0)
         if not start:
             raise InvalidRequest(f"after: the list has no item {after[:80]!r}.", param="after")
-    data = ordered[start : start + limit]
+    data: list[JsonObject] = []
+    size = 0
+    for item in ordered[start : start + limit]:
+        if size >= MAX_PAGE_BYTES:
+            break
+        data.append(item)
+        size += len(msgspec.json.encode(item))
     bounds = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": data, "has_more": start + limit < len(ordered), **bounds}
+    return {"object": "list", "data": data, "has_more": start + len(data) < len(ordered), **bounds}
 
 
 def _to_parts(message: JsonObject) -> list[JsonObject]:

@@ -248,7 +248,7 @@ async def test_sign_in_restarted_on_another_worker_replaces_the_first(serve: Ser
                 _, consent = await browser.open("POST", second_worker_url, follow=False)
             status, page = await browser.open("GET", consent)
             assert (status, "Signed in" in page) == (200, True), page
-            assert await second.state.audit.list_entries(action="login.failed", limit=5) == []
+            assert (await second.state.audit.list_entries(action="login.failed", limit=5)).items == []
 
 
 async def test_tokens_are_encrypted_in_the_database(
@@ -272,7 +272,7 @@ async def test_sign_out_requires_a_new_sign_in(serve: Serve) -> None:
             await gateway.state.toolbox.sign_in.sign_out("vault", ADA)
         assert isinstance(await call_protected_tool(gateway, ADA), PendingInput)
         audit_entries = [
-            (row.actor, row.action, row.subject) for row in await gateway.state.audit.list_entries(limit=9)
+            (row.actor, row.action, row.subject) for row in (await gateway.state.audit.list_entries(limit=9)).items
         ]
         assert audit_entries == [("ada", "login.forgotten", "server vault"), ("ada", "login.granted", "server vault")]
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 
 from gateway.api.deps import ApiKeysDep, PrincipalDep
 from gateway.api.http.errors import ErrorBody
+from gateway.api.http.json_lists import build_list_response
 from gateway.api.security.permissions import MANAGE_KEYS, require_permission, role_at_most
 from gateway.domain.errors import Forbidden, InvalidRequest
 from gateway.domain.messages import Area, Budget, JsonObject, KeyLimits, Principal, UserRole
@@ -22,14 +23,16 @@ _NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "descriptio
 _GLOB_CHARACTERS = frozenset("*?[")
 
 
-@router.get("", summary="List your keys")
-async def list_keys(principal: PrincipalDep, keys: ApiKeysDep) -> KeyList:
+@router.get("", summary="List your keys", response_model=KeyList)
+async def list_keys(principal: PrincipalDep, keys: ApiKeysDep) -> Response:
     """Your keys, or all keys for an admin, newest first.
 
     The list includes revoked keys. It does not show secrets.
     """
-    rows = await keys.list_keys(_owner_filter(principal))
-    return KeyList(keys=[KeyView.model_validate(row, from_attributes=True) for row in rows])
+    rows = keys.iterate_keys(_owner_filter(principal))
+    return await build_list_response(
+        {"keys": (KeyView.model_validate(row, from_attributes=True) async for row in rows)}
+    )
 
 
 @router.post("", summary="Create a key", status_code=201)

@@ -60,9 +60,9 @@ async def list_audit(
 
     A database trigger rejects changes and deletions.
     """
-    rows = await audit_log.list_entries(limit=limit, before=before, actor=actor, action=action)
-    views = [AuditView.model_validate(row, from_attributes=True) for row in rows]
-    return AuditList(items=views, next=views[-1].id if len(views) == limit else None)
+    page = await audit_log.list_entries(limit=limit, before=before, actor=actor, action=action)
+    views = [AuditView.model_validate(row, from_attributes=True) for row in page.items]
+    return AuditList(items=views, next=views[-1].id if page.has_more else None)
 
 
 @router.get(

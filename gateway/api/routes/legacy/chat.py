@@ -3,14 +3,16 @@
 from functools import partial
 from typing import Annotated, Literal
 
+import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from gateway.api.deps import ConversationsDep, PrincipalDep, TurnServiceDep
+from gateway.api.deps import ConversationsDep, PrincipalDep, TurnContentsDep, TurnServiceDep
+from gateway.api.http.json_lists import build_list_response
 from gateway.api.routes.native.conversations import cancel_and_delete
 from gateway.api.turn_responses import start_native_turn, stream_turn, wait_for_turn
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Principal
-from gateway.store.models import Turn
+from gateway.store.lists.turn_contents import TurnContent
 from gateway.wire.legacy import (
     LegacyChatRequest,
     LegacyChatResponse,
@@ -63,15 +65,21 @@ async def stream_prompts(body: LegacyChatStreamRequest, request: Request, princi
     return stream_turn(turn, request, partial(stream_legacy_frames, stored=body.is_saved))
 
 
-@router.get("/api/conversations/{conversation_id}", summary="Get the messages of a conversation")
+@router.get(
+    "/api/conversations/{conversation_id}",
+    summary="Get the messages of a conversation",
+    response_model=LegacyConversation,
+)
 async def get_conversation(
-    conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep
-) -> LegacyConversation:
+    conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep, contents: TurnContentsDep
+) -> Response:
     """The prompts and answers of a conversation, oldest first."""
     conversation = await conversations.get_conversation(conversation_id, principal)
-    turns = await conversations.list_turns(conversation.id)
-    messages = [message for turn in turns for message in _to_messages(turn)]
-    return LegacyConversation(conversation_id=conversation.external_id or str(conversation.id), messages=messages)
+    nodes = await contents.list_nodes(conversation.id)
+    turns = contents.iterate_turns([node.id for node in nodes])
+    messages = (message async for turn in turns for message in _to_messages(turn))
+    head = msgspec.json.encode({"conversation_id": conversation.external_id or str(conversation.id)})
+    return await build_list_response({"messages": messages}, head=head)
 
 
 @router.delete("/api/conversations/{conversation_id}", summary="Delete a conversation")
@@ -110,7 +118,7 @@ def _as_user(user_id: str, principal: Principal) -> Principal:
     return principal
 
 
-def _to_messages(turn: Turn) -> list[LegacyMessage]:
+def _to_messages(turn: TurnContent) -> list[LegacyMessage]:
     messages = [LegacyMessage(role="user", content=turn.prompt)]
     if turn.response:
         messages.append(LegacyMessage(role="assistant", content=turn.response))

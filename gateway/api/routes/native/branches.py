@@ -106,15 +106,9 @@ async def _load_side(turn_id: UUID, principal: Principal, turns: TurnStore) -> t
 
     Without a journal, its row and its calls have the main events.
     """
-    turn = await turns.get_turn(turn_id, principal)
-    summary, last = TurnSummary(), 0
-    while entries := await turns.load_events(turn_id, last):
-        for entry in entries:
-            summary.apply(entry.event)
-        last = entries[-1].seq
-    if not last and turn.store and turn.completed_at is not None:
-        for event in await turns.rebuild_events(turn):
-            summary.apply(event)
+    turn, summary = await turns.get_turn(turn_id, principal), TurnSummary()
+    async for event in turns.iterate_events(turn):
+        summary.apply(event)
     return ComparableTurn.model_validate(turn), summary
 
 

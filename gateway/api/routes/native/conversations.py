@@ -1,19 +1,23 @@
 """`/api/v1/conversations`: list, get, export, rename and delete conversations."""
 
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from gateway.agent.service import TurnService
-from gateway.api.deps import ConversationsDep, PrincipalDep, TurnServiceDep
+from gateway.api.deps import ConversationsDep, PrincipalDep, TurnContentsDep, TurnServiceDep
 from gateway.api.http.errors import ErrorBody
+from gateway.api.http.json_lists import build_list_response
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject, Principal
-from gateway.store.conversations import ConversationStore, is_followed
-from gateway.store.models import Conversation, Turn
+from gateway.store.conversations import ConversationStore
+from gateway.store.lists.turn_contents import TurnContent, TurnContentStore, TurnNode
+from gateway.store.models import Conversation
 from gateway.wire.request_model import RequestModel
 
 router = APIRouter(prefix="/api/v1/conversations", tags=["conversations"])
@@ -97,29 +101,35 @@ async def list_conversations(
     return ConversationList(conversations=views, next=views[-1].id if len(views) == limit else None)
 
 
-@router.get("/{conversation_id}", summary="Get a conversation", responses=_NOT_FOUND)
+@router.get("/{conversation_id}", summary="Get a conversation", responses=_NOT_FOUND, response_model=ConversationDetail)
 async def get_conversation(
     conversation_id: str,
     principal: PrincipalDep,
     conversations: ConversationsDep,
+    contents: TurnContentsDep,
     branch: Annotated[UUID | None, Query(description="Last turn of the branch whose messages are wanted.")] = None,
-) -> ConversationDetail:
+) -> Response:
     """The conversation with all of its turns, which are a tree.
 
     The messages are those of the newest branch, or of the one that ends with the turn `branch`.
     """
     conversation = await conversations.get_conversation(conversation_id, principal)
-    return await _build_detail(conversation, conversations, branch)
+    return await _build_detail(conversation, contents, branch=branch)
 
 
-@router.get("/{conversation_id}/export", summary="Download a conversation", responses=_NOT_FOUND)
+@router.get(
+    "/{conversation_id}/export",
+    summary="Download a conversation",
+    responses=_NOT_FOUND,
+    response_model=ConversationDetail,
+)
 async def export_conversation(
-    conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep, response: Response
-) -> ConversationDetail:
+    conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep, contents: TurnContentsDep
+) -> Response:
     """The conversation with its turns and messages, as a JSON file."""
     conversation = await conversations.get_conversation(conversation_id, principal)
-    response.headers["Content-Disposition"] = f'attachment; filename="conversation-{conversation.id}.json"'
-    return await _build_detail(conversation, conversations)
+    headers = {"Content-Disposition": f'attachment; filename="conversation-{conversation.id}.json"'}
+    return await _build_detail(conversation, contents, headers=headers)
 
 
 @router.patch("/{conversation_id}", summary="Rename a conversation", responses=_NOT_FOUND)
@@ -156,39 +166,48 @@ async def cancel_and_delete(
 
 
 async def _build_detail(
-    conversation: Conversation, conversations: ConversationStore, branch: UUID | None = None
-) -> ConversationDetail:
-    turns = await conversations.list_turns(conversation.id)
+    conversation: Conversation,
+    contents: TurnContentStore,
+    *,
+    branch: UUID | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Build a `ConversationDetail`, whose turns are read as the client reads them."""
+    nodes = await contents.list_nodes(conversation.id)
+    head = _find_head(nodes, branch)
     view = ConversationView.model_validate(conversation, from_attributes=True)
-    head = _find_head(turns, branch)
-    return ConversationDetail(
-        **view.model_dump(),
-        head_id=head.id if head is not None else None,
-        turns=[ConversationTurn.model_validate(turn, from_attributes=True) for turn in turns],
-        messages=[message for turn in _select_branch(turns, head) for message in turn.messages],
-    )
+    fields = msgspec.json.encode(view.model_dump() | {"head_id": head.id if head is not None else None})
+    turns = contents.iterate_turns([node.id for node in nodes])
+    messages = _iterate_messages(contents.iterate_turns(_select_branch(nodes, head)))
+    return await build_list_response({"turns": turns, "messages": messages}, head=fields, headers=headers)
 
 
-def _find_head(turns: list[Turn], branch: UUID | None) -> Turn | None:
+async def _iterate_messages(turns: AsyncIterator[TurnContent]) -> AsyncIterator[msgspec.Raw]:
+    async for turn in turns:
+        for message in msgspec.json.decode(turn.messages, type=list[msgspec.Raw]):
+            yield message
+
+
+def _find_head(nodes: list[TurnNode], branch: UUID | None) -> TurnNode | None:
     """Return the turn `branch`, or the one that the next request follows.
 
     Raises:
         NotFound: the conversation has no turn `branch`.
     """
     if branch is None:
-        return next((turn for turn in reversed(turns) if is_followed(turn)), None)
-    head = next((turn for turn in turns if turn.id == branch), None)
+        return next((node for node in reversed(nodes) if node.is_followed), None)
+    head = next((node for node in nodes if node.id == branch), None)
     if head is None:
         raise NotFound(f"The conversation has no turn {str(branch)!r}.", param="branch")
     return head
 
 
-def _select_branch(turns: list[Turn], head: Turn | None) -> list[Turn]:
+def _select_branch(nodes: list[TurnNode], head: TurnNode | None) -> list[UUID]:
     """Return a turn and its ancestors, oldest first."""
-    turns_by_id = {turn.id: turn for turn in turns}
-    branch: list[Turn] = []
-    turn = head
-    while turn is not None:
-        branch.append(turn)
-        turn = turns_by_id.get(turn.parent_id) if turn.parent_id else None
+    nodes_by_id = {node.id: node for node in nodes}
+    branch: list[UUID] = []
+    node = head
+    while node is not None:
+        branch.append(node.id)
+        node = nodes_by_id.get(node.parent_id) if node.parent_id else None
     return branch[::-1]

@@ -5,12 +5,12 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel
 
 from gateway.api.deps import HistoryDep, PrincipalDep, TurnsDep
+from gateway.api.http.json_lists import build_list_response
 from gateway.domain.errors import InvalidRequest
-from gateway.store.history import SearchHit
 from gateway.wire.search_language import normalize_search_language
 
 router = APIRouter(tags=["history"])
@@ -29,6 +29,7 @@ Language = Annotated[
     ),
     AfterValidator(normalize_search_language),
 ]
+_NO_CURSOR = b'{"next":null,"total":null}'
 WithTotal = Annotated[bool, Query(description="Add the total number of turns to the response.")]
 
 
@@ -85,17 +86,18 @@ async def list_history(
     total: WithTotal = False,
 ) -> HistoryPage:
     """The newest turns first."""
-    turns = await history.list_turns(principal, limit=limit, before=before)
-    items = [HistoryItem.model_validate(turn, from_attributes=True) for turn in turns]
+    page = await history.list_turns(principal, limit=limit, before=before)
+    items = [HistoryItem.model_validate(turn, from_attributes=True) for turn in page.items]
     turn_count = await history.count_turns(principal) if total else None
-    return HistoryPage(items=items, next=items[-1].id if len(items) == limit else None, total=turn_count)
+    return HistoryPage(items=items, next=items[-1].id if page.has_more else None, total=turn_count)
 
 
-@router.get("/history", summary="List your turns by offset")
-async def list_logs(principal: PrincipalDep, history: HistoryDep, limit: Limit = 50, offset: Offset = 0) -> HistoryPage:
+@router.get("/history", summary="List your turns by offset", response_model=HistoryPage)
+async def list_logs(principal: PrincipalDep, history: HistoryDep, limit: Limit = 50, offset: Offset = 0) -> Response:
     """The newest turns first. Legacy route: new clients use `/api/v1/history`."""
-    turns = await history.list_turns(principal, limit=limit, offset=offset)
-    return HistoryPage(items=[HistoryItem.model_validate(turn, from_attributes=True) for turn in turns])
+    turns = history.iterate_turns(principal, limit=limit, offset=offset)
+    items = (HistoryItem.model_validate(turn, from_attributes=True) async for turn in turns)
+    return await build_list_response({"items": items}, head=_NO_CURSOR)
 
 
 @router.get("/history/{turn_id}", summary="Get a turn of the history")
@@ -118,13 +120,14 @@ async def search(
 
     The newest 500 matching turns are ranked, best first.
     """
-    hits = await history.search_turns(principal, query, lang=lang, limit=limit, after=_parse_cursor(before))
+    page = await history.search_turns(principal, query, lang=lang, limit=limit, after=_parse_cursor(before))
     match_count = await history.count_matches(principal, query, lang=lang) if total else None
-    next_cursor = f"{hits[-1].rank!r}_{hits[-1].id}" if len(hits) == limit else None
-    return SearchPage(items=_to_views(hits), next=next_cursor, total=match_count)
+    next_cursor = f"{page.items[-1].rank!r}_{page.items[-1].id}" if page.has_more else None
+    items = [SearchHitView.model_validate(hit, from_attributes=True) for hit in page.items]
+    return SearchPage(items=items, next=next_cursor, total=match_count)
 
 
-@router.get("/search", summary="Search your turns by offset")
+@router.get("/search", summary="Search your turns by offset", response_model=SearchPage)
 async def search_logs(
     principal: PrincipalDep,
     history: HistoryDep,
@@ -132,15 +135,11 @@ async def search_logs(
     lang: Language = "simple",
     limit: Limit = 20,
     offset: Offset = 0,
-) -> SearchPage:
+) -> Response:
     """Full-text search in prompts and responses. Legacy route: new clients use `/api/v1/search`."""
-    return SearchPage(
-        items=_to_views(await history.search_turns(principal, query, lang=lang, limit=limit, offset=offset))
-    )
-
-
-def _to_views(hits: list[SearchHit]) -> list[SearchHitView]:
-    return [SearchHitView.model_validate(hit, from_attributes=True) for hit in hits]
+    hits = history.iterate_hits(principal, query, lang=lang, limit=limit, offset=offset)
+    items = (SearchHitView.model_validate(hit, from_attributes=True) async for hit in hits)
+    return await build_list_response({"items": items}, head=_NO_CURSOR)
 
 
 def _parse_cursor(cursor: str | None) -> tuple[float, UUID] | None:

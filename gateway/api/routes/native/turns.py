@@ -1,18 +1,20 @@
 """`/api/v1/turns`: get, follow, answer, cancel and rate turns, on any worker."""
 
+from collections.abc import AsyncIterator
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Literal
 from uuid import UUID
 
-import msgspec
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from gateway.api.deps import PrincipalDep, QuestionsDep, TurnsDep, TurnServiceDep, UsageDep
+from gateway.api.deps import PrincipalDep, QuestionsDep, TurnContentsDep, TurnsDep, TurnServiceDep, UsageDep
 from gateway.api.http.errors import ErrorBody
+from gateway.api.http.json_lists import build_list_response
 from gateway.api.turn_responses import stream_turn
 from gateway.domain.messages import Answer, JsonObject, Principal
+from gateway.store.lists.turn_contents import TurnContentStore
 from gateway.store.questions import QuestionStore
 from gateway.store.turns import TurnStore
 from gateway.wire.native import stream_events
@@ -86,10 +88,38 @@ class TurnView(BaseModel):
     inputs: list[InputView] = []
 
 
-@router.get("/{turn_id}", summary="Get a turn", responses=_NOT_FOUND)
-async def get_turn(turn_id: UUID, principal: PrincipalDep, turns: TurnsDep, questions: QuestionsDep) -> TurnView:
+class _TurnViewBuilder:
+    """Builds responses of a turn, whose calls and questions are read as the client reads them."""
+
+    def __init__(self, turns: TurnStore, contents: TurnContentStore, questions: QuestionStore) -> None:
+        self._turns = turns
+        self._contents = contents
+        self._questions = questions
+
+    async def build_response(self, turn_id: UUID, principal: Principal) -> Response:
+        turn = TurnView.model_validate(await self._turns.get_turn(turn_id, principal), from_attributes=True)
+        head = turn.model_dump_json(exclude={"tool_calls", "inputs"}).encode()
+        lists = {"tool_calls": self._contents.iterate_calls(turn_id), "inputs": self._iterate_inputs(turn_id)}
+        return await build_list_response(lists, head=head)
+
+    async def _iterate_inputs(self, turn_id: UUID) -> AsyncIterator[JsonObject]:
+        async for stored in self._questions.iterate_for_turn(turn_id):
+            yield {"id": stored.id, "call_id": stored.call_id, "question": stored.question, "answer": stored.answer}
+
+
+async def _resolve_view_builder(
+    turns: TurnsDep, contents: TurnContentsDep, questions: QuestionsDep
+) -> _TurnViewBuilder:
+    return _TurnViewBuilder(turns, contents, questions)
+
+
+TurnViewDep = Annotated[_TurnViewBuilder, Depends(_resolve_view_builder)]
+
+
+@router.get("/{turn_id}", summary="Get a turn", responses=_NOT_FOUND, response_model=TurnView)
+async def get_turn(turn_id: UUID, principal: PrincipalDep, view: TurnViewDep) -> Response:
     """The turn with its messages, tool calls and questions."""
-    return await _build_view(turn_id, principal, turns, questions)
+    return await view.build_response(turn_id, principal)
 
 
 @router.get(
@@ -131,6 +161,7 @@ class AnswerBody(BaseModel):
 @router.post(
     "/{turn_id}/input",
     summary="Answer a turn's question",
+    response_model=TurnView,
     responses={
         **_NOT_FOUND,
         409: {"model": ErrorBody, "description": "The question was already answered, or has expired"},
@@ -141,9 +172,8 @@ async def answer_input(
     body: AnswerBody,
     principal: PrincipalDep,
     service: TurnServiceDep,
-    turns: TurnsDep,
-    questions: QuestionsDep,
-) -> TurnView:
+    view: TurnViewDep,
+) -> Response:
     """Answer, decline or cancel a turn's question or approval request.
 
     The turn continues on any worker: follow `/events` after the last event that you received. To approve a tool call
@@ -152,19 +182,17 @@ async def answer_input(
     turn = await service.get_turn(turn_id, principal)
     content = body.content if body.action == "accept" else None
     await service.answer_question(turn, body.input_id, Answer(body.action, content, by=principal.user))
-    return await _build_view(turn_id, principal, turns, questions)
+    return await view.build_response(turn_id, principal)
 
 
-@router.post("/{turn_id}/cancel", summary="Cancel a turn", responses=_NOT_FOUND)
-async def cancel_turn(
-    turn_id: UUID, principal: PrincipalDep, service: TurnServiceDep, turns: TurnsDep, questions: QuestionsDep
-) -> TurnView:
+@router.post("/{turn_id}/cancel", summary="Cancel a turn", responses=_NOT_FOUND, response_model=TurnView)
+async def cancel_turn(turn_id: UUID, principal: PrincipalDep, service: TurnServiceDep, view: TurnViewDep) -> Response:
     """Cancel the model call and the tool calls of a turn.
 
     The text so far is stored. A turn that has ended does not change.
     """
     await service.cancel_turn(await service.get_turn(turn_id, principal))
-    return await _build_view(turn_id, principal, turns, questions)
+    return await view.build_response(turn_id, principal)
 
 
 class FeedbackBody(RequestModel):
@@ -195,20 +223,3 @@ async def rate_turn(
     comment = body.comment.replace("\x00", "\ufffd") if body.comment and turn.store else None
     at = await usage.save_rating(turn_id, turn.owner, body.rating, comment)
     return FeedbackView(turn_id=turn_id, rating=body.rating, comment=comment, at=at)
-
-
-async def _build_view(turn_id: UUID, principal: Principal, turns: TurnStore, questions: QuestionStore) -> TurnView:
-    turn = await turns.get_turn(turn_id, principal)
-    view = TurnView.model_validate(turn, from_attributes=True)
-    calls = await turns.list_tool_calls(turn_id)
-    view.tool_calls = [ToolCallView.model_validate(call, from_attributes=True) for call in calls]
-    view.inputs = [
-        InputView(
-            id=stored.id,
-            call_id=stored.call_id,
-            question=msgspec.to_builtins(stored.question),
-            answer=msgspec.to_builtins(stored.answer),
-        )
-        for stored in await questions.list_for_turn(turn_id)
-    ]
-    return view

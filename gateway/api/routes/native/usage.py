@@ -2,18 +2,21 @@
 
 import csv
 import io
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Literal, cast, get_args
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, Field
 
 from gateway.api.deps import PrincipalDep, UsageReportsDep
 from gateway.api.http.errors import ErrorBody
+from gateway.api.http.json_lists import build_list_response, build_response, iterate
 from gateway.domain.errors import Forbidden, InvalidRequest
 from gateway.domain.messages import JsonObject, Principal
-from gateway.store.usage_report import GroupKey
+from gateway.store.usage_report import GroupKey, UsageStats
 
 router = APIRouter(prefix="/api/v1/usage", tags=["usage"])
 
@@ -108,7 +111,7 @@ async def get_usage(
         Literal["json", "csv"] | None, Query(description="Default: json.")
     ] = None,
     accept: Annotated[str, Header(description="`text/csv` selects CSV if `format` is omitted.")] = "",
-) -> UsageTable | Response:
+) -> Response:
     """Sum tokens, times and cost of turns that have ended.
 
     The sums cover your turns, or all users' turns for an admin. Default: the last 30 days, by day. With `format=csv` or
@@ -117,20 +120,24 @@ async def get_usage(
     groups = _parse_groups(group_by)
     start, end = _parse_range(since, until)
     rows, total = await reports.aggregate(groups, start, end, owner=_resolve_owner(principal, user))
-    table = UsageTable(
-        since=start,
-        until=end,
-        group_by=groups,
-        rows=[
-            UsageRow(**group, **UsageSum.model_validate(sums, from_attributes=True).model_dump())
-            for group, sums in rows[: reports.max_groups]
-        ],
-        total=UsageSum.model_validate(total, from_attributes=True),
-        truncated=len(rows) > reports.max_groups,
+    is_csv = format == "csv" or (format is None and "text/csv" in accept)
+    if is_csv:
+        filename = f"usage-{start:%Y-%m-%d}-{end:%Y-%m-%d}.csv"
+        headers = {"Content-Disposition": f'attachment; filename="{filename}"'}
+        lines = iterate(_write_csv(groups, rows[: reports.max_groups]))
+        return await build_response(lines, headers=headers, media_type="text/csv; charset=utf-8")
+    head = {"from": start, "to": end, "group_by": groups}
+    truncated = len(rows) > reports.max_groups
+    tail = b'{"total":%s,"truncated":%s}' % (
+        _to_sum(total).model_dump_json().encode(),
+        b"true" if truncated else b"false",
     )
-    if format == "csv" or (format is None and "text/csv" in accept):
-        return _to_csv_response(table)
-    return table
+    items = iterate(group | _to_sum(sums).model_dump() for group, sums in rows[: reports.max_groups])
+    return await build_list_response({"rows": items}, head=msgspec.json.encode(head), tail=lambda: tail)
+
+
+def _to_sum(stats: UsageStats) -> UsageSum:
+    return UsageSum.model_validate(stats, from_attributes=True)
 
 
 def _resolve_owner(principal: Principal, user: str | None) -> str | None:
@@ -183,16 +190,19 @@ def _to_midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
-def _to_csv_response(table: UsageTable) -> Response:
+def _write_csv(groups: list[GroupKey], rows: list[tuple[dict[GroupKey, object], UsageStats]]) -> Iterator[bytes]:
     """Write a header line and a line per group."""
-    columns = [*table.group_by, *UsageSum.model_fields]
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(columns)
-    writer.writerows([_escape_formula(getattr(row, column)) for column in columns] for row in table.rows)
-    filename = f"usage-{table.since:%Y-%m-%d}-{table.until:%Y-%m-%d}.csv"
-    headers = {"Content-Disposition": f'attachment; filename="{filename}"'}
-    return Response(out.getvalue(), headers=headers, media_type="text/csv; charset=utf-8")
+    yield _write_csv_line([*groups, *UsageSum.model_fields])
+    for group, stats in rows:
+        sums = _to_sum(stats)
+        values = [*group.values(), *(getattr(sums, column) for column in UsageSum.model_fields)]
+        yield _write_csv_line([_escape_formula(value) for value in values])
+
+
+def _write_csv_line(values: list[object]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line).writerow(values)
+    return line.getvalue().encode()
 
 
 def _escape_formula(value: object) -> object:

@@ -1,9 +1,9 @@
 """`/v1/responses`: OpenAI's Responses API, implemented with turns."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated
 from uuid import UUID
 
 import msgspec
@@ -20,6 +20,7 @@ from gateway.api.deps import (
     get_turn_store,
     run_until_disconnect,
 )
+from gateway.api.http.json_lists import build_list_response
 from gateway.api.turn_responses import (
     IdempotencyKey,
     list_model_tools,
@@ -30,7 +31,7 @@ from gateway.api.turn_responses import (
 )
 from gateway.domain.conversation_ids import is_new_conversation
 from gateway.domain.errors import InvalidRequest, NotFound, PreviousResponseNotFound
-from gateway.domain.events import Event
+from gateway.domain.events import StepCompleted
 from gateway.domain.messages import Answer, JsonObject, Message, TurnRequest
 from gateway.store.conversations import is_followed
 from gateway.wire.openai.item_lists import ItemOrder, build_item_page, build_items
@@ -136,7 +137,7 @@ async def get_response(
     turn, writer = await _find_response(response_id, request)
     if stream_:
         return stream_turn(turn, request, partial(stream_response, writer=writer, after=starting_after))
-    return JSONResponse(await _build_current(turn, writer, request))
+    return await _build_current(turn, writer, request)
 
 
 @router.get("/{response_id}/input_items", summary="List the input items of a response")
@@ -148,7 +149,10 @@ async def list_input_items(
     after: Annotated[str | None, Query(max_length=200, description="Id of the last item of the page before.")] = None,
     _include: Annotated[list[str] | None, Query(alias="include[]", description="Accepted and ignored.")] = None,
 ) -> JsonObject:
-    """The items of the request, newest first, in pages."""
+    """The items of the request, newest first, in pages.
+
+    A page ends after 1 MiB, too; `has_more` is true if others follow.
+    """
     turn, _ = await _find_response(response_id, request)
     stored = await get_turn_store(request).get_turn(turn.id, get_principal(request))
     items = build_items(stored.id, stored.messages[: stored.sent_messages])
@@ -175,7 +179,7 @@ async def cancel_response(response_id: str, request: Request) -> Response:
     """
     turn, writer = await _find_response(response_id, request)
     await get_turn_service(request).cancel_turn(turn)
-    return JSONResponse(await _build_current(turn, writer, request))
+    return await _build_current(turn, writer, request)
 
 
 async def _find_items(references: dict[str, int], request: Request) -> dict[str, JsonObject]:
@@ -190,15 +194,16 @@ async def _find_items(references: dict[str, int], request: Request) -> dict[str,
         message = f"input: references to at most {MAX_REFERENCED_RESPONSES} responses are allowed, not {len(parts)}."
         raise InvalidRequest(message, param="input")
     found: dict[str, JsonObject] = {}
-    states: dict[UUID, tuple[TurnHandle, _TurnState]] = {}  # a turn is read once, also for several of its parts
+    parts_by_turn: dict[UUID, list[int]] = {}
     for turn_id, part in parts:
+        parts_by_turn.setdefault(turn_id, []).append(part)
+    for turn_id, turn_parts in parts_by_turn.items():  # a turn is read once, also for several of its parts
         with suppress(NotFound):
-            if turn_id not in states:
-                turn, _ = await _find_response(format_response_id(turn_id), request)
-                states[turn_id] = turn, await _load_state(turn, request)
-            turn, state = states[turn_id]
-            response = _replay(_create_writer(turn, request, part), state)
-            found |= {item["id"]: item for item in response["output"]}
+            turn, _ = await _find_response(format_response_id(turn_id), request)
+            writers = [_create_writer(turn, request, part) for part in turn_parts]
+            async for item in _iterate_items(turn, writers, request):
+                if item["id"] in references:
+                    found[item["id"]] = item
     for item_id, number in references.items():
         if item_id not in found:
             message = f"input.{number}: the item {item_id!r} was not found; send the item itself."
@@ -251,35 +256,44 @@ async def _wait_for_response(
     return writer
 
 
-class _TurnState(NamedTuple):
-    """Events of a stored turn, and whether it waits for input."""
+async def _build_current(turn: TurnHandle, writer: ResponseWriter, request: Request) -> Response:
+    """Build the response from the journal, else from the stored turn.
 
-    events: Iterable[Event]
-    is_waiting: bool
+    Its items are read as the client reads them.
+    """
+    return await build_list_response(
+        {"output": _iterate_items(turn, [writer], request)}, tail=lambda: _encode_fields(writer)
+    )
 
 
-async def _build_current(turn: TurnHandle, writer: ResponseWriter, request: Request) -> JsonObject:
-    return _replay(writer, await _load_state(turn, request))
+async def _iterate_items(
+    turn: TurnHandle, writers: Sequence[ResponseWriter], request: Request
+) -> AsyncIterator[JsonObject]:
+    """Read the output items of responses of a turn.
 
-
-async def _load_state(turn: TurnHandle, request: Request) -> _TurnState:
-    """Load the events from the journal, else from the stored turn."""
+    Raises:
+        NotFound: the responses were not stored, or have not begun.
+    """
     if not turn.is_stored:
         raise NotFound("This response was not stored.", param="response_id")
-    turns = get_turn_store(request)
-    stored = await turns.get_turn(turn.id, get_principal(request))
-    events = [entry.event for entry in await turns.load_journal(turn.id)]
-    if not events and stored.completed_at is not None:
-        events = await turns.rebuild_events(stored)
-    return _TurnState(events, is_waiting=stored.status == "waiting")
-
-
-def _replay(writer: ResponseWriter, state: _TurnState) -> JsonObject:
-    """Build the response of a writer from the events of its turn."""
-    for event in state.events:
-        writer.write_event(event)
-    if not writer.has_begun:
+    stored = await get_turn_store(request).get_turn(turn.id, get_principal(request))
+    async for event in get_turn_store(request).iterate_events(stored):
+        for writer in writers:
+            writer.write_event(event)
+            if isinstance(event, StepCompleted):  # not each delta
+                for item in writer.take_finished_items():
+                    yield item
+    begun = [writer for writer in writers if writer.has_begun]
+    if not begun:
         raise NotFound("The response was not found.", param="response_id")
-    if not writer.has_ended and state.is_waiting:
-        writer.end_for_input()
-    return writer.build_response()
+    for writer in begun:
+        if not writer.has_ended and stored.status == "waiting":
+            writer.end_for_input()
+        for item in writer.build_response()["output"]:
+            yield item
+
+
+def _encode_fields(writer: ResponseWriter) -> bytes:
+    response = writer.build_response()
+    del response["output"]
+    return msgspec.json.encode(response)
