@@ -1,10 +1,6 @@
 """Tests that send random bytes to both servers."""
 
-import asyncio
 import os
-import tracemalloc
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,40 +8,13 @@ import pytest
 from gateway.api.security.permissions import ROUTES
 from gateway.simulator import Simulator
 from tests.fuzz.http_bytes import generate_requests, send_requests
+from tests.fuzz.loop_watch import watch_loop
 from tests.stack import serve_gateway
 
 SEEDS = range(int(os.environ.get("FUZZ_SEEDS", "1")))
 REQUESTS = 600
-MAX_LAG_SECONDS = 2.0
-"""Maximum lag, which also a loaded machine may cause."""
-MAX_MEMORY_BYTES = 64 * 1024 * 1024
 GATEWAY_PATHS = sorted({path.encode() for _, path in ROUTES})
 TOOL_SERVER_PATHS = [b"/health", b"/tools", b"/tools/call", b"/mcp", b"/.well-known/oauth-protected-resource/mcp"]
-_INTERVAL_SECONDS = 0.02
-
-
-@asynccontextmanager
-async def watch_loop() -> AsyncGenerator[None]:
-    """Check this event loop's lag and the peak of memory."""
-    longest = 0.0
-
-    async def measure() -> None:
-        nonlocal longest
-        loop = asyncio.get_running_loop()
-        while True:
-            expected = loop.time() + _INTERVAL_SECONDS
-            await asyncio.sleep(_INTERVAL_SECONDS)
-            longest = max(longest, loop.time() - expected)
-
-    tracemalloc.start()
-    task = asyncio.create_task(measure())
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] <= MAX_MEMORY_BYTES
-        assert longest <= MAX_LAG_SECONDS
-    finally:
-        task.cancel()
-        tracemalloc.stop()
 
 
 @pytest.mark.timeout(240)

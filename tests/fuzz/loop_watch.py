@@ -1,0 +1,35 @@
+"""Checks of the event loop's lag and of memory, while a server is fuzzed."""
+
+import asyncio
+import tracemalloc
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+MAX_LAG_SECONDS = 2.0
+"""Maximum lag, which also a loaded machine may cause."""
+MAX_MEMORY_BYTES = 64 * 1024 * 1024
+_INTERVAL_SECONDS = 0.02
+
+
+@asynccontextmanager
+async def watch_loop() -> AsyncGenerator[None]:
+    """Check this event loop's lag and the peak of memory."""
+    longest = 0.0
+
+    async def measure() -> None:
+        nonlocal longest
+        loop = asyncio.get_running_loop()
+        while True:
+            expected = loop.time() + _INTERVAL_SECONDS
+            await asyncio.sleep(_INTERVAL_SECONDS)
+            longest = max(longest, loop.time() - expected)
+
+    tracemalloc.start()
+    task = asyncio.create_task(measure())
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] <= MAX_MEMORY_BYTES
+        assert longest <= MAX_LAG_SECONDS
+    finally:
+        task.cancel()
+        tracemalloc.stop()
