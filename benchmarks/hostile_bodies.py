@@ -1,4 +1,4 @@
-"""Hostile request bodies, and what it costs to reject them.
+"""Hostile and valid request bodies of the largest size, and what they cost.
 
 Run `python -m benchmarks.hostile_bodies`. Each shape has the largest body that its route accepts. Printed are the
 longest callback of the gateway's event loop, in CPU time of its thread (median of five requests), and the peak of
@@ -8,15 +8,20 @@ memory above the body.
 import argparse
 import asyncio
 import http.client
+import logging
+import os
 import statistics
 import sys
 import time
 import tracemalloc
 from asyncio.events import Handle
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
+
+import aiohttp
+import structlog
 
 TURN_BYTES = 4 * 1024 * 1024
 TOOL_BYTES = 1024 * 1024
@@ -34,6 +39,7 @@ class HostileBody:
     name: str
     path: str
     body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def _repeat(start: str, item: str, end: str, *, size: int, items: int | None = None) -> bytes:
@@ -139,10 +145,12 @@ def send_body(base_url: str, body: HostileBody) -> int:
     """
     url = urlsplit(base_url)
     connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
-    headers = {"Content-Type": "application/json", "Connection": "close", **_MCP_HEADERS}
+    headers = {"Content-Type": "application/json", "Connection": "close", **_MCP_HEADERS, **dict(body.headers)}
     try:
         connection.request("POST", body.path, body.body, headers)
-        return connection.getresponse().status
+        response = connection.getresponse()
+        response.read()
+        return response.status
     except (ConnectionError, http.client.HTTPException):  # closed while the body was being sent
         return 0
     finally:
@@ -158,10 +166,10 @@ def measure_callbacks() -> Generator[Callable[[], float]]:
     longest = 0.0
     run = Handle._run
 
-    def run_measured(handle: Handle) -> None:
+    def run_measured(self: Handle) -> None:
         nonlocal longest
         started_at = time.thread_time()
-        run(handle)
+        run(self)
         longest = max(longest, time.thread_time() - started_at)
 
     Handle._run = run_measured
@@ -189,45 +197,102 @@ async def measure_body(base_url: str, body: HostileBody) -> tuple[int, float, in
     return status, statistics.median(seconds), max(0, peak - len(body.body))
 
 
-async def _run() -> int:
+def _open_session(base_url: str) -> tuple[str, str]:
+    """Open a session of the legacy protocol; return its header."""
+    url = urlsplit(base_url)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
+    client = '"clientInfo":{"name":"benchmark","version":"1"}'
+    method = '"jsonrpc":"2.0","id":0,"method":"initialize"'
+    body = f'{{{method},"params":{{"protocolVersion":"2025-11-25","capabilities":{{}},{client}}}}}'
+    connection.request("POST", "/mcp", body, {"Content-Type": "application/json", **_MCP_HEADERS})
+    response = connection.getresponse()
+    response.read()
+    return "Mcp-Session-Id", response.headers["Mcp-Session-Id"]
+
+
+@asynccontextmanager
+async def _start_server(module: str, env: Mapping[str, str], *options: str, url: str) -> AsyncGenerator[None]:
+    """Run a server in a process of its own, so that its work is not measured."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, *options, env={**os.environ, **env}, stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with aiohttp.ClientSession() as session:
+            for _ in range(600):
+                try:
+                    async with session.get(url):
+                        break
+                except aiohttp.ClientError:
+                    await asyncio.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@asynccontextmanager
+async def _serve_all() -> AsyncGenerator[str]:
+    """Run Postgres, the simulator and the tool server as processes, and the gateway in this one."""
     # Imported here because only this command needs the test stack.
-    import logging
     import tempfile
     from pathlib import Path
+    from types import SimpleNamespace
+    from typing import Any, cast
 
-    import structlog
-
-    from gateway.simulator import SimulatorSettings, serve_simulator
     from gateway.store import migrations
     from gateway_runtime import embedded_postgres
-    from tests.stack import serve_gateway
+    from tests.stack import SECRET, find_free_port, serve_gateway
 
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    failures = 0
     with tempfile.TemporaryDirectory(prefix="agw-") as directory:
         Path(directory).chmod(0o755)  # noqa: ASYNC240
         postgres = embedded_postgres.start_or_attach(Path(directory))
         try:
             await asyncio.to_thread(migrations.upgrade_schema, postgres.build_url())
+            model, tools = find_free_port(), find_free_port()
+            tools_env = {
+                "DATABASE_URL": postgres.build_url(),
+                "TOOLS_SERVER_PORT": str(tools),
+                "TOOLS_SERVER_SECRET": SECRET,
+            }
+            simulator = cast(Any, SimpleNamespace(base_url=f"http://127.0.0.1:{model}"))
             async with (
-                serve_simulator(SimulatorSettings(tokens_per_second=0, first_token_delay=0)) as simulator,
-                serve_gateway(postgres.build_url(), simulator, None, rate_limit_enabled=False) as gateway,
+                _start_server(
+                    "gateway.simulator", {}, "--port", str(model), "--tokens-per-second", "0", url=simulator.base_url
+                ),
+                _start_server("tools_server.cli", tools_env, url=f"http://127.0.0.1:{tools}/health"),
+                serve_gateway(
+                    postgres.build_url(), simulator, f"http://127.0.0.1:{tools}/mcp", rate_limit_enabled=False
+                ) as gateway,
             ):
-                for body in list_hostile_bodies():
-                    status, seconds, memory = await measure_body(gateway.base_url, body)
-                    is_within = seconds <= MAX_CPU_SECONDS and memory <= MAX_MEMORY_BYTES
-                    failures += not is_within
-                    label = f"{body.path:24} {body.name:22} {len(body.body):>9,} bytes"
-                    mark = "" if is_within else "  over the limit"
-                    print(f"{label}  {status}  {seconds * 1000:6.1f} ms  {memory / 2**20:5.1f} MB{mark}", flush=True)
+                yield gateway.base_url
         finally:
             postgres.stop_if_started_here()
+
+
+async def _run(pattern: str) -> int:
+    from benchmarks.valid_bodies import list_valid_bodies
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    failures = 0
+    async with _serve_all() as url:
+        for body in [*list_hostile_bodies(), *list_valid_bodies()]:
+            if pattern not in f"{body.path} {body.name}":
+                continue
+            if ("Mcp-Session-Id", "") in body.headers:
+                body = replace(body, headers=(*body.headers, await asyncio.to_thread(_open_session, url)))
+            status, seconds, memory = await measure_body(url, body)
+            is_within = seconds <= MAX_CPU_SECONDS and memory <= MAX_MEMORY_BYTES
+            failures += not is_within
+            label = f"{body.path:24} {body.name:22} {len(body.body):>9,} bytes"
+            mark = "" if is_within else "  over the limit"
+            print(f"{label}  {status}  {seconds * 1000:6.1f} ms  {memory / 2**20:5.1f} MB{mark}", flush=True)
     return failures
 
 
 def main() -> None:
-    argparse.ArgumentParser(prog="python -m benchmarks.hostile_bodies", description=__doc__).parse_args()
-    sys.exit(1 if asyncio.run(_run()) else 0)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile_bodies", description=__doc__)
+    parser.add_argument("--only", default="", help="part of the path or name of the bodies to send")
+    sys.exit(1 if asyncio.run(_run(parser.parse_args().only)) else 0)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ def build_page_query(
 ) -> str:
     """Build the query of a page, which has at least one row if any is listed.
 
-    `listed` selects the `ctid` of the next rows in order. `size` and `columns` are expressions of a row `t`. The first
-    column of the result is the number of listed rows: if it has fewer, the page was cut by its bytes.
+    `listed` selects the physical places (ctid) of the next rows in order. `size` and `columns` are expressions of a row
+    with the alias t. The first column of the result is the number of listed rows: if it has fewer, the page was cut by
+    its bytes.
     """
     return _PAGE.format(table=table, listed=listed, size=size, columns=columns, limit=limit, max_bytes=MAX_PAGE_BYTES)
