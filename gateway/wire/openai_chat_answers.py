@@ -285,3 +285,14 @@ async def stream_chunks(
             yield frame(
                 build_error_body(ErrorInfo(code=reason, message=f"The stream ended before the answer: {reason}."))
             )
+
+
+def build_response_usage(usage: Usage) -> JsonObject:
+    """Build the usage of a response of the Responses API."""
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.total_tokens,
+    }

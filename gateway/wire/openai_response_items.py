@@ -13,7 +13,7 @@ from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, ToolSpec, Usage
 from gateway.ports.listener import EventFold
 from gateway.wire.openai.error_codes import get_openai_code
-from gateway.wire.openai_chat_answers import format_arguments, get_created_at
+from gateway.wire.openai_chat_answers import build_response_usage, format_arguments, get_created_at
 from gateway.wire.openai_response_ids import format_approval_id, format_conversation_id, format_response_id
 
 _INCOMPLETE_REASONS = dict.fromkeys(("length", "step_limit", "token_limit"), "max_output_tokens") | {
@@ -100,7 +100,7 @@ class ResponseWriter(EventFold):
         response |= {name: value for name, value in echo.items() if not (self._part and name == "previous_response_id")}
         if self._conversation_id is not None:
             response["conversation"] = {"id": format_conversation_id(self._conversation_id)}
-        response["usage"] = _build_usage(self._usage) if self.has_ended else None
+        response["usage"] = build_response_usage(self._usage) if self.has_ended else None
         return response
 
     def take_finished_items(self) -> list[JsonObject]:
@@ -451,13 +451,3 @@ class ResponseWriter(EventFold):
                 item["status"] = "incomplete"
                 events.append(self._finish_item(item))
         return events
-
-
-def _build_usage(usage: Usage) -> JsonObject:
-    return {
-        "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-        "total_tokens": usage.total_tokens,
-    }
