@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from gateway.domain.messages import Area, UserRole
-from gateway.wire.request_model import ItemList, RequestModel
+from gateway_runtime.requests.model import ItemList, RequestModel
 
 Glob = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
 GlobList = Annotated[ItemList[Glob] | None, Field(max_length=200)]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from gateway.domain.messages import JsonObject, ToolSpec
-from gateway.wire.request_model import RequestModel
+from gateway_runtime.requests.model import RequestModel
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 CLIENT_CALL_ID = re.compile(r"call_[0-9a-f]{32}_\d+_\d+")

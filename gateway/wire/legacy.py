@@ -12,9 +12,9 @@ from gateway.domain.conversation_ids import NEW_CONVERSATION, NEW_NUMBERED_CONVE
 from gateway.domain.messages import JsonObject, Message, Parameters, TurnRequest
 from gateway.ports.listener import EventListener
 from gateway.wire.request_fields import FieldReader
-from gateway.wire.request_model import ItemList, RequestModel
 from gateway.wire.turn_fields import SystemText, TurnFields
 from gateway.wire.turn_summary import TurnSummary
+from gateway_runtime.requests.model import ItemList, RequestModel
 
 _encode = msgspec.json.Encoder().encode
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,14}")

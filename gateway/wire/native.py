@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, Message, ToolCall, TurnRequest
 from gateway.ports.listener import EventListener
-from gateway.wire.request_model import ItemList, RequestModel
 from gateway.wire.sse import DONE, format_event, format_unnumbered_event
 from gateway.wire.turn_fields import SystemText, TurnFields
 from gateway.wire.turn_summary import TurnSummary
+from gateway_runtime.requests.model import ItemList, RequestModel
 
 MessageText = Annotated[str, StringConstraints(max_length=1_000_000)]
 

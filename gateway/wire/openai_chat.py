@@ -14,8 +14,9 @@ from gateway.domain.messages import Approval, JsonObject, Parameters, ToolChoice
 from gateway.wire.client_tools import FunctionBody, ToolBody, build_client_tool
 from gateway.wire.openai.chat_messages import MessageBody, to_messages
 from gateway.wire.openai_refusals import IGNORED_IF_EMPTY, refuse_unsupported_chat
-from gateway.wire.request_model import ConversationId, ItemList, RequestModel, limit_entries
+from gateway.wire.request_model import ConversationId
 from gateway.wire.turn_fields import CacheOptions
+from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
 
 _NO_WEB_SEARCH = "web_search_options was left out: searches are tools of connected MCP servers."
 

@@ -10,7 +10,7 @@ from gateway.domain.messages import JsonObject, Message, Role, ToolCall
 from gateway.wire.client_tools import CLIENT_CALL_ID
 from gateway.wire.openai_response_ids import APPROVAL_ID_PATTERN, ApprovalId, parse_approval_id
 from gateway.wire.openai_response_tools import Tool
-from gateway.wire.request_model import ItemList
+from gateway_runtime.requests.model import ItemList
 
 
 class _InputItem(BaseModel):

@@ -35,7 +35,7 @@ from gateway.wire.openai_response_tools import (
     matches_filter,
     needs_approval,
 )
-from gateway.wire.request_model import ItemList, RequestModel, limit_entries
+from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
 
 
 class Reasoning(BaseModel):

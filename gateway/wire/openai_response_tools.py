@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.domain.messages import JsonObject, ToolSpec
 from gateway.wire.client_tools import ToolName
-from gateway.wire.request_model import ItemList, RequestModel
+from gateway_runtime.requests.model import ItemList, RequestModel
 
 IgnoredToolType = Literal["namespace", "web_search", "web_search_preview", "custom", "tool_search"]
 IGNORED_TOOL_TYPES: tuple[str, ...] = get_args(IgnoredToolType)

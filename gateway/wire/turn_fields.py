@@ -19,7 +19,8 @@ from gateway.domain.conversation_ids import is_new_conversation
 from gateway.domain.messages import JsonObject, Message, Parameters, TurnRequest
 from gateway.wire.client_tools import ToolBody, build_client_tool
 from gateway.wire.request_fields import FieldReader, make_unsupported
-from gateway.wire.request_model import ConversationId, ItemList, RequestModel
+from gateway.wire.request_model import ConversationId
+from gateway_runtime.requests.model import ItemList, RequestModel
 
 SystemText = Annotated[
     str | None,

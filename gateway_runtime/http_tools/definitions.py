@@ -5,7 +5,9 @@ The gateway documents and forwards these bodies; the tool server validates them 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
 
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
 ToolNameText = Annotated[str, Field(pattern=NAME_PATTERN, description="Unique name, also among the built-in tools.")]
@@ -28,11 +30,10 @@ JsonSchema = Annotated[
 ]
 
 
-class _DefinitionModel(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+_Headers = Annotated[dict[str, str], limit_entries(50)]
 
 
-class WireField(_DefinitionModel):
+class WireField(RequestModel):
     """Field of a query or a form: an argument, or a text.
 
     `value` is a text with placeholders, such as `{secret.key}`. A field whose argument is absent is left out. Style and
@@ -46,17 +47,17 @@ class WireField(_DefinitionModel):
     explode: bool = True
 
 
-class ResultRule(_DefinitionModel):
+class ResultRule(RequestModel):
     """The part of an answer that is shown.
 
     `select` is a JSON pointer, or an object of names and pointers. `*` in a pointer stands for each item of a list.
     """
 
-    select: str | dict[str, str] | None = Field(default=None)
+    select: str | Annotated[dict[str, str], limit_entries(100)] | None = Field(default=None)
     max_bytes: int = Field(default=20_000, ge=200, le=200_000)
 
 
-class HintsOfTool(_DefinitionModel):
+class HintsOfTool(RequestModel):
     """Hints for hosts.
 
     The defaults depend on the method: only GET and HEAD read only.
@@ -68,7 +69,7 @@ class HintsOfTool(_DefinitionModel):
     open_world: bool | None = None
 
 
-class DefinitionFields(_DefinitionModel):
+class DefinitionFields(RequestModel):
     """Fields of a definition that may be changed."""
 
     title: str | None = Field(default=None, max_length=200)
@@ -80,8 +81,8 @@ class DefinitionFields(_DefinitionModel):
         max_length=2_000,
         description="RFC 6570 template such as `https://api.example.com/v1/users/{id}{?fields}`. The host is fixed.",
     )
-    query: list[WireField] = Field(default_factory=list[WireField], max_length=100)
-    headers: dict[str, str] = Field(
+    query: ItemList[WireField] = Field(default_factory=list[WireField], max_length=100)
+    headers: _Headers = Field(
         default_factory=dict,
         max_length=50,
         description="Names and templates, such as `Bearer {secret.token}`. `{base64.login}` is a secret in base64.",
@@ -90,7 +91,7 @@ class DefinitionFields(_DefinitionModel):
         default=None,
         description='JSON template: `"{name}"` becomes the argument with its type; in a longer text, its text.',
     )
-    form: list[WireField] | None = Field(
+    form: ItemList[WireField] | None = Field(
         default=None, max_length=200, description="Fields of a form, instead of a body."
     )
     result: ResultRule = Field(default_factory=ResultRule)
@@ -104,8 +105,8 @@ class DefinedTool(DefinitionFields):
     name: ToolNameText
 
 
-class _WithSecrets(_DefinitionModel):
-    secrets: dict[SecretName, SecretValue] = Field(
+class _WithSecrets(RequestModel):
+    secrets: Annotated[dict[SecretName, SecretValue], limit_entries(20)] = Field(
         default_factory=dict,
         max_length=20,
         repr=False,
@@ -128,23 +129,23 @@ class DefinitionPatch(_WithSecrets):
     input_schema: dict[str, Any] | None = None
     method: Method | None = None
     url: str | None = Field(default=None, min_length=8, max_length=2_000)
-    query: list[WireField] | None = Field(default=None, max_length=100)
-    headers: dict[str, str] | None = Field(default=None, max_length=50)
+    query: ItemList[WireField] | None = Field(default=None, max_length=100)
+    headers: _Headers | None = Field(default=None, max_length=50)
     body: Any = None
-    form: list[WireField] | None = Field(default=None, max_length=200)
+    form: ItemList[WireField] | None = Field(default=None, max_length=200)
     result: ResultRule | None = None
     annotations: HintsOfTool | None = None
     timeout_seconds: float | None = Field(default=None, ge=0.1, le=120.0)
     revision: int | None = Field(default=None, ge=1)
 
 
-class DefinitionTest(_DefinitionModel):
+class DefinitionTest(RequestModel):
     """Arguments of a test call of the unpublished definition."""
 
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
-class DefinitionPublish(_DefinitionModel):
+class DefinitionPublish(RequestModel):
     """Revision to publish; by default the newest."""
 
     revision: int | None = Field(default=None, ge=1)
@@ -161,7 +162,7 @@ class DefinitionImport(_WithSecrets):
         default=None, description="The document, or its text in JSON or YAML."
     )
     url: str | None = Field(default=None, max_length=2_000)
-    operations: list[str] = Field(default_factory=lambda: ["*"], max_length=500)
+    operations: ItemList[str] = Field(default_factory=lambda: ["*"], max_length=500)
     prefix: str = Field(default="", max_length=32, pattern=r"^([A-Za-z][A-Za-z0-9_-]*)?$")
     server_url: str | None = Field(default=None, max_length=2_000, description="Instead of the document's server.")
     remove_missing: bool = Field(default=False, description="Delete definitions whose operation the document lost.")

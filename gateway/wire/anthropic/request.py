@@ -14,10 +14,11 @@ from gateway.domain.messages import JsonObject, Message, Parameters, ToolChoice,
 from gateway.wire.anthropic.content import read_text, to_messages
 from gateway.wire.client_tools import build_client_tool
 from gateway.wire.openai_chat import GatewayOptions, parse_tool_selection
-from gateway.wire.request_model import ItemList, RequestModel
+from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
 
 _MAX_WARNED_FIELDS = 10
 _MAX_SHOWN_LENGTH = 80
+_MAX_CONFIGS = 1_000
 _EFFORT_BUDGETS = ((4_096, "low"), (16_384, "medium"))
 """Largest budget of thinking, in tokens, by effort; above: high."""
 
@@ -41,7 +42,7 @@ class ToolParam(BaseModel):
     input_schema: JsonObject | None = None
     mcp_server_name: str | None = Field(default=None, max_length=200)
     default_config: JsonObject | None = None
-    configs: dict[str, JsonObject] | None = None
+    configs: Annotated[dict[str, JsonObject], limit_entries(_MAX_CONFIGS)] | None = None
 
 
 class McpServerParam(BaseModel):

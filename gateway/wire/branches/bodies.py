@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 
 from gateway.domain.branches import OnNewCall, ReplacedResult, TurnBranch
-from gateway.wire.request_model import RequestModel, limit_entries
+from gateway_runtime.requests.model import RequestModel, limit_entries
 
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)]
 _ResultText = Annotated[str, StringConstraints(max_length=1_000_000)]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Message, Role, ToolCall
-from gateway.wire.request_model import ItemList, RequestModel
+from gateway_runtime.requests.model import ItemList, RequestModel
 
 _ROLES: dict[str, Role] = {
     "system": "system",

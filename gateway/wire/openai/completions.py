@@ -9,8 +9,8 @@ from gateway.domain.messages import JsonObject, Message, Parameters, TurnRequest
 from gateway.wire.openai_chat import GatewayOptions, StreamOptions, parse_tool_selection
 from gateway.wire.openai_chat_answers import ChunkWriter, build_completion
 from gateway.wire.request_fields import Unsupported, make_unsupported, refuse_unsupported_field
-from gateway.wire.request_model import ItemList, RequestModel
 from gateway.wire.turn_summary import TurnSummary
+from gateway_runtime.requests.model import ItemList, RequestModel
 
 _OBJECT = "text_completion"
 _ONE_ANSWER = Unsupported("one request gives one answer: send the request again for another", (1,))

@@ -9,7 +9,7 @@ from pydantic import Field
 from gateway.domain.messages import JsonObject
 from gateway.wire.openai_response_ids import format_conversation_id
 from gateway.wire.openai_response_input import InputItem
-from gateway.wire.request_model import ItemList, RequestModel, limit_entries
+from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
 
 ConversationMetadata = Annotated[dict[str, str], Field(max_length=16), limit_entries(16)]
 ConversationItems = Annotated[ItemList[InputItem], Field(max_length=20)]

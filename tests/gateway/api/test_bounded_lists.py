@@ -51,7 +51,7 @@ class LargeTurns:
     @property
     def max_memory(self) -> int:
         """Bytes for the parts of a response, in the gateway and in this client."""
-        return 6 * (MAX_PAGE_BYTES + self.size)
+        return 10 * (MAX_PAGE_BYTES + self.size)
 
     async def insert(self, owner: str) -> None:
         for column in ("turns.response", "turns.messages", "tool_calls.content", "turn_inputs.question"):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from gateway.api.deps import PrincipalDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
 from gateway.domain.messages import JsonObject
-from gateway.wire.request_model import RequestModel, limit_entries
+from gateway_runtime.requests.model import RequestModel, limit_entries
 
 _MAX_ARGUMENTS = 100
 router = APIRouter(prefix="/api/v1/mcp", tags=["MCP servers"])

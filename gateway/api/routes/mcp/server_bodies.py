@@ -21,7 +21,8 @@ from pydantic import (
 from gateway.common.validation_errors import describe_problem
 from gateway.domain.errors import Conflict, InvalidRequest
 from gateway.domain.messages import Approval, JsonObject
-from gateway.wire.request_model import UNION_TAG_PREFIX, ItemList, RequestModel, limit_entries
+from gateway.wire.request_model import UNION_TAG_PREFIX
+from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
 
 _VARIABLE = re.compile(r"\$\{[^}]*\}")
 _MAX_PASTED_SERVERS = 50

@@ -18,7 +18,7 @@ from gateway.domain.messages import JsonObject, Principal
 from gateway.store.conversations import ConversationStore
 from gateway.store.lists.turn_contents import TurnContent, TurnContentStore, TurnNode
 from gateway.store.models import Conversation
-from gateway.wire.request_model import RequestModel
+from gateway_runtime.requests.model import RequestModel
 
 router = APIRouter(prefix="/api/v1/conversations", tags=["conversations"])
 

@@ -18,7 +18,7 @@ from gateway.store.lists.turn_contents import TurnContentStore
 from gateway.store.questions import QuestionStore
 from gateway.store.turns import TurnStore
 from gateway.wire.native import stream_events
-from gateway.wire.request_model import RequestModel
+from gateway_runtime.requests.model import RequestModel
 
 router = APIRouter(prefix="/api/v1/turns", tags=["turns"])
 
