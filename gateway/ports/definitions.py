@@ -16,6 +16,7 @@ class DefinitionForwarder(Protocol):
         """Send a request with the caller's identity token; return the answer's body.
 
         Raises:
+            Forbidden: the key is limited to some tools or to other servers.
             GatewayError: the tool server refuses the request.
             McpServerError: there is no tool server, or it did not answer; a change may have been made.
         """

@@ -9,7 +9,15 @@ import msgspec
 
 from gateway.common.concurrency import Deadline
 from gateway.common.logging import get_logger
-from gateway.domain.errors import Conflict, GatewayError, InvalidRequest, McpServerError, NotFound, PayloadTooLarge
+from gateway.domain.errors import (
+    Conflict,
+    Forbidden,
+    GatewayError,
+    InvalidRequest,
+    McpServerError,
+    NotFound,
+    PayloadTooLarge,
+)
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Principal
 from gateway.mcp_client.caller_identity import TokenIssuer, acting_for
 from gateway.mcp_client.http.proxy import find_proxy
@@ -42,6 +50,8 @@ class DefinitionClient(DefinitionForwarder):
         self, principal: Principal, method: Literal["GET", "POST", "PATCH", "DELETE"], path: str, body: bytes | None
     ) -> JsonObject:
         """See `DefinitionForwarder.forward`."""
+        if principal.tools is not None or not principal.can_use_server(TOOL_SERVER_NAME):
+            raise Forbidden("Your key is limited to some tools or servers, so it cannot define tools.")
         config = self._find_tool_server()
         url = f"{config.url.rstrip('/').removesuffix('/mcp')}/definitions{quote(path)}"
         try:

@@ -108,7 +108,9 @@ async def test_only_admins_define_tools(gateway: Gateway, keyring: Keyring) -> N
     await keyring.create_key("uma")
     await keyring.create_key("scoped", role="admin", scopes=("chat", "tools"))
     body = {"name": "x", "description": "d", "url": "https://x.example/"}
-    for owner in ("uma", "scoped"):
+    await keyring.create_key("limited", role="admin", servers=("other",))
+    await keyring.create_key("narrow", role="admin", tools=("calculator",))
+    for owner in ("uma", "scoped", "limited", "narrow"):
         for method, path, content in (
             ("GET", PATH, None),
             ("POST", PATH, body),
