@@ -33,8 +33,21 @@ _ALGORITHMS = ["RS256", "ES256", "PS256", "EdDSA"]
 # Clients compare issuers as text, so pydantic must not append a slash.
 _URL_ADAPTER = TypeAdapter(AnyHttpUrl, config=ConfigDict(url_preserve_empty_path=True))
 _PROXY_HEADERS = frozenset(
-    (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip")
+    (
+        b"client-ip",
+        b"fastly-client-ip",
+        b"fly-client-ip",
+        b"forwarded",
+        b"true-client-ip",
+        b"via",
+        b"x-azure-clientip",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"x-original-host",
+        b"x-real-ip",
+    )
 )
+_PROXY_PREFIXES = (b"cf-", b"tailscale-", b"x-amzn-", b"x-envoy-", b"x-forwarded", b"x-original-forwarded")
 """Headers that proxies add.
 
 Callers behind a proxy are not on this machine.
@@ -43,6 +56,10 @@ METADATA_PATH = "/.well-known/oauth-protected-resource"
 
 
 _REQUIRED_CLAIMS: Options = {"require": ["sub", "aud", "iss", "iat", "exp"]}
+
+
+def _is_proxy_header(name: bytes) -> bool:
+    return name in _PROXY_HEADERS or name.startswith(_PROXY_PREFIXES)
 
 
 class TokenRejected(Exception):
@@ -120,7 +137,7 @@ class AuthenticationMiddleware:
         """Return the user of a request that arrived at a port."""
         authorization = headers.get(b"authorization", b"").decode("latin-1")
         if not authorization:
-            if self._requires_token or not _PROXY_HEADERS.isdisjoint(headers):
+            if self._requires_token or any(map(_is_proxy_header, headers)):
                 raise TokenMissing("a bearer token is required")
             return AuthenticatedCaller(LOCAL_USER)
         scheme, _, token = authorization.partition(" ")

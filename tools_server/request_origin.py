@@ -16,13 +16,15 @@ _OPEN_PATHS = ("/health", "/.well-known/")
 _BODY_METHODS = ("POST", "PUT", "PATCH")
 _PROGRAM_PATH = "/tools/call"
 _PROGRAM_TYPES: tuple[list[str], ...] = ([], ["application/x-www-form-urlencoded"])
-_BROWSER_HEADERS = ("origin", "sec-fetch-site", "sec-fetch-mode")
+_BROWSER_HEADERS = ("accept-language", "cookie", "origin", "referer", "upgrade-insecure-requests")
+_BROWSER_PREFIX = "sec-"
 
 
 class RequestOriginMiddleware:
     """ASGI middleware that checks every request's host, origin and content type.
 
-    The host must be allowed, against DNS rebinding. The origin must be allowed or absent. A body must be declared as
+    The host must be allowed, against DNS rebinding. The origin must be allowed, or absent without a
+    browser's statement that the page is of another site. A body must be declared as
     JSON, which a page of another origin cannot do without a preflight request. Only at `/tools/call`, a program that
     sends no header of a browser need not declare it, like `curl -d`. A pattern of an origin may end with `:*`, for any
     port. A path with a last slash is the path without it.
@@ -55,12 +57,18 @@ class RequestOriginMiddleware:
         if not all(_matches_any(origin, self._origins) for origin in headers.getlist("origin")):
             message = "Refused: pages of this origin may not call this server. See TOOLS_SERVER_ALLOWED_ORIGINS."
             return 403, "forbidden", message
+        if "origin" not in headers and headers.get("sec-fetch-site", "").lower() in ("cross-site", "same-site"):
+            return 403, "forbidden", "Refused: pages of other origins may not call this server."
         media_types = [value.partition(";")[0].strip().lower() for value in headers.getlist("content-type")]
-        is_program = path == _PROGRAM_PATH and not any(name in headers for name in _BROWSER_HEADERS)
+        is_program = path == _PROGRAM_PATH and not any(map(_is_browser_header, headers))
         is_declared = media_types == ["application/json"] or (is_program and media_types in _PROGRAM_TYPES)
         if method in _BODY_METHODS and not is_declared:
             return 415, "unsupported_media_type", "Refused: the Content-Type must be application/json."
         return None
+
+
+def _is_browser_header(name: str) -> bool:
+    return name in _BROWSER_HEADERS or name.startswith(_BROWSER_PREFIX)
 
 
 def _matches_any(value: str, patterns: Collection[str]) -> bool:

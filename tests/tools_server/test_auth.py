@@ -244,11 +244,17 @@ async def test_loopback_caller_needs_a_token_where_tokens_are_configured(issuer:
             assert (await http.get(f"{address}/health")).status_code == 200
 
 
-@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"])
-async def test_caller_behind_a_proxy_is_not_local(header: str) -> None:
+PROXY_HEADERS = (
+    *("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "CF-Connecting-IP", "True-Client-IP", "X-Client-IP"),
+    *("X-Forwarded-Port", "X-Envoy-External-Address", "Fly-Client-IP", "Tailscale-User-Login"),
+)
+
+
+async def test_caller_behind_a_proxy_is_not_local() -> None:
     async with serve_tools(tools_server_secret=None) as address:
         assert await call_without_token(address) == [200, 200, 200]
-        assert await call_without_token(address, **{header: "203.0.113.9"}) == [401, 401, 401]
+        for header in PROXY_HEADERS:
+            assert await call_without_token(address, **{header: "203.0.113.9"}) == [401, 401, 401], header
 
 
 async def test_slow_keys_of_an_issuer_block_nobody_else() -> None:
