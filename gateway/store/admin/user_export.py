@@ -50,10 +50,14 @@ EXPORTS = (
     _Export("oauth_grants", {"server": "text", "url": "text"}, without=("sealed",)),
     _Export("oauth_logins", {"ticket": "text"}, owner="login->>'owner'", row="login", without=("challenge",)),
     _Export("audit_log", {"id": "uuid"}, owner="actor"),
+    _Export("mcp_servers", {"name": "text"}, owner="changed_by", without=("config",)),
     _Export("tools.tasks", {"id": "integer"}, owner="user_id"),
     _Export("tools.task_calls", {"key": "text"}, owner="user_id", without=("fingerprint",)),
+    _Export("tools.task_counters", {"user_id": "text"}, owner="user_id"),
+    _Export("tools.http_tools", {"name": "text"}, owner="updated_by", without=("draft", "published")),
+    _Export("tools.http_tool_secrets", {"origin": "text", "name": "text"}, owner="updated_by", without=("value",)),
 )
-"""Tables with data of users. Secrets and hashes are left out."""
+"""Tables with data of users, and those that name who changed a row. Secrets and hashes are left out."""
 
 
 async def export_rows(database: Database, export: _Export, user: str) -> AsyncGenerator[str]:

@@ -45,6 +45,20 @@ async def create_data(keyring: Keyring) -> None:
             {"user": USER},
         )
         await connection.execute(text("INSERT INTO mcp_servers (name, changed_by) VALUES ('s', :user)"), {"user": USER})
+        await connection.execute(
+            text(
+                "INSERT INTO tools.http_tools (name, draft, origin, revision, updated_by)"
+                " VALUES ('t', '{}', 'https://x.example', 1, :user)"
+            ),
+            {"user": USER},
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO tools.http_tool_secrets (origin, name, value, updated_by)"
+                " VALUES ('https://x.example', 'token', 'sealed', :user)"
+            ),
+            {"user": USER},
+        )
 
 
 async def find_tables(db: asyncpg.Connection, *texts: str) -> set[str]:
@@ -70,14 +84,11 @@ async def test_export_has_every_table_of_a_user_without_secrets(keyring: Keyring
         assert response.status == 200
         text = await response.text()
     rows = [json.loads(line) for line in text.splitlines()]
-    assert {row["table"] for row in rows} >= await find_tables(db, USER, SECRET) - {
-        "mcp_servers",
-        "tools.task_counters",
-    }
+    assert {row["table"] for row in rows} >= await find_tables(db, USER, SECRET)
     assert {row["table"] for row in rows} >= {"turn_events", "tool_calls", "turn_inputs"}
     assert "not yours" not in text
-    for row in (row["row"] for row in rows if row["table"] in ("api_keys", "oauth_grants")):
-        assert not {"hash", "sealed"} & set(row)
+    for row in (row["row"] for row in rows if row["table"] in ("api_keys", "oauth_grants", "tools.http_tool_secrets")):
+        assert not {"hash", "sealed", "value"} & set(row)
     assert (await keyring.get("bob", f"/api/v1/admin/user-data?user={USER}")).status == 403
     by_command = await run_command(str(keyring.gateway.state.settings.database_url), "users", "export", USER)
     assert by_command.count('"table":"turns"') == text.count('"table":"turns"') > 0
@@ -92,7 +103,7 @@ async def erase_and_check(keyring: Keyring, db: asyncpg.Connection, *, by_comman
     statistics = await db.fetchval("SELECT sum(total_tokens) FROM turn_usage")
     before = await find_tables(db, USER)
     assert before >= {"turns", "conversations", "turn_usage", "api_keys", "oauth_grants", "oauth_logins", "tools.tasks"}
-    assert before >= {"cached_responses", "turn_feedback", "mcp_servers"}
+    assert before >= {"cached_responses", "turn_feedback", "mcp_servers", "tools.http_tools", "tools.http_tool_secrets"}
     if by_command:
         await run_command(str(gateway.state.settings.database_url), "users", "erase", USER, "--yes")
     else:
