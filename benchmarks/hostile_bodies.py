@@ -1,4 +1,4 @@
-"""Hostile and valid request bodies of the largest size, and what they cost.
+"""Costs of hostile and valid request bodies of the largest size.
 
 Run `python -m benchmarks.hostile_bodies`. Each shape has the largest body that its route accepts. Printed are the
 longest callback of the gateway's event loop, in CPU time of its thread (median of five requests), and the peak of
@@ -212,7 +212,7 @@ def _open_session(base_url: str) -> tuple[str, str]:
 
 @asynccontextmanager
 async def _start_server(module: str, env: Mapping[str, str], *options: str, url: str) -> AsyncGenerator[None]:
-    """Run a server in a process of its own, so that its work is not measured."""
+    """Run a server whose work is not measured, in another process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", module, *options, env={**os.environ, **env}, stdout=asyncio.subprocess.DEVNULL
     )
@@ -232,7 +232,10 @@ async def _start_server(module: str, env: Mapping[str, str], *options: str, url:
 
 @asynccontextmanager
 async def _serve_all() -> AsyncGenerator[str]:
-    """Run Postgres, the simulator and the tool server as processes, and the gateway in this one."""
+    """Run Postgres, the simulator and the tool server as processes.
+
+    The gateway runs in this one.
+    """
     # Imported here because only this command needs the test stack.
     import tempfile
     from pathlib import Path

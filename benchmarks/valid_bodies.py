@@ -5,7 +5,10 @@ import json
 from benchmarks.hostile_bodies import TOOL_BYTES, TURN_BYTES, HostileBody
 
 _CHARS = 340_000
-"""Characters of a prompt that a context window of 131,072 tokens holds. Escaped, each of these takes 12 bytes."""
+"""Characters of a prompt that a context window of 131,072 tokens holds.
+
+Escaped, each of these takes 12 bytes.
+"""
 _CHARACTER = "\U0001f600"
 _SESSION_HEADERS = (("MCP-Protocol-Version", "2025-11-25"), ("Mcp-Session-Id", ""))
 _MODERN_PROTOCOL = "2026-07-28"
@@ -45,7 +48,7 @@ def _list_turns() -> list[HostileBody]:
 
 
 def _list_messages(text_type: str) -> dict[str, list[object]]:
-    """Shapes of 4 MB of messages: a long one, many, and many parts."""
+    """Shapes of 4 MB of messages: long, many, many parts."""
     part = {"type": text_type, "text": _CHARACTER * 30}
     return {
         "a long message": [{"role": "user", "content": _CHARACTER * _CHARS}],
@@ -88,7 +91,10 @@ def _encode(name: str, path: str, body: object) -> HostileBody:
 
 
 def _encode_call(tool: str, arguments: object, *, name: str = "long argument", legacy: bool = False) -> HostileBody:
-    """Encode a call at `/mcp` in the protocol of 2026-07-28, or in a legacy one with a session."""
+    """Encode a call at `/mcp`.
+
+    The protocol is that of 2026-07-28, or a legacy one with a session.
+    """
     meta = {
         "io.modelcontextprotocol/protocolVersion": _MODERN_PROTOCOL,
         "io.modelcontextprotocol/clientInfo": {"name": "benchmark", "version": "1"},

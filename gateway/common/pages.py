@@ -8,7 +8,10 @@ import msgspec
 T = TypeVar("T")
 
 MAX_PAGE_BYTES = 1024 * 1024
-"""Bytes of rows after which a page ends. A page has at least one row."""
+"""Bytes of rows after which a page ends.
+
+A page has at least one row.
+"""
 PIECE_BYTES = 64 * 1024
 """Bytes of a response that are written at once."""
 

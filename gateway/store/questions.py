@@ -85,7 +85,7 @@ class QuestionStore(QuestionRepository):
             return [_stored_question(row) for row in (await session.exec(query)).all()]
 
     async def iterate_for_turn(self, turn_id: UUID) -> AsyncIterator[StoredQuestion]:
-        """Read the questions of a turn in pages that are bounded in bytes."""
+        """Read the questions of a turn in bounded pages."""
         after = UUID(int=0)
         while rows := await self._database.fetch_rows(_PAGE, turn_id=turn_id, after=after):
             query = select(TurnInput).where(col(TurnInput.id).in_([row[1] for row in rows])).order_by(col(TurnInput.id))

@@ -124,7 +124,10 @@ class TurnStore(TurnRepository):
         return events
 
     async def iterate_events(self, turn: Turn) -> AsyncIterator[e.Event]:
-        """Read the events of a turn, from the journal in parts, or else from its row if it has ended."""
+        """Read the events of a turn in parts.
+
+        Without a journal, the row of an ended turn has the main ones.
+        """
         seq = 0
         while entries := await self.load_events(turn.id, seq):
             seq = entries[-1].seq

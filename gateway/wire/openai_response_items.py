@@ -104,7 +104,10 @@ class ResponseWriter(EventFold):
         return response
 
     def take_finished_items(self) -> list[JsonObject]:
-        """Remove and return the first items that will not change, so that long responses need little memory."""
+        """Remove and return the first items that will not change.
+
+        Long responses need little memory so.
+        """
         count = 0
         for item in self._output:
             if item is self._open or item.get("status") == "in_progress":

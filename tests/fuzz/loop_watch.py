@@ -1,4 +1,4 @@
-"""Checks of the event loop's lag and of memory, while a server is fuzzed."""
+"""Lag of the event loop and memory while a server is fuzzed."""
 
 import asyncio
 import tracemalloc

@@ -65,8 +65,9 @@ async def run_schemathesis(
 
 
 def write_tool_server_document(tools: list[Any], path: Path) -> None:
-    """Write an OpenAPI document of the tool server's routes, from its list of tools.
+    """Write an OpenAPI document of the tool server's routes.
 
+    Its list of tools is the source.
     Tools that reach the web are left out.
     """
     calls = [tool for tool in tools if tool["name"] not in _WEB_TOOLS]

@@ -25,8 +25,9 @@ async def build_list_response(
     headers: Mapping[str, str] | None = None,
     media_type: str = _JSON,
 ) -> Response:
-    """Build a JSON object of the fields of `head`, the lists, and the fields of `tail`.
+    """Build a JSON object of fields and lists.
 
+    The fields of `head` are first, those of `tail` last.
     Items are read as the client reads them, and `tail` is called after the last. A small object is a plain response. Of
     a large one, a piece and the items of a page are in memory.
 
@@ -68,7 +69,10 @@ async def _chain(first: bytearray, rest: AsyncIterator[bytes]) -> AsyncIterator[
 
 
 async def _join_pieces(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """Join small chunks and split large ones. Other tasks run after each piece."""
+    """Join small chunks and split large ones.
+
+    Other tasks run after each piece.
+    """
     joined = bytearray()
     async for chunk in chunks:
         joined += chunk

@@ -12,7 +12,10 @@ _OF_TURN = " JOIN turns ON turns.id = t.turn_id"
 
 
 class _Export(msgspec.Struct, frozen=True):
-    """Rows of a table that are one user's. `keys` are their unique columns with types; `without` is left out."""
+    """Rows of a table that are one user's.
+
+    `keys` are their unique columns with types; `without` is left out.
+    """
 
     table: str
     keys: dict[str, str]
@@ -22,7 +25,10 @@ class _Export(msgspec.Struct, frozen=True):
     without: tuple[str, ...] = ()
 
     def build_query(self, *, is_first: bool) -> str:
-        """Build the query of a page, which starts after the key in the parameters."""
+        """Build the query of a page.
+
+        It starts after the key in the parameters.
+        """
         columns = ", ".join(f"t.{key}" for key in self.keys)
         start = ", ".join(f"cast(cast(:{key} AS text) AS {kind})" for key, kind in self.keys.items())
         condition = "" if is_first else f"AND ({columns}) > ({start})"
@@ -57,11 +63,14 @@ EXPORTS = (
     _Export("tools.http_tools", {"name": "text"}, owner="updated_by", without=("draft", "published")),
     _Export("tools.http_tool_secrets", {"origin": "text", "name": "text"}, owner="updated_by", without=("value",)),
 )
-"""Tables with data of users, and those that name who changed a row. Secrets and hashes are left out."""
+"""Tables with data of users.
+
+Some only name who changed a row. Secrets and hashes are left out.
+"""
 
 
 async def export_rows(database: Database, export: _Export, user: str) -> AsyncGenerator[str]:
-    """Read a user's rows of a table as JSON, in pages that are bounded in bytes."""
+    """Read a user's rows of a table as JSON, in bounded pages."""
     key: Sequence[str] = ()
     while True:
         values: dict[str, Any] = dict(zip(export.keys, key, strict=False))

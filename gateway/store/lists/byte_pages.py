@@ -26,8 +26,9 @@ ORDER BY n
 def build_page_query(
     table: str, *, listed: str, size: str, columns: str, limit: int | Literal[":limit"] = MAX_PAGE_ROWS
 ) -> str:
-    """Build the query of a page, which has at least one row if any is listed.
+    """Build the query of a page.
 
+    The page has at least one row if any is listed.
     `listed` selects the physical places (ctid) of the next rows in order. `size` and `columns` are expressions of a row
     with the alias t. The first column of the result is the number of listed rows: if it has fewer, the page was cut by
     its bytes.

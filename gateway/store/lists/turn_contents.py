@@ -34,7 +34,10 @@ ORDER BY position NULLS FIRST, id
 
 
 class TurnNode(msgspec.Struct, frozen=True):
-    """A turn of a conversation without its content; `is_followed` if a request without a parent may follow it."""
+    """A turn of a conversation without its content.
+
+    `is_followed` if a request without a parent may follow it.
+    """
 
     id: UUID
     parent_id: UUID | None
@@ -88,7 +91,10 @@ class TurnContentStore:
         return [TurnNode(*row) for row in rows]
 
     async def iterate_turns(self, ids: Sequence[UUID]) -> AsyncIterator[TurnContent]:
-        """Read turns in this order; turns that were deleted meanwhile are left out."""
+        """Read turns in this order.
+
+        Turns that were deleted meanwhile are left out.
+        """
         start = 0
         while start < len(ids):
             part = ids[start : start + MAX_PAGE_ROWS]
@@ -98,7 +104,7 @@ class TurnContentStore:
             start += part.index(rows[-1][1]) + 1 if _is_cut(rows) else len(part)
 
     async def iterate_calls(self, turn_id: UUID) -> AsyncIterator[ToolCallContent]:
-        """Read the tool calls of a turn, in the order of their start."""
+        """Read the tool calls of a turn, oldest first."""
         at, call_id = datetime.min.replace(tzinfo=UTC), ""
         while rows := await self._database.fetch_rows(_CALLS, turn_id=turn_id, at=at, call_id=call_id):
             for row in rows:

@@ -41,7 +41,10 @@ INSERT_EVENTS = "INSERT INTO turn_events VALUES ($1, $2, $2, $3)"
 
 @dataclass(frozen=True)
 class LargeTurns:
-    """A gateway with a conversation of large turns, and a turn with large calls, questions and steps."""
+    """A gateway with large turns.
+
+    One of them has large calls, questions and steps.
+    """
 
     gateway: Gateway
     turns: int
@@ -50,7 +53,7 @@ class LargeTurns:
 
     @property
     def max_memory(self) -> int:
-        """Bytes for the parts of a response, in the gateway and in this client."""
+        """Bytes for the parts of a response, here and in the gateway."""
         return 10 * (MAX_PAGE_BYTES + self.size)
 
     async def insert(self, owner: str) -> None:
@@ -102,7 +105,10 @@ def limit_memory(max_bytes: int) -> Generator[None]:
 
 
 async def read_marks(gateway: Gateway, path: str, **options: Any) -> tuple[list[str], int]:
-    """Read a response in pieces; return its marks, such as `<r12>`, and its size."""
+    """Read a response in pieces; return its marks and its size.
+
+    A mark is a text such as `<r12>`.
+    """
     marks: list[str] = []
     size = 0
     rest = b""

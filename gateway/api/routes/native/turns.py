@@ -89,7 +89,10 @@ class TurnView(BaseModel):
 
 
 class _TurnViewBuilder:
-    """Builds responses of a turn, whose calls and questions are read as the client reads them."""
+    """Builds responses of a turn.
+
+    Its calls and questions are read as the client reads them.
+    """
 
     def __init__(self, turns: TurnStore, contents: TurnContentStore, questions: QuestionStore) -> None:
         self._turns = turns
