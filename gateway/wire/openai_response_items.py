@@ -4,6 +4,7 @@ A writer folds the turn's events from the first event on, so numbers and ids are
 """
 
 from collections.abc import Callable
+from itertools import takewhile
 from typing import assert_never
 from uuid import UUID
 
@@ -104,18 +105,11 @@ class ResponseWriter(EventFold):
         return response
 
     def take_finished_items(self) -> list[JsonObject]:
-        """Remove and return the first items that will not change.
-
-        Long responses need little memory so.
-        """
-        count = 0
-        for item in self._output:
-            if item is self._open or item.get("status") == "in_progress":
-                break
-            count += 1
-        taken = self._output[:count]
-        del self._output[:count]
-        self._taken_count += count
+        """Remove and return the items that will not change."""
+        open_ = self._open
+        taken = list(takewhile(lambda i: i is not open_ and i.get("status") != "in_progress", self._output))
+        del self._output[: len(taken)]
+        self._taken_count += len(taken)
         ids = {item["id"] for item in taken}
         self._calls = {
             key: (call, item) for key, (call, item) in self._calls.items() if not item or item["id"] not in ids

@@ -76,6 +76,22 @@ class ToolCallContent(msgspec.Struct, frozen=True):
     duration_ms: float | None
 
 
+def find_followed(nodes: Sequence[TurnNode]) -> TurnNode | None:
+    """Find the turn that the next request follows."""
+    return next((node for node in reversed(nodes) if node.is_followed), None)
+
+
+def select_branch(nodes: Sequence[TurnNode], head: TurnNode | None) -> list[UUID]:
+    """Return a turn and its ancestors, oldest first."""
+    nodes_by_id = {node.id: node for node in nodes}
+    branch: list[UUID] = []
+    node = head
+    while node is not None:
+        branch.append(node.id)
+        node = nodes_by_id.get(node.parent_id) if node.parent_id else None
+    return branch[::-1]
+
+
 class TurnContentStore:
     """Reads the contents of turns in parts, while a client reads them.
 

@@ -29,29 +29,53 @@ def build_items(turn_id: UUID, messages: Iterable[JsonObject]) -> list[JsonObjec
     return [{"id": f"in_{turn_id.hex}_{n}", "status": "completed", **item} for n, item in enumerate(items)]
 
 
-def build_item_page(items: list[JsonObject], *, limit: int, order: ItemOrder, after: str | None) -> JsonObject:
-    """Build a page of items, which are given oldest first.
+def parse_stored_item_id(item_id: str) -> UUID | None:
+    """Parse the id of an item to that of its turn.
 
-    A page ends at `limit`, or by its bytes.
-
-    Raises:
-        InvalidRequest: no item has the id `after`.
+    Returns None if it is no such id.
     """
-    ordered = items if order == "asc" else items[::-1]
-    start = 0
-    if after is not None:
-        start = next((n for n, item in enumerate(ordered, 1) if item["id"] == after), 0)
-        if not start:
-            raise InvalidRequest(f"after: the list has no item {after[:80]!r}.", param="after")
-    data: list[JsonObject] = []
-    size = 0
-    for item in ordered[start : start + limit]:
-        if size >= MAX_PAGE_BYTES:
-            break
-        data.append(item)
-        size += len(msgspec.json.encode(item))
-    bounds = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": data, "has_more": start + len(data) < len(ordered), **bounds}
+    prefix, _, rest = item_id.partition("_")
+    try:
+        return UUID(hex=rest.partition("_")[0]) if prefix == "in" else None
+    except ValueError:
+        return None
+
+
+class ItemPage:
+    """A page of items, which ends at `limit` or by its bytes.
+
+    Add the items in the order of the list until `is_full`. The page starts after the item `after`.
+    """
+
+    def __init__(self, *, limit: int, after: str | None = None) -> None:
+        self._limit = limit
+        self._after = after
+        self._is_started = after is None
+        self._items: list[JsonObject] = []
+        self._size = 0
+        self.is_full = False
+        """An item did not fit."""
+
+    def add(self, item: JsonObject) -> None:
+        if not self._is_started:
+            self._is_started = item["id"] == self._after
+        elif len(self._items) == self._limit or self._size >= MAX_PAGE_BYTES:
+            self.is_full = True
+        else:
+            self._items.append(item)
+            self._size += len(msgspec.json.encode(item))
+
+    def build(self) -> JsonObject:
+        """Build the list object.
+
+        Raises:
+            InvalidRequest: no item has the id `after`.
+        """
+        if not self._is_started:
+            raise InvalidRequest(f"after: the list has no item {str(self._after)[:80]!r}.", param="after")
+        ids = [item["id"] for item in self._items] or [None]
+        bounds = {"first_id": ids[0], "last_id": ids[-1]}
+        return {"object": "list", "data": self._items, "has_more": self.is_full, **bounds}
 
 
 def _to_parts(message: JsonObject) -> list[JsonObject]:

@@ -16,7 +16,13 @@ from gateway.api.http.json_lists import build_list_response
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject, Principal
 from gateway.store.conversations import ConversationStore
-from gateway.store.lists.turn_contents import TurnContent, TurnContentStore, TurnNode
+from gateway.store.lists.turn_contents import (
+    TurnContent,
+    TurnContentStore,
+    TurnNode,
+    find_followed,
+    select_branch,
+)
 from gateway.store.models import Conversation
 from gateway_runtime.requests.model import RequestModel
 
@@ -178,7 +184,7 @@ async def _build_detail(
     view = ConversationView.model_validate(conversation, from_attributes=True)
     fields = msgspec.json.encode(view.model_dump() | {"head_id": head.id if head is not None else None})
     turns = contents.iterate_turns([node.id for node in nodes])
-    messages = _iterate_messages(contents.iterate_turns(_select_branch(nodes, head)))
+    messages = _iterate_messages(contents.iterate_turns(select_branch(nodes, head)))
     return await build_list_response({"turns": turns, "messages": messages}, head=fields, headers=headers)
 
 
@@ -195,19 +201,8 @@ def _find_head(nodes: list[TurnNode], branch: UUID | None) -> TurnNode | None:
         NotFound: the conversation has no turn `branch`.
     """
     if branch is None:
-        return next((node for node in reversed(nodes) if node.is_followed), None)
+        return find_followed(nodes)
     head = next((node for node in nodes if node.id == branch), None)
     if head is None:
         raise NotFound(f"The conversation has no turn {str(branch)!r}.", param="branch")
     return head
-
-
-def _select_branch(nodes: list[TurnNode], head: TurnNode | None) -> list[UUID]:
-    """Return a turn and its ancestors, oldest first."""
-    nodes_by_id = {node.id: node for node in nodes}
-    branch: list[UUID] = []
-    node = head
-    while node is not None:
-        branch.append(node.id)
-        node = nodes_by_id.get(node.parent_id) if node.parent_id else None
-    return branch[::-1]

@@ -1,26 +1,31 @@
 """`/v1/conversations`: OpenAI's conversations, which are those of the gateway."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Query
 
-from gateway.api.deps import ConversationsDep, PrincipalDep, TurnServiceDep
+from gateway.api.deps import ConversationsDep, PrincipalDep, TurnContentsDep, TurnServiceDep
 from gateway.api.routes.native.conversations import cancel_and_delete
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject, Principal
-from gateway.store.conversations import ConversationStore, is_followed
-from gateway.store.models import Conversation, Turn
+from gateway.store.conversations import ConversationStore
+from gateway.store.lists.turn_contents import TurnContentStore, find_followed, select_branch
+from gateway.store.models import Conversation
 from gateway.wire.openai.conversations import (
     ConversationCreate,
     ConversationItemsCreate,
     ConversationUpdate,
     build_conversation,
 )
-from gateway.wire.openai.item_lists import ItemOrder, build_item_page, build_items
+from gateway.wire.openai.item_lists import ItemOrder, ItemPage, build_items, parse_stored_item_id
 from gateway.wire.openai_response_ids import parse_conversation_id
 from gateway.wire.openai_response_input import to_messages
 
+_MAX_LISTED_NEW_ITEMS = 1_000
 router = APIRouter(prefix="/conversations", tags=["OpenAI"])
 _Include = Annotated[list[str] | None, Query(alias="include[]", description="Accepted and ignored.")]
 
@@ -70,14 +75,17 @@ async def create_conversation_items(
     body: ConversationItemsCreate,
     principal: PrincipalDep,
     conversations: ConversationsDep,
+    contents: TurnContentsDep,
     _include: _Include = None,
 ) -> JsonObject:
     """Add items, which the next response continues."""
     conversation = await _get_named(conversation_id, principal, conversations)
     messages = tuple(to_messages(body.items))
     turn_id = await conversations.add_messages(conversation, messages, principal)
-    items = await _list_stored_items(conversation, conversations, turn_id)
-    return build_item_page(items, limit=len(items), order="asc", after=None)
+    page = ItemPage(limit=_MAX_LISTED_NEW_ITEMS)
+    async for item in _iterate_items([turn_id], contents):
+        page.add(item)
+    return page.build()
 
 
 @router.get("/{conversation_id}/items", summary="List the items of a conversation")
@@ -85,6 +93,7 @@ async def list_conversation_items(
     conversation_id: str,
     principal: PrincipalDep,
     conversations: ConversationsDep,
+    contents: TurnContentsDep,
     limit: Annotated[int, Query(ge=1, le=100, description="Maximum number of items in the page.")] = 20,
     order: Annotated[ItemOrder, Query(description="Newest first (desc) or oldest first (asc).")] = "desc",
     after: Annotated[str | None, Query(max_length=200, description="Id of the last item of the page before.")] = None,
@@ -92,7 +101,14 @@ async def list_conversation_items(
 ) -> JsonObject:
     """The items of the newest branch, newest first, in pages."""
     conversation = await _get_named(conversation_id, principal, conversations)
-    return build_item_page(await _list_stored_items(conversation, conversations), limit=limit, order=order, after=after)
+    branch = await _list_branch(conversation, contents)
+    page = ItemPage(limit=limit, after=after)
+    async with aclosing(_iterate_items(_select_from(branch, order, after), contents, order)) as items:
+        async for item in items:
+            page.add(item)
+            if page.is_full:
+                break
+    return page.build()
 
 
 @router.get("/{conversation_id}/items/{item_id}", summary="Get an item of a conversation")
@@ -101,37 +117,43 @@ async def get_conversation_item(
     item_id: str,
     principal: PrincipalDep,
     conversations: ConversationsDep,
+    contents: TurnContentsDep,
     _include: _Include = None,
 ) -> JsonObject:
     """An item of the newest branch."""
     conversation = await _get_named(conversation_id, principal, conversations)
-    items = await _list_stored_items(conversation, conversations)
-    item = next((item for item in items if item["id"] == item_id), None)
-    if item is None:
-        raise NotFound(f"The conversation has no item {item_id[:80]!r}.", param="item_id")
-    return item
+    turn_id = parse_stored_item_id(item_id)
+    if turn_id is not None and turn_id in await _list_branch(conversation, contents):
+        async for item in _iterate_items([turn_id], contents):
+            if item["id"] == item_id:
+                return item
+    raise NotFound(f"The conversation has no item {item_id[:80]!r}.", param="item_id")
 
 
 async def _get_named(conversation_id: str, principal: Principal, conversations: ConversationStore) -> Conversation:
     return await conversations.get_conversation(parse_conversation_id(conversation_id), principal)
 
 
-async def _list_stored_items(
-    conversation: Conversation, conversations: ConversationStore, only: UUID | None = None
-) -> list[JsonObject]:
-    """List the items of the newest branch or of one turn."""
-    turns = await conversations.list_turns(conversation.id)
-    if only is not None:
-        turns = [turn for turn in turns if turn.id == only]
-    else:
-        turns_by_id = {turn.id: turn for turn in turns}
-        turn = next((turn for turn in reversed(turns) if is_followed(turn)), None)
-        branch: list[Turn] = []
-        while turn is not None:
-            branch.append(turn)
-            turn = turns_by_id.get(turn.parent_id) if turn.parent_id else None
-        turns = branch[::-1]
-    return [item for turn in turns for item in build_items(turn.id, turn.messages)]
+async def _list_branch(conversation: Conversation, contents: TurnContentStore) -> list[UUID]:
+    """List the turns of the newest branch, oldest first."""
+    nodes = await contents.list_nodes(conversation.id)
+    return select_branch(nodes, find_followed(nodes))
+
+
+def _select_from(branch: list[UUID], order: ItemOrder, after: str | None) -> list[UUID]:
+    """Put turns into order, without those before the item `after`."""
+    turns = branch if order == "asc" else branch[::-1]
+    turn_id = parse_stored_item_id(after) if after is not None else None
+    return turns[turns.index(turn_id) :] if turn_id is not None and turn_id in turns else turns
+
+
+async def _iterate_items(
+    turns: list[UUID], contents: TurnContentStore, order: ItemOrder = "asc"
+) -> AsyncGenerator[JsonObject]:
+    async for turn in contents.iterate_turns(turns):
+        items = build_items(turn.id, msgspec.json.decode(turn.messages, type=list[JsonObject]))
+        for item in items if order == "asc" else reversed(items):
+            yield item
 
 
 def _build_answer(conversation: Conversation) -> JsonObject:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from gateway.agent.service import TurnHandle
 from gateway.api.deps import (
     ConversationsDep,
+    TurnContentsDep,
     get_principal,
     get_toolbox,
     get_turn_service,
@@ -33,8 +34,8 @@ from gateway.domain.conversation_ids import is_new_conversation
 from gateway.domain.errors import InvalidRequest, NotFound, PreviousResponseNotFound
 from gateway.domain.events import StepCompleted
 from gateway.domain.messages import Answer, JsonObject, Message, TurnRequest
-from gateway.store.conversations import is_followed
-from gateway.wire.openai.item_lists import ItemOrder, build_item_page, build_items
+from gateway.store.lists.turn_contents import find_followed
+from gateway.wire.openai.item_lists import ItemOrder, ItemPage, build_items
 from gateway.wire.openai_response_ids import format_response_id, parse_item_id, parse_response_id
 from gateway.wire.openai_response_items import ResponseContext, ResponseWriter
 from gateway.wire.openai_response_request import ResponseRequest
@@ -96,7 +97,9 @@ async def _start_turn(turn_request: TurnRequest, request: Request) -> TurnHandle
 
 
 @router.post("/input_tokens", summary="Estimate the tokens of a response's input")
-async def count_input_tokens(body: ResponseRequest, request: Request, conversations: ConversationsDep) -> JsonObject:
+async def count_input_tokens(
+    body: ResponseRequest, request: Request, conversations: ConversationsDep, contents: TurnContentsDep
+) -> JsonObject:
     """An estimate of the tokens of the prompt.
 
     It includes the gateway's system prompt, the tools on offer, and the conversation so far.
@@ -111,8 +114,8 @@ async def count_input_tokens(body: ResponseRequest, request: Request, conversati
         head = (await _find_response(body.previous_response_id, request))[0].id
     elif turn_request.conversation_id is not None and not is_new_conversation(turn_request.conversation_id):
         conversation = await conversations.get_conversation(turn_request.conversation_id, principal)
-        turns = await conversations.list_turns(conversation.id)
-        head = next((turn.id for turn in reversed(turns) if is_followed(turn)), None)
+        followed = find_followed(await contents.list_nodes(conversation.id))
+        head = followed.id if followed is not None else None
     if head is not None:
         stored = await get_turn_store(request).get_turn(head, principal)
         history = [*await conversations.load_history(head), msgspec.convert(stored.messages, tuple[Message, ...])]
@@ -156,7 +159,12 @@ async def list_input_items(
     turn, _ = await _find_response(response_id, request)
     stored = await get_turn_store(request).get_turn(turn.id, get_principal(request))
     items = build_items(stored.id, stored.messages[: stored.sent_messages])
-    return build_item_page(items, limit=limit, order=order, after=after)
+    page = ItemPage(limit=limit, after=after)
+    for item in items if order == "asc" else reversed(items):
+        page.add(item)
+        if page.is_full:
+            break
+    return page.build()
 
 
 @router.delete("/{response_id}", summary="Delete a response")
