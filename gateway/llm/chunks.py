@@ -4,7 +4,8 @@ Chunks of the expected form are decoded by msgspec. Others are read leniently: o
 """
 
 import json
-from typing import Annotated, Any, TypeVar, cast
+import re
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
@@ -13,7 +14,15 @@ from gateway.llm.tool_repair.json_repair import is_list, is_object, join_surroga
 
 _T = TypeVar("_T")
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=10**15)]
+_Empty = Annotated[list[Any], msgspec.Meta(max_length=0)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, lt=1e15)]
+
+
+_CAPITAL = re.compile("[A-Z]")
+_PROMPT_NAMES = ("prompt_tokens", "input_tokens", "prompt_token_count", "prompt_eval_count")
+_CACHED_NAMES = ("cached_tokens", "prompt_cache_hit_tokens", "cached_input_tokens", "cached_content_token_count")
+_READ_CACHE_NAMES = ("cache_read_input_tokens",)
+_WRITTEN_CACHE_NAMES = ("cache_creation_input_tokens", "cache_write_input_tokens")
 
 
 class FunctionDelta(msgspec.Struct, gc=False):
@@ -51,7 +60,7 @@ class ServerToolCall(msgspec.Struct, gc=False):
 class Delta(msgspec.Struct, gc=False):
     """A part of a message, or a whole one.
 
-    A `function_call`, which came before `tool_calls`, makes a chunk odd.
+    A `function_call`, which came before `tool_calls`, makes a chunk odd; so do the rarer names of reasoning.
     """
 
     content: str | None = None
@@ -61,12 +70,15 @@ class Delta(msgspec.Struct, gc=False):
     tool_calls: list[ToolCallDelta] | None = None
     executed_tools: list[ServerToolCall] | None = None
     function_call: None = None
+    thinking: None = None
+    reasoning_details: _Empty | None = None
 
 
 class Choice(msgspec.Struct, gc=False):
     """The first choice of a chunk.
 
-    Some servers send a whole `message`, also behind its deltas. A `text` makes a chunk odd.
+    Some servers send a whole `message`, also behind its deltas. A `text`, another index than 0, and another name of the
+    finish reason make a chunk odd.
     """
 
     delta: Delta | None = None
@@ -74,6 +86,10 @@ class Choice(msgspec.Struct, gc=False):
     message: Delta | None = None
     usage: Any = None
     text: None = None
+    index: Literal[0] | None = None
+    stop_reason: None = None
+    finish_details: None = None
+    camel_finish_reason: None = msgspec.field(default=None, name="finishReason")
 
 
 class XGroq(msgspec.Struct, gc=False):
@@ -101,18 +117,26 @@ class _UsageFigures(msgspec.Struct, gc=False):
     completion_time: _Seconds | None = None
     cached_tokens: None = None
     cache_read_input_tokens: None = None
+    cache_creation_input_tokens: None = None
     prompt_cache_hit_tokens: None = None
     input_tokens: None = None
     output_tokens: None = None
 
 
 class Chunk(msgspec.Struct, gc=False):
-    """Chunk of a stream, or a whole answer."""
+    """Chunk of a stream, or a whole answer.
+
+    Figures of usage under other names make a chunk odd.
+    """
 
     choices: list[Choice] | None = None
     usage: Any = None
     x_groq: XGroq | None = None
     error: Any = None
+    gemini_usage: None = msgspec.field(default=None, name="usageMetadata")
+    snake_gemini_usage: None = msgspec.field(default=None, name="usage_metadata")
+    prompt_eval_count: None = None
+    eval_count: None = None
 
 
 decode_chunk = msgspec.json.Decoder(Chunk, strict=False).decode
@@ -125,7 +149,7 @@ def read_odd_chunk(payload: bytes) -> Chunk | None:
     """
     try:
         # Other than msgspec, `json` accepts half a surrogate pair.
-        body = json.loads(payload.decode("utf-8", "replace"))
+        body = json.loads(payload.decode("utf-8-sig", "replace"))
     except (*JSON_DECODE_ERRORS, ValueError):
         return None
     if is_list(body) and body:
@@ -137,10 +161,18 @@ def read_odd_chunk(payload: bytes) -> Chunk | None:
     extra: JsonObject = x_groq if is_object(x_groq) else {}
     return Chunk(
         choices=[_read_choice(choice) for choice in choices if is_object(choice)] if choices is not None else None,
-        usage=body.get("usage"),
+        usage=_choose_usage(body),
         x_groq=XGroq(extra.get("usage"), extra.get("error")) if extra else None,
         error=body.get("error"),
     )
+
+
+def _choose_usage(body: JsonObject) -> object:
+    """Return the member with figures of usage, or the body that has Ollama's."""
+    members = [body.get(name) for name in ("usage", "usageMetadata", "usage_metadata")]
+    if "eval_count" in body or "prompt_eval_count" in body:
+        members.append({name: body.get(name) for name in ("prompt_eval_count", "eval_count")})
+    return next((member for member in members if read_usage(member)), body.get("usage"))
 
 
 def _read_choice(choice: JsonObject) -> Choice:
@@ -149,10 +181,18 @@ def _read_choice(choice: JsonObject) -> Choice:
         delta = {"content": choice["text"]}  # of the older completions API
     return Choice(
         delta=_read_delta(delta) if is_object(delta) else None,
-        finish_reason=_read_finish_reason(choice.get("finish_reason")),
+        finish_reason=_choose_finish_reason(choice),
         message=_read_delta(message) if is_object(message) else None,
         usage=choice.get("usage"),
+        index=cast(Any, _convert(choice.get("index"), int)),  # only the expected form is limited to 0
     )
+
+
+def _choose_finish_reason(choice: JsonObject) -> str | None:
+    """Return the first finish reason under one of its names."""
+    names = ("finish_reason", "finishReason", "finish_details", "stop_reason")
+    reasons = (_read_finish_reason(choice.get(name)) for name in names)
+    return next((reason for reason in reasons if reason), None)
 
 
 def _read_finish_reason(reason: object) -> str | None:
@@ -170,12 +210,23 @@ def _read_delta(delta: JsonObject) -> Delta:
         calls = [{"function": legacy_call}]
     return Delta(
         content=text,
-        reasoning=thoughts or _join_texts(delta.get("reasoning")),
-        reasoning_content=_join_texts(delta.get("reasoning_content")),
+        reasoning=thoughts or _read_reasoning(delta),
         refusal=refusal or _join_texts(delta.get("refusal")),
         tool_calls=[_read_call(call) for call in calls if is_object(call)] if calls is not None else None,
         executed_tools=None if executed is None else _convert(_join_halves(executed), list[ServerToolCall]),
     )
+
+
+def _read_reasoning(delta: JsonObject) -> str | None:
+    """Return the reasoning under the first of its names.
+
+    Servers repeat it under several ones.
+    """
+    for name in ("reasoning", "reasoning_content", "thinking"):
+        if text := _join_texts(delta.get(name)):
+            return text
+    details = [detail for detail in _get_list(delta, "reasoning_details") or [] if is_object(detail)]
+    return "".join(_join_texts(detail.get("text") or detail.get("summary")) or "" for detail in details) or None
 
 
 def _read_content(content: object) -> tuple[str | None, str | None, str | None]:
@@ -327,19 +378,19 @@ def _build_usual_usage(body: JsonObject) -> Usage | None:
 
 def _build_usage(body: JsonObject) -> Usage:
     """Build the usage from figures of any form."""
-    prompt = _get_count(body, "prompt_tokens", "input_tokens")
-    completion = _get_count(body, "completion_tokens", "output_tokens")
-    total = _get_count(body, "total_tokens")
-    details = (body.get("prompt_tokens_details"), body.get("input_tokens_details"))
-    cached = max(
-        *(_get_count(part, "cached_tokens") for part in details),
-        _get_count(body, "cached_tokens", "cache_read_input_tokens", "prompt_cache_hit_tokens"),
-    )
-    if cached > prompt or (cached and total == prompt + completion + cached):
-        prompt += cached  # this server counts cached tokens beside the others
-    details = (body.get("completion_tokens_details"), body.get("output_tokens_details"))
-    reasoning = max(_get_count(part, "reasoning_tokens") for part in details)
-    if reasoning and total == prompt + completion + reasoning:
+    body = {_to_snake_case(name): value for name, value in body.items()}
+    prompt = _get_count(body, *_PROMPT_NAMES) + _get_count(body, "tool_use_prompt_token_count")
+    completion = _get_count(body, "completion_tokens", "output_tokens", "candidates_token_count", "eval_count")
+    total = _get_count(body, "total_tokens", "total_token_count")
+    cached = _get_count(body, *_CACHED_NAMES, *_READ_CACHE_NAMES)
+    cached = max(cached, _get_detail(body, ("prompt_tokens", "input_tokens"), "cached_tokens"))
+    written = _get_count(body, *_WRITTEN_CACHE_NAMES)
+    if _are_beside(body, prompt, cached, written, total - prompt - completion):
+        prompt += cached + written
+    reasoning = _get_count(body, "reasoning_tokens", "thoughts_token_count")
+    reasoning = max(reasoning, _get_detail(body, ("completion_tokens", "output_tokens"), "reasoning_tokens"))
+    is_gemini = not total and "thoughts_token_count" in body
+    if reasoning and (is_gemini or total == prompt + completion + reasoning):
         completion += reasoning  # this one counts reasoning beside the answer
     return Usage(
         prompt_tokens=prompt,
@@ -351,6 +402,30 @@ def _build_usage(body: JsonObject) -> Usage:
         model_time=_get_number(body, "total_time"),
         generation_time=_get_number(body, "completion_time"),
     )
+
+
+def _are_beside(body: JsonObject, prompt: int, cached: int, written: int, rest: int) -> bool:
+    """Whether a server counts tokens of the cache beside the others.
+
+    Anthropic does. `rest` is what the total has beside prompt and answer.
+    """
+    if max(cached, written) > prompt:
+        return True
+    if rest >= 0:  # the server told the total
+        return rest > 0 and rest == cached + written
+    has_names = any(name in body for name in (*_READ_CACHE_NAMES, *_WRITTEN_CACHE_NAMES))
+    return has_names and "input_tokens" in body and "prompt_tokens" not in body
+
+
+def _to_snake_case(name: str) -> str:
+    return _CAPITAL.sub(lambda capital: f"_{capital[0].lower()}", name)
+
+
+def _get_detail(body: JsonObject, names: tuple[str, ...], detail: str) -> int:
+    """Return the largest count of that name in the details of the figures."""
+    members = (body.get(f"{name}_details") for name in names)
+    details = ({_to_snake_case(name): value for name, value in part.items()} for part in members if is_object(part))
+    return max((_get_count(part, detail) for part in details), default=0)
 
 
 def _get_count(body: object, *names: str) -> int:

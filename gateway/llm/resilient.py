@@ -309,7 +309,8 @@ class _AttemptSink(ModelSink):
 
     It wraps the caller's sink. With `hold_invalid`, a call that cannot be repaired is held back and sets `problem`, so
     that the model is called again; not after text or other calls were shown. Otherwise the call is emitted with its
-    problem, which becomes the tool's error. It counts the native calls of an attempt together with those in its text.
+    problem, which becomes the tool's error. Blank text waits for other text: alone it is no answer. It counts the
+    native calls of an attempt together with those in its text.
     """
 
     def __init__(self, sink: ModelSink, tools: tuple[ToolSpec, ...]) -> None:
@@ -327,6 +328,8 @@ class _AttemptSink(ModelSink):
         self.rejected_text = ""
         self._is_accepted = False
         self._output_chars = 0
+        self._blank_texts: list[str] = []
+        self.on_text = self._hold_blank_text
         self._repair_budget = OperationBudget(MAX_OPERATIONS)
         self._call_count = 0
 
@@ -338,6 +341,17 @@ class _AttemptSink(ModelSink):
         self.has_output = True
         self._output_chars += len(text)
         self.sink.on_text(text)
+
+    def _hold_blank_text(self, text: str) -> None:
+        if text.isspace() and self.on_text == self._hold_blank_text:
+            self._output_chars += len(text)
+            self._blank_texts.append(text)
+            return
+        self.__dict__.pop("on_text", None)
+        blank_text = "".join(self._blank_texts)
+        self._blank_texts.clear()
+        self._output_chars -= len(blank_text)
+        self.on_text(blank_text + text)
 
     def on_refusal(self, text: str) -> None:
         self.has_output = True

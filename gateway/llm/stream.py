@@ -3,6 +3,8 @@
 All chunks of one read are decoded together. See docs/adr/0003.
 """
 
+from collections.abc import Iterator
+
 from gateway.domain.errors import ModelAnswerTooLong, ModelStreamBroken, ToolCallUnreadable
 from gateway.domain.messages import JSON_DECODE_ERRORS, ToolCall, Usage
 from gateway.llm.call_parts import CallJoiner
@@ -23,6 +25,8 @@ from gateway.llm.upstream_errors import make_stream_error
 from gateway.ports.model import ModelAnswer, ModelSink
 
 _MAX_LINE_BYTES = 4 * 1024 * 1024
+_MAX_WAITING_EVENT_BYTES = 256 * 1024
+"""Limit of an event of several lines, which is decoded again with each read."""
 MAX_ANSWER_CHARS = 2_000_000
 """Length at which an answer is refused.
 
@@ -31,6 +35,9 @@ It is several times that of the longest answer that a model can write.
 MAX_ANSWER_CALLS = 128
 """Number of tool calls beyond which an answer is refused."""
 _EMPTY_DELTA = Delta()
+_BOM = b"\xef\xbb\xbf"
+_NOTHING_YET = b"\n"
+"""The incomplete line before the first read, which may begin with a BOM."""
 
 
 class ChunkReader:
@@ -46,8 +53,10 @@ class ChunkReader:
         self._remaining_chars = max_chars
         self._max_chars = max_chars
         self._call_count = 0
-        self._incomplete_line = b""
-        self._is_accepted = False
+        self._incomplete_line = _NOTHING_YET
+        self._lines: Iterator[bytes] = iter(())
+        self._is_accepted = self._is_usual = False
+        self._choice_index: int | None = None
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls = CallJoiner()
@@ -67,14 +76,34 @@ class ChunkReader:
             ModelAnswerTooLong: the answer exceeds `max_chars` or `MAX_ANSWER_CALLS`.
             ModelError: the stream contains an error or an invalid chunk.
         """
-        lines = (self._incomplete_line + data).split(b"\n") if self._incomplete_line else data.split(b"\n")
+        lines = self._split_lines(data) if self._incomplete_line else data.split(b"\n")
         self._incomplete_line = lines.pop()
+        if self._incomplete_line:
+            lines += self._check_incomplete_line()
+        self._read_lines(lines)
+        self._flush_text()
+
+    def _split_lines(self, data: bytes) -> list[bytes]:
+        return (self._incomplete_line + data).removeprefix(_NOTHING_YET).removeprefix(_BOM).split(b"\n")
+
+    def _check_incomplete_line(self) -> list[bytes]:
+        """Return the lines of a server that ends lines with CR alone.
+
+        A CR at the end of a read may be half of a line end.
+        """
         if len(self._incomplete_line) > _MAX_LINE_BYTES:
             raise ModelStreamBroken("The model's server sent a line that is too long.")
-        for line in lines:
+        if b"\r" not in self._incomplete_line[:-1]:
+            return []
+        lines = self._incomplete_line.split(b"\r")
+        self._incomplete_line = lines.pop()
+        return lines
+
+    def _read_lines(self, lines: list[bytes]) -> None:
+        self._lines = iter(lines)  # an event may take further lines of it
+        for line in self._lines:
             if line.startswith(b"data:"):
                 self._read_payload(line[5:])
-        self._flush_text()
 
     def read_whole_body(self, body: bytes) -> None:
         """Read an answer that was not streamed.
@@ -119,10 +148,10 @@ class ChunkReader:
             ModelStreamBroken: the stream ended without a finish reason, or with one that means a failure.
             ToolCallUnreadable: the server could not read the model's call.
         """
-        if self._incomplete_line.startswith(b"data:"):
-            self._read_payload(self._incomplete_line[5:])
-        elif not self._is_accepted and self._incomplete_line.lstrip().startswith(b"{"):
+        if not self._is_accepted and self._incomplete_line.lstrip().startswith(b"{"):
             self.read_whole_body(self._incomplete_line)  # instead of a stream
+        elif self._incomplete_line:
+            self._read_lines([*self._incomplete_line.splitlines(), b""])
         self._flush_text(is_end=True)
         reason = self._finish_reason
         if reason is None or reason == "broken":
@@ -141,9 +170,10 @@ class ChunkReader:
             chunk = decode_chunk(payload)
         except JSON_DECODE_ERRORS:
             chunk = self._read_odd_payload(payload.strip())
-            if chunk is None:
-                return
-        if self._is_accepted and chunk.x_groq is None and chunk.usage is None and chunk.error is None and chunk.choices:
+            if chunk is not None:
+                self._read_chunk(chunk)
+            return
+        if self._is_usual and chunk.x_groq is None and chunk.usage is None and chunk.error is None and chunk.choices:
             self._read_choice(chunk.choices[0])  # nearly all chunks: skips the checks for errors and usage
         else:
             self._read_chunk(chunk)
@@ -159,11 +189,42 @@ class ChunkReader:
         if payload == b"[DONE]":
             self.is_done = True
             return None
+        if b"\r" in payload:  # ends lines among LF
+            later_lines = self._lines
+            self._read_lines([*(b"data:" + payload).split(b"\r"), b""])
+            self._lines = later_lines
+            return None
         chunk = read_odd_chunk(payload)
-        if chunk is None and payload.startswith(b"{") and not self.is_complete:
+        if chunk is None and payload.startswith(b"{"):
+            chunk = self._read_event(payload)
+        self._may_have_halves = True
+        return chunk
+
+    def _read_event(self, payload: bytes) -> Chunk | None:
+        """Read an event of several lines, of which the first one is given.
+
+        None: its end has not arrived, and it waits as an incomplete line.
+
+        Raises:
+            ModelStreamBroken: it is invalid JSON, before the finish reason.
+        """
+        payloads = [payload]
+        for line in self._lines:
+            if line.startswith(b"data:"):
+                payloads.append(line[5:].strip())
+            elif not line.strip():
+                break
+        else:
+            event = b" ".join(payloads)
+            if len(event) > _MAX_WAITING_EVENT_BYTES:
+                raise ModelStreamBroken("The model's server sent an event that is too long.")
+            self._incomplete_line = b"data:%b\n%b" % (event, self._incomplete_line)
+            return None
+        chunk = read_odd_chunk(b" ".join(payloads))
+        if chunk is None and not self.is_complete:
             self._flush_text()
             raise ModelStreamBroken("The model's server sent an invalid stream chunk.")
-        self._may_have_halves = True
+        self.is_done = self.is_done or b"[DONE]" in payloads
         return chunk
 
     def _read_chunk(self, chunk: Chunk) -> None:
@@ -175,11 +236,18 @@ class ChunkReader:
         if not self._is_accepted:
             self._is_accepted = True
             self._sink.on_accepted()
-        choice = chunk.choices[0] if chunk.choices else None
+        choice = self._choose_choice(chunk.choices) if chunk.choices else None
         if extra is not None or chunk.usage is not None:
             self._usage = merge_usage(self._usage, read_usage(extra and extra.usage, chunk.usage))
         if choice is not None:
             self._read_choice(choice)
+
+    def _choose_choice(self, choices: list[Choice]) -> Choice | None:
+        """Return the choice with the first index seen."""
+        if self._choice_index is None:
+            self._choice_index = choices[0].index
+        self._is_usual = not self._choice_index
+        return next((choice for choice in choices if choice.index in (None, self._choice_index)), None)
 
     def _read_choice(self, choice: Choice) -> None:
         delta = choice.delta or _EMPTY_DELTA
@@ -327,6 +395,7 @@ def read_whole_answer(body: bytes, sink: ModelSink) -> ModelAnswer:
         ModelError: the body is an error.
     """
     reader = ChunkReader(sink)
+    body = body.removeprefix(_BOM)
     if body.lstrip().startswith(b"data:"):
         reader.feed_bytes(body)  # some servers always stream
     else:

@@ -103,10 +103,11 @@ class TextCallParser(TextHolder):
 
     def release_text(self) -> None:
         """Pass on the held text, and hold back nothing any more."""
-        self.on_text, self.on_tool_call = self._sink.on_text, self._sink.on_tool_call
         text, self._held_text = self._held_text, ""
         if text:
             self._sink.on_text(text)
+        # Only now: the sink may hold back blank text until its first other text.
+        self.on_text, self.on_tool_call = self._sink.on_text, self._sink.on_tool_call
 
     @property
     def held_chars(self) -> int:

@@ -117,6 +117,63 @@ def test_text_of_one_read_is_one_delta() -> None:
     assert texts == ["abc"]
 
 
+ODD_LINES: dict[str, bytes] = {
+    "BOM": b"\xef\xbb\xbf" + STREAM,
+    "CR": STREAM.replace(b"\n", b"\r"),
+    "CRLF": STREAM.replace(b"\n", b"\r\n"),
+    "CR among LF": STREAM.replace(b"\n\n", b"\r\r", 3),
+    "several lines": STREAM.replace(b', "', b'\nid: 1\ndata: , "'),
+    "several lines with CRLF": STREAM.replace(b', "', b'\ndata: , "').replace(b"\n", b"\r\n"),
+    "several lines with CR": STREAM.replace(b', "', b'\ndata: , "').replace(b"\n", b"\r"),
+    "several lines behind an empty object": STREAM.replace(b"data: {", b"data: {\ndata: "),
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 100_000])
+@pytest.mark.parametrize("stream", ODD_LINES.values(), ids=ODD_LINES)
+def test_lines_in_odd_forms_are_read_whatever_the_size_of_reads(stream: bytes, size: int) -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    for start in range(0, len(stream), size):
+        reader.feed_bytes(stream[start : start + size])
+    answer = reader.finish_answer()
+    assert sink.output == EXPECTED_OUTPUT
+    assert (answer.usage.prompt_tokens, answer.usage.total_tokens, reader.is_done) == (7, 10, True)
+
+
+def test_endless_event_of_several_lines_breaks_the_stream() -> None:
+    reader = ChunkReader(Sink())
+    for _ in range(3):
+        reader.feed_bytes(b"data: {" + b"x" * 80_000 + b"\n")
+    with pytest.raises(ModelStreamBroken, match="event that is too long"):
+        reader.feed_bytes(b"data: {" + b"x" * 80_000 + b"\n")
+
+
+def choose(index: int | None, text: str, finish: str | None = None) -> dict[str, object]:
+    choice: dict[str, object] = {"delta": {"content": text}, "finish_reason": finish}
+    return {"choices": [choice if index is None else choice | {"index": index}]}
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [choose(0, "A"), choose(1, "x"), choose(0, "B"), choose(1, "y", "length"), choose(0, "", "stop")],
+        [{"choices": []}, choose(1, "A"), choose(0, "x"), choose(1, "B"), choose(0, "y"), choose(1, "", "stop")],
+        [choose(2, "A"), choose(2, "B"), choose(None, "", "stop")],
+        [choose(None, "A"), choose(0, "B"), choose(None, "", "stop")],
+        [{"choices": [{"index": 1, "delta": {"content": "x"}}, {"index": 0, "delta": {"content": "y"}}]}],
+    ],
+    ids=["second behind the first", "first behind the second", "another number", "no number", "together"],
+)
+def test_only_the_first_choice_is_read(chunks: list[dict[str, object]]) -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    reader.feed_bytes(sse(*chunks))
+    assert sink.output == [("text", "AB" if len(chunks) > 1 else "x")]
+    if len(chunks) > 1:
+        assert reader.finish_answer().finish_reason == "stop"
+
+
 def test_windows_line_ends_are_accepted() -> None:
     sink = Sink()
     ChunkReader(sink).feed_bytes(sse(delta(content="x")).replace(b"\n", b"\r\n"))
@@ -279,6 +336,13 @@ def test_answer_is_refused_when_it_has_too_many_tool_calls(build_delta: Callable
     assert len(sink.output) == 128
     with pytest.raises(ModelAnswerTooLong, match="contains more than 128 tool calls"):
         ChunkReader(Sink()).feed_bytes(sse({"choices": [{"delta": build_delta(129)}]}))
+
+
+def test_reasoning_under_two_names_is_emitted_once() -> None:
+    sink = Sink()
+    details = [{"type": "reasoning.summary", "summary": "hm"}]
+    ChunkReader(sink).feed_bytes(sse(delta(reasoning="hm", reasoning_details=details, thinking="hm")))
+    assert sink.output == [("reasoning", "hm")]
 
 
 _COUNTS = st.one_of(st.integers(0, 20), st.integers(0, 10**6))
