@@ -5,6 +5,7 @@ Servers use several shapes and words.
 
 import ast
 import re
+import time
 from collections.abc import Mapping
 from typing import cast
 
@@ -96,6 +97,16 @@ _WAIT = re.compile(
 )
 _WAIT_PART = re.compile(r"(\d++(?:\.\d++)?)\s?(milli|ms|s|m|h|)", re.IGNORECASE)
 _WAIT_SECONDS = {"milli": 0.001, "ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+_WAIT_MEMBERS = (
+    ("retryafterms", "ms"),
+    ("retryaftermilliseconds", "ms"),
+    ("retryafter", ""),
+    ("retryafterseconds", ""),
+    ("retrydelay", ""),
+)
+"""Members that name a wait, in lower case without separators; and the unit of a number without one."""
+_FIRST_MILLISECONDS = 10**11
+"""The least point in time that is one in milliseconds."""
 _WRONG_ADDRESS = re.compile(r"\b(?:url|route|path|endpoint|page|cannot post)\b", re.IGNORECASE)
 
 
@@ -160,7 +171,7 @@ def read_upstream_error(body: object) -> UpstreamError:
         code=str(code) if isinstance(code, (str, int)) else str(inner.get("type") or inner.get("status") or ""),
         status=_read_status(levels),
         written=written if written is None or isinstance(written, str) else msgspec.json.encode(written).decode(),
-        delay=_read_delay(inner),
+        delay=next((delay for level in reversed(levels) if (delay := _read_delay(level)) is not None), None),
         is_object=any(is_object(level.get("error")) for level in levels),
     )
 
@@ -217,11 +228,47 @@ def _read_status(levels: list[JsonObject]) -> int | None:
 
 
 def _read_delay(error: JsonObject) -> float | None:
-    """Read the wait that a member names."""
-    details = error.get("details")
-    delays = [detail.get("retryDelay") for detail in details if is_object(detail)] if is_list(details) else []
-    values = (str(value) for value in (error.get("retry_after"), *delays) if isinstance(value, (int, float, str)))
-    return next((delay for value in values if (delay := parse_duration(value)) is not None), None)
+    """Read the wait that a member names.
+
+    OpenRouter repeats the headers of the server behind it.
+    """
+    details, metadata = error.get("details"), error.get("metadata")
+    extra: JsonObject = metadata if is_object(metadata) else {}
+    headers = extra.get("headers")
+    sources = [error, extra, headers, *(cast(list[object], details) if is_list(details) else ())]
+    return next(
+        (delay for source in sources if is_object(source) and (delay := _read_wait_member(source)) is not None),
+        _read_reset(headers),
+    )
+
+
+def _read_wait_member(body: Mapping[str, object]) -> float | None:
+    """Read the first wait that one of the members tells.
+
+    Names differ in case and separators.
+    """
+    values = {
+        re.sub(r"[-_]", "", name.lower()): str(value)
+        for name, value in body.items()
+        if isinstance(value, int | float | str) and not isinstance(value, bool)
+    }
+    written = [(values[name], unit) for name, unit in _WAIT_MEMBERS if name in values]
+    waits = (parse_duration(text) for value, unit in written for text in (value + unit, value))
+    return next((wait for wait in waits if wait is not None), None)
+
+
+def _read_reset(headers: object) -> float | None:
+    """Read the wait until a reset, which may be a point in time.
+
+    OpenRouter tells it in milliseconds of the Unix time, others in seconds.
+    """
+    names = {name.lower(): value for name, value in headers.items()} if is_object(headers) else {}
+    value = str(names.get("x-ratelimit-reset") or "")
+    if not re.fullmatch(r"\d{9,13}", value):
+        return parse_duration(value)
+    moment = int(value)
+    wait = (moment / 1000 if moment >= _FIRST_MILLISECONDS else moment) - time.time()
+    return min(max(wait, 0.0), DAY_SECONDS)
 
 
 def _read_message(message: object) -> str:
@@ -276,13 +323,14 @@ def make_status_error(
     """
     error = read_upstream_error(body)
     log.warning("model_call_rejected", status=status, code=error.code)
-    return _classify(error, status, parse_duration(headers.get("retry-after")), key_setting, url_setting)
+    return _classify(error, status, _read_wait_member(dict(headers.items())), key_setting, url_setting)
 
 
 def _classify(
     error: UpstreamError, status: int | None, wait: float | None, key_setting: str, url_setting: str
 ) -> GatewayError:
-    if error.code.startswith("model_permission") and status in (403, None):
+    is_about_permission = error.code.startswith("model_permission") and status is None
+    if is_about_permission or (status == 403 and error.code.lower().startswith("model_")):
         return ModelNotPermitted(error.message[:_MAX_MESSAGE_CHARS] or None, param="model")
     if status in (401, 403):
         return ModelKeyRefused(

@@ -3,6 +3,7 @@
 One test sends all forms of a kind through one gateway, from bytes to client.
 """
 
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.scripted_model import (
     USAGE,
     ScriptedAnswer,
     ScriptedModelServer,
+    json_answer,
     serve_scripted_model,
     stream_chunks,
     stream_deltas,
@@ -187,3 +189,51 @@ async def test_usage_under_each_name_is_read(gateway: Gateway, model: ScriptedMo
         if told != expected or usage["total_tokens"] != expected[0] + expected[1]:
             wrong[name] = usage
     assert wrong == {}
+
+
+def refuse(status: int, **error: Any) -> ScriptedAnswer:
+    return json_answer({"error": {"message": "Refused.", **error}}, status=status)
+
+
+async def test_wait_of_a_rate_limit_is_read_under_each_name(gateway: Gateway, model: ScriptedModelServer) -> None:
+    reset = str(int((time.time() + 4000) * 1000))
+    forms: list[ScriptedAnswer] = [
+        refuse(429, retry_after_ms=3_600_000),
+        json_answer({"error": "Refused.", "retry_after_ms": "3600000"}, status=429),
+        refuse(429, retry_after_seconds=3600),
+        refuse(429, metadata={"headers": {"Retry-After": "3600"}}),
+        refuse(429, metadata={"headers": {"retry-after-ms": "3600000"}}),
+        refuse(429, code=429, metadata={"headers": {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": reset}}),
+        ScriptedAnswer(b"{}", 429, {"retry-after-ms": "3600000"}),
+    ]
+    wrong: list[Any] = []
+    for number, answer in enumerate(forms):
+        model.script_answers(answer)
+        reply = await gateway.chat("Hello.", model=f"limited-{number}", store=False)
+        wait = int(reply.headers.get("Retry-After", 0))
+        if reply.status != 429 or not 3000 <= wait <= 4000 or len(model.requests) > 1:
+            wrong.append((number, reply.status, wait, reply.body))
+    assert wrong == []
+
+
+async def test_short_wait_in_milliseconds_is_waited(gateway: Gateway, model: ScriptedModelServer) -> None:
+    model.script_answers(refuse(429, retry_after_ms=5))
+    reply = await gateway.chat_stream("Hello.", model="limited-shortly", store=False)
+    assert (count_retries(reply), reply.text) == (["model_rate_limited"], "All done.")
+
+
+async def test_403_about_the_model_is_not_told_as_one_about_the_key(
+    gateway: Gateway, model: ScriptedModelServer
+) -> None:
+    text = "Project `p` does not have access to model `m`"
+    model.script_answers(refuse(403, code="model_not_found", message=text))
+    error = (await gateway.chat("Hello.", store=False)).body["error"]
+    assert (error["code"], error["message"]) == ("model_not_permitted", text)
+
+
+async def test_text_that_is_too_long_for_a_field_stays_a_refusal(gateway: Gateway, model: ScriptedModelServer) -> None:
+    text = "Invalid 'user': string too long. Expected a string with maximum length 64."
+    model.script_answers(refuse(400, message=text))
+    error = (await gateway.chat("Hello.", store=False)).body["error"]
+    assert error["code"] == "model_request_refused"
+    assert text in error["message"]
