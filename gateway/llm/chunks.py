@@ -168,7 +168,7 @@ def read_odd_chunk(payload: bytes) -> Chunk | None:
 
 
 def _choose_usage(body: JsonObject) -> object:
-    """Return the member with figures of usage, or the body that has Ollama's."""
+    """Return the member with the figures of usage."""
     members = [body.get(name) for name in ("usage", "usageMetadata", "usage_metadata")]
     if "eval_count" in body or "prompt_eval_count" in body:
         members.append({name: body.get(name) for name in ("prompt_eval_count", "eval_count")})
@@ -422,7 +422,7 @@ def _to_snake_case(name: str) -> str:
 
 
 def _get_detail(body: JsonObject, names: tuple[str, ...], detail: str) -> int:
-    """Return the largest count of that name in the details of the figures."""
+    """Return the largest count of that name in the details."""
     members = (body.get(f"{name}_details") for name in names)
     details = ({_to_snake_case(name): value for name, value in part.items()} for part in members if is_object(part))
     return max((_get_count(part, detail) for part in details), default=0)

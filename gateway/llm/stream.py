@@ -26,7 +26,10 @@ from gateway.ports.model import ModelAnswer, ModelSink
 
 _MAX_LINE_BYTES = 4 * 1024 * 1024
 _MAX_WAITING_EVENT_BYTES = 256 * 1024
-"""Limit of an event of several lines, which is decoded again with each read."""
+"""Limit of an event of several lines.
+
+It is decoded again with each read.
+"""
 MAX_ANSWER_CHARS = 2_000_000
 """Length at which an answer is refused.
 
@@ -37,7 +40,10 @@ MAX_ANSWER_CALLS = 128
 _EMPTY_DELTA = Delta()
 _BOM = b"\xef\xbb\xbf"
 _NOTHING_YET = b"\n"
-"""The incomplete line before the first read, which may begin with a BOM."""
+"""The incomplete line before the first read.
+
+It may begin with a BOM.
+"""
 
 
 class ChunkReader:
@@ -201,7 +207,7 @@ class ChunkReader:
         return chunk
 
     def _read_event(self, payload: bytes) -> Chunk | None:
-        """Read an event of several lines, of which the first one is given.
+        """Read an event of several lines from its first one.
 
         None: its end has not arrived, and it waits as an incomplete line.
 

@@ -104,7 +104,10 @@ _WAIT_MEMBERS = (
     ("retryafterseconds", ""),
     ("retrydelay", ""),
 )
-"""Members that name a wait, in lower case without separators; and the unit of a number without one."""
+"""Members that name a wait, with their default units.
+
+The names are in lower case without separators.
+"""
 _FIRST_MILLISECONDS = 10**11
 """The least point in time that is one in milliseconds."""
 _WRONG_ADDRESS = re.compile(r"\b(?:url|route|path|endpoint|page|cannot post)\b", re.IGNORECASE)
@@ -258,7 +261,7 @@ def _read_wait_member(body: Mapping[str, object]) -> float | None:
 
 
 def _read_reset(headers: object) -> float | None:
-    """Read the wait until a reset, which may be a point in time.
+    """Read the wait until a reset.
 
     OpenRouter tells it in milliseconds of the Unix time, others in seconds.
     """

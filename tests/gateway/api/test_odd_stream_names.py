@@ -1,4 +1,4 @@
-"""Tests of odd lines and names in streams and errors of model servers.
+"""Tests of odd lines and names in streams of model servers.
 
 One test sends all forms of a kind through one gateway, from bytes to client.
 """
