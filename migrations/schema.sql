@@ -615,6 +615,12 @@ ALTER TABLE conversations ADD COLUMN notes JSONB;
 
 UPDATE alembic_version SET version_num='gateway_0022' WHERE alembic_version.version_num = 'gateway_0021';
 
+-- Running upgrade gateway_0022 -> gateway_0023
+
+ALTER TABLE turns ADD COLUMN history_summary JSONB;
+
+UPDATE alembic_version SET version_num='gateway_0023' WHERE alembic_version.version_num = 'gateway_0022';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

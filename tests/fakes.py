@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Collection
 from uuid import UUID, uuid4
 
-from gateway.agent.loop import TurnContext
+from gateway.agent.model_context import TurnContext
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
 from gateway.domain.errors import NotFound

@@ -3,16 +3,15 @@
 It ends when the model gives a final answer.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable
 from uuid import uuid4
 
 import msgspec
 
-from gateway.agent.branches.recorded_calls import RecordedCalls
+from gateway.agent.history.summarizer import HistorySummarizer
+from gateway.agent.model_context import ModelContext, TurnContext
 from gateway.agent.structured_output import OutputSchema
 from gateway.agent.tool_calls import ToolCallScheduler, build_input_resolved
-from gateway.agent.transcript import Transcript
 from gateway.common.logging import get_logger
 from gateway.domain.branches import NEW_CALL
 from gateway.domain.errors import OutputInvalid
@@ -26,12 +25,7 @@ from gateway.domain.events import (
     TurnResumed,
 )
 from gateway.domain.messages import (
-    Approval,
-    JsonObject,
     Message,
-    Parameters,
-    Principal,
-    StoredQuestion,
     ToolCall,
     ToolChoice,
     ToolSpec,
@@ -40,7 +34,6 @@ from gateway.domain.messages import (
 )
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 from gateway.ports.tools import Toolbox
-from gateway.ports.turns import EventEmitter
 
 log = get_logger(__name__)
 
@@ -56,72 +49,6 @@ class LoopLimits(msgspec.Struct, frozen=True):
     parallel_calls: int = 8
 
 
-class TurnContext(EventEmitter):
-    """A running turn, as the agent loop uses it.
-
-    `interrupted_step` is set from a takeover until the clients were told to discard what they have of that step. A fork
-    or replay has `taken_steps` of another turn, and a replay answers calls from `recorded_calls`.
-    """
-
-    transcript: Transcript
-    inputs: list[StoredQuestion]
-    interrupted_step: int | None = None
-    taken_steps: int = 0
-    recorded_calls: RecordedCalls | None = None
-
-    @abstractmethod
-    def on_accepted(self) -> None:
-        """Record that the model has accepted the turn's first request."""
-
-    @abstractmethod
-    async def wait_for_capacity(self) -> None:
-        """Wait while the journal is backlogged.
-
-        Raises:
-            TurnTooLarge: the turn's events exceed their maximum.
-        """
-
-    @abstractmethod
-    async def reserve_budget(self, call: ModelCall) -> None:
-        """Reserve the maximum cost of a model call before it is sent.
-
-        Raises:
-            BudgetExceeded: the caller's budget does not allow it.
-        """
-
-    @abstractmethod
-    async def settle_budget(self) -> None:
-        """Release the reservation of the step that has ended.
-
-        Only its actual usage counts.
-        """
-
-    @abstractmethod
-    def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
-        """Count the usage of a failed model call."""
-
-    @abstractmethod
-    def calculate_cost(self, usage: Usage) -> float | None:
-        """Return the price in USD; None if the model's price is unknown."""
-
-
-class ModelContext(msgspec.Struct, frozen=True):
-    """The part of a model call that all steps share.
-
-    `messages` are the system message, the history and those of the request; `find_tools` searches the `hidden` tools.
-    """
-
-    model: str
-    messages: tuple[Message, ...]
-    tools: tuple[ToolSpec, ...]
-    tool_choice: ToolChoice | None
-    parameters: Parameters
-    principal: Principal
-    approval: Approval = "never"
-    response_format: JsonObject | None = None
-    hidden: tuple[ToolSpec, ...] = ()
-
-
 class AgentLoop:
     """Runs turns.
 
@@ -132,6 +59,7 @@ class AgentLoop:
         self._model = model
         self._toolbox = toolbox
         self._limits = limits
+        self._summarizer = HistorySummarizer(model)
 
     async def run_turn(self, context: ModelContext, turn: TurnContext) -> str | None:
         """Run steps until the final answer; return the finish reason.
@@ -142,6 +70,8 @@ class AgentLoop:
         Raises:
             ModelError: the model's server failed, and retries are not allowed or failed, too.
         """
+        if context.overflow is not None:
+            context = await self._summarizer.summarize(context.overflow, context, turn)
         if (finish_reason := await self._resume(context, turn)) is not None or turn.transcript.waits_for_input:
             return finish_reason
         output_schema = await OutputSchema.prepare(context.response_format) if context.response_format else None

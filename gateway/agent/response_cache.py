@@ -8,7 +8,7 @@ from typing import assert_never, cast
 import msgspec
 
 from gateway.agent.batch_tool import BATCH
-from gateway.agent.loop import ModelContext
+from gateway.agent.model_context import ModelContext
 from gateway.agent.tool_search import ToolSelection
 from gateway.agent.turn import ActiveTurn
 from gateway.common.logging import get_logger
@@ -83,6 +83,7 @@ def is_cacheable(finish_reason: str, entries: Iterable[JournalEntry], tools: Ite
                     return False
             case (
                 e.TurnStarted()
+                | e.HistorySummarized()
                 | e.TextDelta()
                 | e.ReasoningDelta()
                 | e.ToolProgress()

@@ -12,8 +12,8 @@ from gateway.agent.loop import AgentLoop
 from gateway.agent.prompt import PromptBuilder
 from gateway.agent.response_cache import TurnResponseCache
 from gateway.agent.runner_config import RunnerConfig, RunnerStorage
-from gateway.agent.structured_output import OutputSchema
-from gateway.agent.tool_search import ToolSelection, ToolSelector, check_client_tools
+from gateway.agent.starting.plan import TurnPlan, TurnPlanner
+from gateway.agent.tool_search import ToolSelector
 from gateway.agent.turn import ActiveTurn, HandOverReason
 from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import TaskSet
@@ -23,7 +23,6 @@ from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import (
     WRITE_REFUSALS,
-    Forbidden,
     GatewayError,
     Overloaded,
     ServerStopping,
@@ -67,8 +66,9 @@ class Runner:
         self._models = models
         self._budgets = budgets
         self._lease = lease
-        self._tools = ToolSelector(toolbox, max_tokens=config.max_tool_tokens, batches=config.batch_tool)
+        tools = ToolSelector(toolbox, max_tokens=config.max_tool_tokens, batches=config.batch_tool)
         self._prompts = PromptBuilder(toolbox, storage.conversations, config.system_prompt)
+        self._planner = TurnPlanner(models, tools, self._prompts, config.default_parameters)
         self._responses = TurnResponseCache(storage.responses)
         self._origins = TurnOrigins(storage.turns)
         self._turns: dict[UUID, ActiveTurn] = {}
@@ -109,7 +109,7 @@ class Runner:
             raise Overloaded(f"The gateway already runs {self._config.max_turns} turns. Try again shortly.")
         if not self._lease.is_valid:
             raise StorageUnavailable
-        model, request, request_warnings = await self._resolve_request(request, principal)
+        model, request, request_warnings = await self._planner.resolve_request(request, principal)
         taken_events = await self._origins.load_taken_steps(request)
         await self._budgets.check_remaining(principal)
         turn_id = self._config.create_turn_id()
@@ -127,63 +127,46 @@ class Runner:
             )
             turn = self._create_turn(record, principal, model)
             turn.slot = slot
-            await self._begin_turn(turn, self._select_tools(turn, conversation.name, request_warnings, taken_events))
+            plan = await self._planner.plan_turn(turn)
+            self._write_start(turn, plan, conversation.name, request_warnings, taken_events)
+            await self._begin_turn(turn, plan)
         except BaseException:
             if slot is not None:
                 slot.release()
             raise
         return turn
 
-    def _select_tools(
-        self, turn: ActiveTurn, conversation: str | None, warnings: tuple[str, ...], taken_events: list[Event]
-    ) -> ToolSelection:
-        """Select the tools of a new turn, and write its first events."""
+    def _write_start(
+        self,
+        turn: ActiveTurn,
+        plan: TurnPlan,
+        conversation: str | None,
+        warnings: tuple[str, ...],
+        taken_events: list[Event],
+    ) -> None:
+        """Write the first events of a new turn."""
         request = turn.record.request
-        selection, tool_warnings = self._tools.select(request, turn.principal, turn.model)
         turn.log.append(
             TurnStarted(
                 turn_id=str(turn.id),
                 conversation_id=conversation,
                 model=turn.model.id,
-                tools=tuple(spec.name for spec in selection.tools),
-                warnings=(*request.warnings, *warnings, *tool_warnings),
+                tools=tuple(spec.name for spec in plan.selection.tools),
+                warnings=(*request.warnings, *warnings, *plan.warnings),
                 origin=make_origin_note(request.origin),
+                history=plan.prepared.window.note if plan.prepared is not None else msgspec.UNSET,
             )
         )
         add_taken_events(taken_events, turn.transcript, turn.log)
-        return selection
-
-    async def _resolve_request(
-        self, request: TurnRequest, principal: Principal
-    ) -> tuple[ModelInfo, TurnRequest, tuple[str, ...]]:
-        """Return the model, the request with adapted parameters, and warnings.
-
-        Raises:
-            GatewayError: the model, a parameter, a tool or the response format cannot be served to this principal.
-        """
-        model, model_warnings = self._models.resolve(request.model)
-        if not principal.can_use_model(model.id):
-            raise Forbidden(f"Your key does not allow the model {model.id!r}.", param="model")
-        parameters, parameter_warnings = self._models.adapt_parameters(
-            request.parameters, model, drop=request.drop_unsupported
-        )
-        defaults = self._models.fit_defaults(self._config.default_parameters, model)
-        request = msgspec.structs.replace(request, parameters=parameters.with_defaults(defaults))
-        if request.response_format is not None:
-            await OutputSchema.prepare(request.response_format)
-        check_client_tools(request.client_tools)
-        return model, request, (*model_warnings, *parameter_warnings)
 
     async def count_tokens(self, request: TurnRequest, principal: Principal) -> int:
         """Estimate the tokens of a prompt without its conversation."""
-        model, request, _ = await self._resolve_request(request, principal)
-        selection, _ = self._tools.select(request, principal, model)
-        return await self._prompts.count_tokens(request, principal, model, selection)
+        return await self._planner.count_tokens(request, principal)
 
-    async def _begin_turn(self, turn: ActiveTurn, selection: ToolSelection) -> None:
+    async def _begin_turn(self, turn: ActiveTurn, plan: TurnPlan) -> None:
         self._turns[turn.id] = turn
         if starts_early := self._can_start_before_commit(turn):
-            self._spawn_task(turn, selection)
+            self._spawn_task(turn, plan)
         try:
             await turn.journal.begin_turn(turn.record, turn.log)
         except BaseException:
@@ -191,7 +174,7 @@ class Runner:
             turn.cancel("handed_over")  # ends it without an event
             raise
         if not starts_early:
-            self._spawn_task(turn, selection)
+            self._spawn_task(turn, plan)
 
     def _can_start_before_commit(self, turn: ActiveTurn) -> bool:
         """Return whether the model may be called before the commit.
@@ -215,8 +198,8 @@ class Runner:
         """Continue a claimed turn of another worker, or a suspended one."""
         model, _ = self._models.resolve(record.model)
         principal = record.caller or Principal(user=record.owner)
-        selection, _ = self._tools.select(record.request, principal, model)
         turn = self._create_turn(record, principal, model)
+        plan = self._planner.plan_takeover(turn)
         turn.restore(events, inputs)
         if not turn.is_stored:
             turn.takeover_error = TurnLost()
@@ -226,7 +209,7 @@ class Runner:
             turn.cancel("cancelled")
         log.info("turn_taken_over", turn_id=str(turn.id), steps=turn.transcript.steps, cancel=cancel)
         self._turns[turn.id] = turn
-        self._spawn_task(turn, selection)
+        self._spawn_task(turn, plan)
 
     def _create_turn(self, record: TurnRecord, principal: Principal, model: ModelInfo) -> ActiveTurn:
         synchronous = self._config.synchronous_journal
@@ -244,8 +227,8 @@ class Runner:
             max_bytes=self._config.max_turn_bytes,
         )
 
-    def _spawn_task(self, turn: ActiveTurn, selection: ToolSelection) -> None:
-        turn.task = self._tasks.spawn(self._run_turn(turn, selection), name=f"turn {turn.id}")
+    def _spawn_task(self, turn: ActiveTurn, plan: TurnPlan) -> None:
+        turn.task = self._tasks.spawn(self._run_turn(turn, plan), name=f"turn {turn.id}")
 
     # --- bus messages
 
@@ -321,10 +304,10 @@ class Runner:
 
     # --- one turn's task
 
-    async def _run_turn(self, turn: ActiveTurn, selection: ToolSelection) -> None:
+    async def _run_turn(self, turn: ActiveTurn, plan: TurnPlan) -> None:
         turn.stage = "running"
         try:
-            end = await self._run_to_outcome(turn, selection)
+            end = await self._run_to_outcome(turn, plan)
             if end is not None:
                 await self._finish_turn(turn, end)
             elif turn.cancel_reason is None:
@@ -336,7 +319,7 @@ class Runner:
             if self._turns.get(turn.id) is turn:  # a suspended turn may run here again
                 del self._turns[turn.id]
 
-    async def _run_to_outcome(self, turn: ActiveTurn, selection: ToolSelection) -> TurnEnd | None:
+    async def _run_to_outcome(self, turn: ActiveTurn, plan: TurnPlan) -> TurnEnd | None:
         """Run the loop and return the event that ends the turn.
 
         None if the turn continues elsewhere. Every exception becomes such an event.
@@ -350,13 +333,20 @@ class Runner:
             if turn.slot is None:
                 turn.slot = await self._slots.wait_for_turn_slot(turn.id, turn.principal)
             async with deadline:
-                context = await self._prompts.build_context(turn.record, turn.principal, turn.model, selection)
+                context = await self._prompts.build_context(
+                    turn.record,
+                    turn.principal,
+                    turn.model,
+                    plan.selection,
+                    prepared=plan.prepared,
+                    made_summary=turn.transcript.history_summary,
+                )
                 turn.recorded_calls = await self._origins.load_recorded_calls(turn.record.request, turn.transcript)
                 turn.discard_interrupted_step(self._loop.estimate_interrupted_usage(context, turn))
                 finish_reason = await self._responses.replay(turn, context) or await self._loop.run_turn(context, turn)
             if finish_reason is None:
                 return None
-            self._responses.discard_uncacheable(turn, finish_reason, selection)
+            self._responses.discard_uncacheable(turn, finish_reason, plan.selection)
         except asyncio.CancelledError:
             if turn.cancel_reason is None:
                 raise

@@ -65,6 +65,7 @@ class Transcript(EventFold):
         self._hosted_calls: set[str] = set()
         self._open_inputs: dict[str, str] = {}
         self.loaded_tools: dict[str, None] = {}
+        self.history_summary: e.HistorySummarized | None = None
         self.usage = Usage()
         self.cost_usd: float | None = 0.0
         self.reasoning_chars = 0
@@ -95,6 +96,9 @@ class Transcript(EventFold):
                 self._get_step(event.step).completion = event
                 self.add_usage(event.usage, event.cost_usd)
                 self.reasoning_chars = 0
+            case e.HistorySummarized():
+                self.history_summary = event
+                self.add_usage(event.usage, event.cost_usd)
             case e.InputRequired():
                 self._open_inputs[event.input_id] = event.call_id
             case e.InputResolved():

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 
 from gateway.agent.budgets import Budgets
-from gateway.agent.loop import TurnContext
+from gateway.agent.model_context import TurnContext
 from gateway.agent.tool_calls import build_input_resolved
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog

@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.domain.branches import OriginNote, ResultSource
 from gateway.domain.errors import ErrorInfo
+from gateway.domain.history import HistoryNote
 from gateway.domain.messages import Action, JsonObject, Outcome, Usage
 
 
@@ -24,7 +25,8 @@ class TurnStarted(_Event, frozen=True, kw_only=True, tag="turn.started"):
     """Start of a turn.
 
     `tools` are the offered names; `warnings` are for people, such as a replaced model id. `origin` is set in a fork or
-    replay: its first `after_step` steps are taken over from that turn, and follow at once.
+    replay: its first `after_step` steps are taken over from that turn, and follow at once. `history` is set if the
+    model does not get all earlier turns of the conversation as they are.
     """
 
     turn_id: str
@@ -33,6 +35,26 @@ class TurnStarted(_Event, frozen=True, kw_only=True, tag="turn.started"):
     tools: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     origin: OriginNote | msgspec.UnsetType = msgspec.UNSET
+    history: HistoryNote | msgspec.UnsetType = msgspec.UNSET
+
+
+class HistorySummarized(_Event, frozen=True, kw_only=True, tag="history.summarized"):
+    """Summary of turns that do not fit into the context.
+
+    It is a model call of its own, before step 1. `text` stands for the first `turns` turns of the conversation, up to
+    `through_turn_id`; later turns use it, too. With `error`, no summary was made: `cut_turns` turns are left out, and
+    `text` is that of an earlier summary, if any. `omitted_chars` of the turns were too long to be summarized.
+    """
+
+    text: str | None
+    turns: int
+    through_turn_id: str
+    usage: Usage
+    cost_usd: float | None = None
+    duration_ms: float = 0.0
+    omitted_chars: int = 0
+    cut_turns: int = 0
+    error: ErrorInfo | msgspec.UnsetType = msgspec.UNSET
 
 
 class ReasoningDelta(_Event, frozen=True, kw_only=True, tag="reasoning.delta"):
@@ -192,6 +214,7 @@ class TurnCancelled(_Event, frozen=True, kw_only=True, tag="turn.cancelled"):
 
 Event = (
     TurnStarted
+    | HistorySummarized
     | ReasoningDelta
     | TextDelta
     | ToolCallStarted

@@ -6,7 +6,8 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from gateway.agent.loop import AgentLoop, LoopLimits, ModelContext, TurnContext
+from gateway.agent.loop import AgentLoop, LoopLimits
+from gateway.agent.model_context import ModelContext, TurnContext
 from gateway.agent.prompt import SYSTEM_PROMPT, build_system_message
 from gateway.agent.tool_search import ToolSelector
 from gateway.agent.transcript import Transcript

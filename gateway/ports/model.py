@@ -7,9 +7,8 @@ from typing import Protocol
 import msgspec
 
 from gateway.domain.messages import JsonObject, Message, Parameters, ToolCall, ToolChoice, ToolSpec, Usage
+from gateway.domain.tokens import CHARS_PER_TOKEN, count_message_quarters
 from gateway.ports.start_check import StartCheck, allow_start
-
-_CHARS_PER_TOKEN = 4
 
 
 class ModelCall(msgspec.Struct, frozen=True):
@@ -34,14 +33,14 @@ class ModelCall(msgspec.Struct, frozen=True):
     def estimate_tokens(self) -> int:
         """Estimate the prompt's tokens: an exact count would need each model's tokenizer."""
         tools = sum(tool.prompt_chars for tool in self.tools)
-        return (sum(len(message.text) for message in self.messages) + tools) // _CHARS_PER_TOKEN
+        return (sum(map(count_message_quarters, self.messages)) + tools) // CHARS_PER_TOKEN
 
     def estimate_usage(self, output_chars: int) -> Usage:
         """Estimate the usage of a broken-off call.
 
         Only the end of a stream reports the exact usage.
         """
-        prompt, completion = self.estimate_tokens(), -(-output_chars // _CHARS_PER_TOKEN)
+        prompt, completion = self.estimate_tokens(), -(-output_chars // CHARS_PER_TOKEN)
         return Usage(prompt, completion, prompt + completion)
 
 

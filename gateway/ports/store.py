@@ -11,6 +11,7 @@ from uuid import UUID
 from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import ErrorInfo
 from gateway.domain.events import JournalEntry
+from gateway.domain.history import History
 from gateway.domain.messages import (
     Answer,
     BudgetReservation,
@@ -112,11 +113,18 @@ class ConversationRepository(Protocol):
         ...
 
     @abstractmethod
-    async def load_history(self, turn_id: UUID) -> list[tuple[Message, ...]]:
-        """Load the messages of the turns before a turn.
+    async def load_history(self, turn_id: UUID) -> History:
+        """Load the turns before a turn that has begun."""
+        ...
 
-        The result has a tuple per turn, oldest first.
-        """
+    @abstractmethod
+    async def load_next_history(self, turn: TurnRecord) -> History:
+        """Load the turns that a turn would follow if it began now."""
+        ...
+
+    @abstractmethod
+    async def get_parent_id(self, turn_id: UUID) -> UUID | None:
+        """Return the turn that a turn follows."""
         ...
 
     @abstractmethod

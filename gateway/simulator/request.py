@@ -103,6 +103,11 @@ class Chat(msgspec.Struct, kw_only=True):
         return next((text for text in texts if not text.startswith(_FEEDBACK_PREFIX)), "")
 
 
+def list_models(context_window: int) -> list[JsonObject]:
+    """List the models, each with this context window."""
+    return [{**model, "context_window": context_window} for model in MODELS]
+
+
 def get_text(message: JsonObject) -> str:
     content = message.get("content")
     if isinstance(content, list):

@@ -106,6 +106,21 @@ def _get_schema(context: PromptContext, tool: str) -> JsonObject:
 # Responders: the first that returns a reply is used.
 
 
+_SUMMARY_REQUEST = "<conversation>"
+_EARLIER_SUMMARY = re.compile(r"Summary of what was before:\n(.+)")
+_USER_TEXT = re.compile(r"^User: (.+)", re.MULTILINE)
+
+
+def _respond_summary(context: PromptContext) -> Reply | None:
+    """Summarize a conversation: list what its user wrote, shortened."""
+    if not context.prompt.startswith(_SUMMARY_REQUEST):
+        return None
+    earlier = _EARLIER_SUMMARY.search(context.prompt)
+    texts = [shorten_text(earlier[1], 400)] if earlier else []
+    texts += [f"the user wrote: {shorten_text(text)}" for text in _USER_TEXT.findall(context.prompt)]
+    return Reply("; ".join(texts))
+
+
 _EXPLICIT = re.compile(r"\b(?:call|use|and|then)\s+([A-Za-z0-9_-]+)\s*(?:with\s*)?(?=\{)", re.IGNORECASE)
 
 
@@ -348,6 +363,7 @@ def _respond_small_talk(context: PromptContext) -> Reply:
 
 
 RESPONDERS: tuple[Responder, ...] = (
+    _respond_summary,
     _respond_explicit,
     _respond_fetch,
     _respond_search,

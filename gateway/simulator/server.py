@@ -20,7 +20,7 @@ from gateway.common.concurrency import WorkInterrupted, run_until
 from gateway.domain.messages import JsonObject
 from gateway.llm.recording import RecordedExchange, Recordings
 from gateway.simulator.faults import Fault, FaultPlan
-from gateway.simulator.request import MODELS, ApiError, Chat, check_api_key, parse_chat_request
+from gateway.simulator.request import ApiError, Chat, check_api_key, list_models, parse_chat_request
 from gateway.simulator.responder import Reply, SimulatedCall, make_reply
 from gateway.simulator.wire import PromptCache, SimulatedAnswer, encode_frame
 
@@ -33,13 +33,14 @@ class SimulatorSettings(msgspec.Struct, frozen=True):
     """Settings of the simulator.
 
     `tokens_per_second` 0: no delay. `first_token_delay` in seconds. `replay`: directory of recorded exchanges.
-    With `replays_only`, a request that was not recorded is an error.
+    With `replays_only`, a request that was not recorded is an error. `context_window` is that of each model.
     """
 
     tokens_per_second: float = 150.0
     first_token_delay: float = 0.05
     replay: Path | None = None
     replays_only: bool = False
+    context_window: int = 131_072
 
 
 class Simulator:
@@ -98,12 +99,12 @@ class Simulator:
 
     async def _list_models(self, request: Request) -> Response:
         check_api_key(request.headers.get("authorization", ""))
-        return _make_json_response({"object": "list", "data": list(MODELS)})
+        return _make_json_response({"object": "list", "data": list_models(self.settings.context_window)})
 
     async def _get_model(self, request: Request) -> Response:
         check_api_key(request.headers.get("authorization", ""))
         name = request.path_params["name"]
-        model = next((model for model in MODELS if model["id"] == name), None)
+        model = next((model for model in list_models(self.settings.context_window) if model["id"] == name), None)
         if model is None:
             raise ApiError(404, f"The model `{name}` does not exist", "model_not_found")
         return _make_json_response(model)

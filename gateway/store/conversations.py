@@ -12,11 +12,13 @@ from sqlmodel import col, func, select
 from gateway.common.redaction import Redactor
 from gateway.domain.conversation_ids import NEW_NUMBERED_CONVERSATION, is_new_conversation, parse_conversation_id
 from gateway.domain.errors import ConversationBusy, InvalidRequest, NotFound
-from gateway.domain.messages import JsonObject, Message, Principal, TurnRequest
+from gateway.domain.history import History
+from gateway.domain.messages import JsonObject, Message, Principal, TurnRecord, TurnRequest
 from gateway.domain.reading import get_reader_key
 from gateway.ports.store import ConversationRepository, ConversationState
 from gateway.store.audit import make_audit_entry
-from gateway.store.database import Database, count_changed_rows, decode_json, encode_jsonb
+from gateway.store.context.ancestors import load_history, load_next_history
+from gateway.store.database import Database, count_changed_rows, encode_jsonb
 from gateway.store.journal.redaction import redact_messages
 from gateway.store.journal.statements import IS_FOLLOWED
 from gateway.store.models import Conversation, Turn, TurnEvents
@@ -26,16 +28,6 @@ ADDED_MESSAGES = "added"
 """Finish reason of a turn that only adds messages, without a model."""
 _MAX_EXACT_COUNT = 100_000
 _OPEN_STATUSES = ("running", "waiting")
-_ANCESTORS = """
-    WITH RECURSIVE line AS (
-        SELECT parent_id AS id, 1 AS depth FROM turns WHERE id = :turn_id
-        UNION ALL
-        SELECT turns.parent_id, depth + 1 FROM line JOIN turns ON turns.id = line.id WHERE depth < :max_turns
-    )
-    SELECT turns.messages FROM line JOIN turns ON turns.id = line.id
-    WHERE turns.response <> '' OR turns.finish_reason IN ('tool_calls', 'added')
-    ORDER BY depth DESC
-"""
 
 _OPEN = """
     WITH conversation AS (
@@ -140,13 +132,18 @@ class ConversationStore(ConversationRepository):
         """See `ConversationRepository.release_ticket`."""
         await self._database.fetch_rows(_RELEASE_TICKET, ticket=ticket)
 
-    async def load_history(self, turn_id: UUID) -> list[tuple[Message, ...]]:
-        """See `ConversationRepository.load_history`.
+    async def load_history(self, turn_id: UUID) -> History:
+        """See `ConversationRepository.load_history`."""
+        return await load_history(self._database, turn_id, max_turns=self._max_turns)
 
-        Omits turns that ended without an answer.
-        """
-        rows = await self._database.fetch_rows(_ANCESTORS, turn_id=turn_id, max_turns=self._max_turns)
-        return [msgspec.convert(decode_json(row[0]), tuple[Message, ...]) for row in rows]
+    async def load_next_history(self, turn: TurnRecord) -> History:
+        """See `ConversationRepository.load_next_history`."""
+        return await load_next_history(self._database, turn, max_turns=self._max_turns)
+
+    async def get_parent_id(self, turn_id: UUID) -> UUID | None:
+        """See `ConversationRepository.get_parent_id`."""
+        rows = await self._database.fetch_rows("SELECT parent_id FROM turns WHERE id = :turn_id", turn_id=turn_id)
+        return rows[0][0] if rows else None
 
     async def load_added_messages(self, turn_ids: list[UUID], principal: Principal) -> dict[UUID, tuple[Message, ...]]:
         """See `ConversationRepository.load_added_messages`."""

@@ -71,10 +71,9 @@ class Conversation(_Table, table=True):
 class Turn(_Table, table=True):
     """A user request and its outcome. `status`: running, waiting, completed, failed, cancelled.
 
-    `position` orders a conversation's turns; those without one come first, by id. `parent_id` is the turn before this,
-    `origin_id` that of a fork or replay. `busy_conversation_id` is unique: the conversation of an unfinished turn that
-    is no branch. `sent_messages` counts the request's messages. `epoch` is the number of claims: an older write is
-    refused. `attempts` counts the workers that died or lost their lease with the turn since its last completed step.
+    `position` orders a conversation's turns, after those without one. `parent_id` is the turn before this, `origin_id`
+    that of a fork or replay. `busy_conversation_id` is unique: that of an unfinished turn that is no branch. `epoch`
+    counts claims: an older write is refused. `attempts` counts workers that died since the last completed step.
     `search` has the words of PostgreSQL's parser, from a trigger, or the application's terms if `has_terms`.
     """
 
@@ -103,6 +102,7 @@ class Turn(_Table, table=True):
     busy_conversation_id: UUID | None = None
     origin_id: UUID | None = None
     is_replay: bool = Field(default=False, sa_column=_number_column(Boolean, "false"))
+    history_summary: JsonObject | None = Field(default=None, sa_column=_json_column())
     owner: str = Field(sa_type=Text)
     user_label: str | None = Field(default=None, sa_type=Text)
     worker_id: UUID | None = None

@@ -199,6 +199,7 @@ async def stream_plain_text(listener: EventListener) -> AsyncGenerator[bytes]:
                     text += f"\n[error: {end.error.message}]"
                 case (
                     e.TurnStarted()
+                    | e.HistorySummarized()
                     | e.ReasoningDelta()
                     | e.ToolCallStarted()
                     | e.ToolProgress()
@@ -244,7 +245,8 @@ async def stream_legacy_frames(listener: EventListener, *, stored: bool) -> Asyn
                 case e.TurnFailed() | e.TurnCancelled() as end:
                     frames.append(_build_error_frame(end.error.message, end.error.code))
                 case (
-                    e.ReasoningDelta()
+                    e.HistorySummarized()
+                    | e.ReasoningDelta()
                     | e.ToolCallStarted()
                     | e.ToolProgress()
                     | e.ToolLog()

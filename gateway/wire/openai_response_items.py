@@ -157,6 +157,7 @@ class ResponseWriter(EventFold):
             case (
                 e.TextDelta()
                 | e.ReasoningDelta()
+                | e.HistorySummarized()
                 | e.ToolProgress()
                 | e.ToolLog()
                 | e.ToolFinished()
@@ -192,6 +193,9 @@ class ResponseWriter(EventFold):
             case e.StepCompleted():
                 self._usage = self._usage + event.usage
                 return self._close_item()
+            case e.HistorySummarized():
+                self._usage = self._usage + event.usage
+                return []
             case e.ModelRetry():
                 return self._discard_step(event.step) if event.discard else []
             case e.TurnCompleted():

@@ -75,6 +75,8 @@ class TurnSummary(EventFold):
                 self.step_ends[event.step] = event
                 if isinstance(event.warning, str):
                     self._step_warnings.append(event.warning)
+            case e.HistorySummarized():
+                self.usage = self.usage + event.usage
             case e.ModelRetry():
                 if event.discard:
                     self._text.pop(event.step, None)

@@ -116,6 +116,9 @@ def _redact_event(event: e.Event, redactor: Redactor) -> e.Event:
             return msgspec.structs.replace(event, content=redactor.redact_value(event.content))
         case e.TurnStarted():
             return msgspec.structs.replace(event, warnings=_redact_texts(event.warnings, redactor))
+        case e.HistorySummarized():
+            error = _redact_error(event.error, redactor) if isinstance(event.error, ErrorInfo) else event.error
+            return msgspec.structs.replace(event, text=event.text and redactor.redact_text(event.text), error=error)
         case e.TurnFailed() | e.TurnCancelled():
             return msgspec.structs.replace(event, error=_redact_error(event.error, redactor))
         case (

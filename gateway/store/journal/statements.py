@@ -9,6 +9,7 @@ import msgspec
 
 from gateway.domain import events as e
 from gateway.domain.events import JournalEntry
+from gateway.domain.history import HistorySummary
 from gateway.domain.messages import Parameters, TurnOutcome, TurnRecord
 from gateway.store.search.vector import build_search_vector
 
@@ -120,6 +121,7 @@ UPDATE turns SET worker_id = NULL, status = CASE WHEN cancel_requested OR EXISTS
     SELECT FROM turn_inputs WHERE turn_inputs.id = ANY($4::uuid[]) AND answer IS NOT NULL
 ) THEN 'running' ELSE 'waiting' END
 FROM fence WHERE turns.id = fence.id"""
+SAVE_SUMMARY = f"{FENCE} UPDATE turns SET history_summary = $4 FROM fence WHERE turns.id = fence.id"
 RELEASE_TURN = f"""
 {FENCE}, inserted AS ({_insert_events_sql(4, "fence")})
 UPDATE turns SET worker_id = NULL FROM fence WHERE turns.id = fence.id AND status = 'running'"""
@@ -131,6 +133,7 @@ EXECUTION_ORDER = (
     EDIT_CALL,
     FINISH_CALL,
     INSERT_EVENTS,
+    SAVE_SUMMARY,
     RESET_ATTEMPTS,
     FINISH_TURN,
     SUSPEND_TURN,
@@ -270,8 +273,11 @@ def _build_call_rows(fence: Fence, entries: Iterable[JournalEntry]) -> Iterable[
                 )
             case e.InputResolved(action="accept", content={"arguments": arguments}) as resolved:
                 yield EDIT_CALL, (*fence, resolved.call_id, arguments)
+            case e.HistorySummarized(text=str(summary), error=msgspec.UNSET) as done:
+                yield SAVE_SUMMARY, (*fence, HistorySummary(summary, done.turns, UUID(done.through_turn_id)))
             case (
                 e.InputResolved()
+                | e.HistorySummarized()
                 | e.TurnStarted()
                 | e.ToolProgress()
                 | e.ToolLog()

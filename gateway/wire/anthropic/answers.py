@@ -81,7 +81,14 @@ class MessageWriter(EventFold):
                 return self.write_end()
             case e.TurnFailed() | e.TurnCancelled():
                 return [build_error_body(event.error)]
-            case e.ToolProgress() | e.ToolLog() | e.InputRequired() | e.InputResolved() | e.TurnResumed():
+            case (
+                e.ToolProgress()
+                | e.ToolLog()
+                | e.InputRequired()
+                | e.InputResolved()
+                | e.TurnResumed()
+                | e.HistorySummarized()
+            ):
                 return []
             case _:
                 assert_never(event)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from gateway.agent.batch_tool import BATCH
-from gateway.agent.loop import ModelContext
+from gateway.agent.model_context import ModelContext
 from gateway.agent.response_cache import cache_key, is_cacheable
 from gateway.domain.events import Event, JournalEntry, ModelRetry, ToolCallStarted, ToolFinished
 from gateway.domain.messages import Message, Parameters, Principal, ToolCall

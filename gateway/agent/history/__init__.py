@@ -1,0 +1,1 @@
+"""History of conversations that is too long for the model."""

@@ -1,0 +1,77 @@
+"""Resolves requests, and plans the tools and history of turns."""
+
+import msgspec
+
+from gateway.agent.prompt import PreparedContext, PromptBuilder
+from gateway.agent.structured_output import OutputSchema
+from gateway.agent.tool_search import ToolSelection, ToolSelector, check_client_tools
+from gateway.agent.turn import ActiveTurn
+from gateway.domain.errors import Forbidden
+from gateway.domain.messages import Parameters, Principal, TurnRequest
+from gateway.ports.model import ModelCatalog, ModelInfo
+
+
+class TurnPlan(msgspec.Struct, frozen=True):
+    """Tools and context of a turn.
+
+    A turn without a history has its context built later.
+    """
+
+    selection: ToolSelection
+    warnings: tuple[str, ...] = ()
+    prepared: PreparedContext | None = None
+
+
+class TurnPlanner:
+    """Resolves requests and plans their turns."""
+
+    def __init__(
+        self, models: ModelCatalog, tools: ToolSelector, prompts: PromptBuilder, default_parameters: Parameters
+    ) -> None:
+        self._models = models
+        self._tools = tools
+        self._prompts = prompts
+        self._default_parameters = default_parameters
+
+    async def plan_turn(self, turn: ActiveTurn) -> TurnPlan:
+        """Select the tools of a new turn, and load its history.
+
+        Raises:
+            StorageUnavailable: the history cannot be read.
+        """
+        selection, warnings = self._tools.select(turn.record.request, turn.principal, turn.model)
+        prepared = await self._prompts.prepare_context(turn.record, turn.principal, turn.model, selection)
+        if prepared is not None:
+            warnings = (*warnings, *prepared.window.warnings)
+        return TurnPlan(selection, tuple(warnings), prepared)
+
+    def plan_takeover(self, turn: ActiveTurn) -> TurnPlan:
+        """Select the tools of a turn that another worker began."""
+        return TurnPlan(self._tools.select(turn.record.request, turn.principal, turn.model)[0])
+
+    async def resolve_request(
+        self, request: TurnRequest, principal: Principal
+    ) -> tuple[ModelInfo, TurnRequest, tuple[str, ...]]:
+        """Return the model, the request with adapted parameters, and warnings.
+
+        Raises:
+            GatewayError: the model, a parameter, a tool or the response format cannot be served to this principal.
+        """
+        model, model_warnings = self._models.resolve(request.model)
+        if not principal.can_use_model(model.id):
+            raise Forbidden(f"Your key does not allow the model {model.id!r}.", param="model")
+        parameters, parameter_warnings = self._models.adapt_parameters(
+            request.parameters, model, drop=request.drop_unsupported
+        )
+        defaults = self._models.fit_defaults(self._default_parameters, model)
+        request = msgspec.structs.replace(request, parameters=parameters.with_defaults(defaults))
+        if request.response_format is not None:
+            await OutputSchema.prepare(request.response_format)
+        check_client_tools(request.client_tools)
+        return model, request, (*model_warnings, *parameter_warnings)
+
+    async def count_tokens(self, request: TurnRequest, principal: Principal) -> int:
+        """Estimate the tokens of a prompt without its conversation."""
+        model, request, _ = await self.resolve_request(request, principal)
+        selection, _ = self._tools.select(request, principal, model)
+        return await self._prompts.count_tokens(request, principal, model, selection)

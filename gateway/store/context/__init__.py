@@ -1,0 +1,1 @@
+"""Reads what a turn needs of the turns before it."""
