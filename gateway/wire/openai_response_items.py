@@ -190,12 +190,9 @@ class ResponseWriter(EventFold):
                 return self._write_approval(event)
             case e.ToolFinished():
                 return self._write_call_result(event)
-            case e.StepCompleted():
+            case e.StepCompleted() | e.HistorySummarized():
                 self._usage = self._usage + event.usage
                 return self._close_item()
-            case e.HistorySummarized():
-                self._usage = self._usage + event.usage
-                return []
             case e.ModelRetry():
                 return self._discard_step(event.step) if event.discard else []
             case e.TurnCompleted():
@@ -442,10 +439,7 @@ class ResponseWriter(EventFold):
         ]
 
     def _discard_step(self, step: int) -> list[JsonObject]:
-        """End the output of a step that is retried.
-
-        It stays: clients have seen it, and they find items by their index.
-        """
+        """End the output of a step that is retried. It stays: clients find items by their index."""
         events = self._close_item("incomplete")
         for item in self._output:
             if self._steps[item["id"]] == step and item.get("status") == "in_progress":

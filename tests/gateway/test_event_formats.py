@@ -41,6 +41,7 @@ BEFORE: dict[type[Any], tuple[e.Event, ...]] = {
 """Events before one of the type; of other types, the turn's start."""
 EVENTS: dict[str, e.Event] = {
     "turn.started": STARTED,
+    "history.summarized": e.HistorySummarized(text="x", turns=1, through_turn_id=str(TURN_ID), usage=Usage()),
     "reasoning.delta": e.ReasoningDelta(step=1, text="x"),
     "text.delta": TEXT,
     "tool.call": e.ToolCallStarted(step=1, call_id="c", server="s", tool="t", arguments={}),

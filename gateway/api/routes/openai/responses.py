@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import Annotated
 from uuid import UUID
 
@@ -118,8 +119,9 @@ async def count_input_tokens(
         head = followed.id if followed is not None else None
     if head is not None:
         stored = await get_turn_store(request).get_turn(head, principal)
-        history = [*await conversations.load_history(head), msgspec.convert(stored.messages, tuple[Message, ...])]
-        messages = tuple(message for turn in history for message in turn)
+        history = await conversations.load_history(head)
+        earlier = [turn.messages for turn in history.turns]
+        messages = (*chain.from_iterable(earlier), *msgspec.convert(stored.messages, tuple[Message, ...]))
         turn_request = replace(turn_request, messages=(*messages, *turn_request.messages))
     tokens = await get_turn_service(request).count_tokens(replace(turn_request, conversation_id=None), principal)
     return {"object": "response.input_tokens", "input_tokens": tokens}
