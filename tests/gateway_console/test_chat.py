@@ -70,7 +70,7 @@ async def test_tool_runs_in_a_card_and_a_reload_shows_the_conversation(console: 
     await page.emulate_media(color_scheme="dark")
     await page.set_viewport_size({"width": 360, "height": 740})
     await expect(page.locator("body.body--dark")).to_have_count(1)
-    assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+    await page.wait_for_function("document.documentElement.scrollWidth <= 360")  # once the menu has slid out
     await page.screenshot(path=PICTURES / "chat-dark-narrow.png")
 
 
