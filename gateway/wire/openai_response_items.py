@@ -439,7 +439,7 @@ class ResponseWriter(EventFold):
         ]
 
     def _discard_step(self, step: int) -> list[JsonObject]:
-        """End the output of a step that is retried. It stays: clients find items by their index."""
+        """End the output of a step that is retried; its items stay."""
         events = self._close_item("incomplete")
         for item in self._output:
             if self._steps[item["id"]] == step and item.get("status") == "in_progress":
