@@ -57,7 +57,7 @@ def install(wheel: Path, environment: Path) -> Path:
 def test_wheel_holds_migrations_and_no_tests(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     packages = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
-    assert packages == {"gateway", "gateway_runtime", "tools_server"}
+    assert packages == {"gateway", "gateway_console", "gateway_runtime", "tools_server"}
     shipped = {
         str(path.relative_to(ROOT)) for path in (ROOT / "migrations").rglob("*.py") if "__pycache__" not in path.parts
     }

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from gateway.simulator import Simulator
+from tests.auth_helpers import Keyring
 from tests.fuzz.loop_watch import watch_loop
 from tests.fuzz.schema_requests import MCP_HEADERS, run_schemathesis, write_tool_server_document
 from tests.stack import Gateway, serve_gateway
@@ -23,6 +24,9 @@ async def test_requests_of_schemas_cause_no_server_error_lag_or_growth(
     async with serve_gateway(database_url, simulator, open_tools_url, rate_limit_enabled=False) as gateway:
         options = ["--max-examples", EXAMPLES]
         if server == "gateway":
+            keyring = Keyring(gateway)
+            await keyring.create_key("ada", role="admin")
+            options += ["--header", f"X-API-Key: {keyring.secrets['ada']}"]
             async with watch_loop():
                 code, output = await run_schemathesis(gateway.base_url, tmp_path, *options, seconds=SECONDS)
         else:

@@ -235,9 +235,7 @@ def build_error_body(error: ErrorInfo, status: int | None = None, request_id: st
     """
     status = error_from_info(error).status if status is None else status
     error_type = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    detail: JsonObject = {"type": error_type, "message": error.message, "code": error.code}
-    if error.param is not None:
-        detail["param"] = error.param
+    detail: JsonObject = {"type": error_type, "message": error.message, "code": error.code, "param": error.param}
     return {"type": "error", "error": detail, "request_id": request_id}
 
 
