@@ -61,7 +61,7 @@ _ANTHROPIC_ERROR_SCHEMA = {
                 "type": {"type": "string"},
                 "message": {"type": "string"},
                 "code": {"type": "string", "description": "The gateway's own code"},
-                "param": {"type": "string"},
+                "param": {"type": ["string", "null"]},
             },
         },
         "request_id": {"type": ["string", "null"]},
