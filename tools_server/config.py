@@ -11,11 +11,11 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from gateway_runtime.errors import ConfigError
+from gateway_runtime.outgoing.private_targets import parse_private_target
 from gateway_runtime.postgres.settings import PostgresSettings
 from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings, read_parent_fd
 from gateway_runtime.settings.hosts import normalize_host_pattern, normalize_origin, split_list
 from gateway_runtime.tls import TlsFiles
-from tools_server.common.private_targets import parse_private_target
 
 __all__ = ["ConfigError", "Settings", "list_renamed_settings", "load_settings"]
 

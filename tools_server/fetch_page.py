@@ -16,8 +16,8 @@ from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 from yarl import URL
 
+from gateway_runtime.outgoing.guarded_http import AddressCheck, create_guarded_session, describe_transport_error
 from gateway_runtime.public_addresses import is_public
-from tools_server.common.guarded_http import AddressCheck, create_guarded_session, describe_transport_error
 from tools_server.text_extractor import ExtractionFailed, TextExtractor
 from tools_server.thread_pool import BoundedThreadPool, ThreadedResolver
 

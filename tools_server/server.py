@@ -44,10 +44,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gateway_runtime.cached_value import CachedValue
+from gateway_runtime.outgoing.private_targets import TargetPolicy
 from gateway_runtime.settings.hosts import normalize_host_pattern
 from tools_server import calculator, fetch_page, web_search
 from tools_server.auth import AuthenticationMiddleware, build_metadata_routes, get_request_user
-from tools_server.common.private_targets import TargetPolicy
 from tools_server.config import LOOPBACK_HOSTS, Settings
 from tools_server.http_tools.catalog import DefinitionCatalog
 from tools_server.http_tools.openapi.importer import DocumentImporter

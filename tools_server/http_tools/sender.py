@@ -6,9 +6,9 @@ from urllib.parse import urljoin
 import aiohttp
 from yarl import URL
 
+from gateway_runtime.outgoing.guarded_http import AddressCheck, create_guarded_session, describe_transport_error
+from gateway_runtime.outgoing.private_targets import TargetPolicy
 from gateway_runtime.public_addresses import Address
-from tools_server.common.guarded_http import AddressCheck, create_guarded_session, describe_transport_error
-from tools_server.common.private_targets import TargetPolicy
 from tools_server.http_tools.answers import RawAnswer
 from tools_server.http_tools.compiled import DEFAULT_HEADERS, BuiltRequest
 from tools_server.http_tools.errors import CallFailed
