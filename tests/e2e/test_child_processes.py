@@ -18,6 +18,7 @@ from gateway.server.child_environment import TOOLS_SERVER_VARIABLES
 from gateway_runtime.child_processes import BASE_VARIABLES
 from tests.e2e.running_stack import RunningStack, run_serve, run_stack
 from tests.e2e.running_workers import Workers
+from tests.e2e.test_asgi_servers import UVICORN, run_server
 from tests.eventually import eventually
 from tests.stack import Client
 from tools_server.config import Settings as ToolsSettings
@@ -113,6 +114,14 @@ async def test_stdio_servers_of_several_workers_inherit_no_socket(directory: Pat
             async with workers.connect_to_worker(pid) as client:
                 check_descriptors(await call_report(client))
         assert list_holders(workers.port) == workers.pids()
+
+
+@pytest.mark.faults
+async def test_stdio_servers_of_another_server_s_workers_inherit_no_socket(directory: Path) -> None:
+    """uvicorn gives its workers an inheritable listening socket."""
+    settings = {"MCP_CONFIG": write_config(directory), "GIVEN_TO_SERVER": "x", "API_KEY": KEY}
+    async with run_server(directory, *UVICORN, "--workers", "2", **settings) as running:
+        check_descriptors(await call_report(running))
 
 
 async def test_children_see_no_secret_that_they_do_not_need(directory: Path) -> None:
