@@ -7,6 +7,7 @@ that the gateway uses.
 
 import argparse
 import json
+import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
+import httpx2
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.security import APIKeyHeader
 from groq import AsyncGroq
 from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlmodel import Field, SQLModel
@@ -50,11 +53,12 @@ class ChatBody(BaseModel):
 class Services:
     """Clients and database of the server."""
 
-    def __init__(self, database_url: str, groq_url: str, tools_url: str, api_key: str) -> None:
+    def __init__(self, database_url: str, groq_url: str, tools_url: str, tools_token: str, api_key: str) -> None:
         self.engine = create_async_engine(database_url, pool_size=20, max_overflow=20)
         self.sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
         self.groq = AsyncGroq(api_key="bench", base_url=groq_url)
         self.tools_url = tools_url
+        self.tools_token = tools_token
         self.api_key = api_key
 
     async def save_turn(self, prompt: str, response: str) -> None:
@@ -99,7 +103,11 @@ async def _open_tool_client(chat: ChatBody, services: Services) -> AsyncIterator
     if not chat.tools:
         yield None
         return
-    async with Client(services.tools_url) as client:
+    headers = {"Authorization": f"Bearer {services.tools_token}"}
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=30) as http_client,
+        Client(streamable_http_client(services.tools_url, http_client=http_client)) as client,
+    ):
         yield client
 
 
@@ -155,7 +163,9 @@ def main() -> None:
     options = parser.parse_args()
     postgres = embedded_postgres.start_or_attach(Path(options.data))
     try:
-        services = Services(postgres.build_url(), options.upstream, options.tools, options.key)
+        services = Services(
+            postgres.build_url(), options.upstream, options.tools, os.environ["TOOLS_TOKEN"], options.key
+        )
         uvicorn.run(create_app(services), port=options.port, log_level="warning", access_log=False, backlog=4096)
     finally:
         postgres.stop_if_started_here()

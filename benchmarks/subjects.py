@@ -17,9 +17,11 @@ from typing import Any
 
 from benchmarks.processes import ROOT, ServerProcess, find_free_port
 from benchmarks.upstream import MODEL
+from gateway.mcp_client.caller_identity import ISSUER, sign_with_secret
 
 API_KEY = "key-of-the-benchmarks"
 _TOOLS_SERVER_SECRET = secrets.token_urlsafe(32)
+_TOKEN_SECONDS = 24 * 3600
 _REMOVED_PREFIXES = (
     *("GROQ_", "DATABASE_URL", "POSTGRES_", "MCP_", "API_KEY", "TOOLS_", "GATEWAY_", "LOG_", "DEBUG", "AGENT_"),
     "WEB_CONCURRENCY",
@@ -35,6 +37,12 @@ class SharedServers:
     directory: Path
     upstream_url: str
     tools_url: str
+
+    def create_tools_token(self) -> str:
+        """Create a token of the tool server, for a subject that cannot sign one for each call."""
+        now = int(time.time())
+        claims = {"iss": ISSUER, "aud": "tools-server", "sub": "bench", "iat": now, "exp": now + _TOKEN_SECONDS}
+        return sign_with_secret(_TOOLS_SERVER_SECRET, claims)
 
 
 class Subject:
@@ -155,6 +163,9 @@ class Baseline(Subject):
             *("--upstream", self.shared.upstream_url, "--tools", self.shared.tools_url, "--key", API_KEY),
         ]
 
+    def get_environment(self) -> dict[str, str]:
+        return {"TOOLS_TOKEN": self.shared.create_tools_token()}
+
     def build_request(self, prompt: str, *, stream: bool = True, tools: bool = False) -> bytes:
         body = {"messages": [{"role": "user", "content": prompt}], "tools": tools}
         return build_post_request("/chat/stream" if stream else "/chat", body, {"X-API-Key": API_KEY})
@@ -219,7 +230,15 @@ class LiteLLM(_OpenAISubject):
             "model_list": [{"model_name": MODEL, "litellm_params": groq}],
             "general_settings": {"master_key": API_KEY},
             "litellm_settings": {"telemetry": False},
-            "mcp_servers": {"tools": {"url": self.shared.tools_url, "transport": "http", "allow_all_keys": True}},
+            "mcp_servers": {
+                "tools": {
+                    "url": self.shared.tools_url,
+                    "transport": "http",
+                    "allow_all_keys": True,
+                    "auth_type": "bearer_token",
+                    "auth_value": self.shared.create_tools_token(),
+                }
+            },
         }
 
     @classmethod
