@@ -172,17 +172,7 @@ class KeyStore:
             changed = bool(await count_changed_rows(session, revocation))
             if changed:
                 session.add(make_audit_entry(by, "key.revoke", f"key {key.prefix}", {"owner": key.owner}))
-            makers = [key.prefix]
-            # One statement per generation: each sees keys that were committed before it locked their makers.
-            while makers:
-                descendants = update(ApiKey).where(col(ApiKey.made_with).in_(makers), is_active)
-                revoking = descendants.values(revoked_at=func.now()).returning(col(ApiKey.prefix), col(ApiKey.owner))
-                rows = (await (await session.connection()).execute(revoking)).all()
-                for prefix, owner in rows:
-                    detail = {"owner": owner, "made_with_revoked": key.prefix}
-                    session.add(make_audit_entry(by, "key.revoke", f"key {prefix}", detail))
-                makers = [row[0] for row in rows]
-                changed = changed or bool(rows)
+            changed = await revoke_descendants(session, [key.prefix], by=by) or changed
             if changed:
                 await notify_key_change(session)
 
@@ -275,6 +265,26 @@ def _get_properties(key: ApiKey) -> NewKey:
 
 def _to_list(values: tuple[str, ...] | None) -> list[str] | None:
     return None if values is None else list(values)
+
+
+async def revoke_descendants(session: AsyncSession, makers: list[str], *, by: str) -> bool:
+    """Revoke the keys made with revoked keys, in any generation.
+
+    `makers` are prefixes of the revoked keys. Returns whether there was any key to revoke. One statement per
+    generation: each sees keys that were committed before it locked their makers.
+    """
+    has_revoked = False
+    while makers:
+        descendants = update(ApiKey).where(col(ApiKey.made_with).in_(makers), col(ApiKey.revoked_at).is_(None))
+        columns = (col(ApiKey.prefix), col(ApiKey.owner), col(ApiKey.made_with))
+        revoking = descendants.values(revoked_at=func.now()).returning(*columns)
+        rows = (await (await session.connection()).execute(revoking)).all()
+        for prefix, owner, maker in rows:
+            detail = {"owner": owner, "made_with_revoked": maker}
+            session.add(make_audit_entry(by, "key.revoke", f"key {prefix}", detail))
+        makers = [row[0] for row in rows]
+        has_revoked = has_revoked or bool(rows)
+    return has_revoked
 
 
 async def notify_key_change(session: AsyncSession) -> None:

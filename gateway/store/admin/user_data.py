@@ -12,7 +12,7 @@ from gateway.common.pages import split_bytes
 from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import StorageUnavailable
 from gateway.store.admin.user_export import EXPORTS, export_rows
-from gateway.store.api_keys import notify_key_change
+from gateway.store.api_keys import notify_key_change, revoke_descendants
 from gateway.store.audit import make_audit_entry
 from gateway.store.bus import CHANNEL, NOTIFY, encode_message
 from gateway.store.database import Database
@@ -30,6 +30,7 @@ _MAX_PASSES = 3
 _PRUNE_SECONDS = 3600.0
 _REVOKE_KEYS = """
 UPDATE api_keys SET owner = :erased, name = '', revoked_at = coalesce(revoked_at, now()) WHERE owner = :user
+RETURNING prefix
 """
 _DELETE_TURNS = """
 DELETE FROM turns WHERE id IN (SELECT id FROM turns WHERE owner = :user ORDER BY id LIMIT :batch) RETURNING id, status
@@ -86,13 +87,17 @@ class UserDataStore:
                     for piece in split_bytes(line):
                         yield piece
 
-    async def revoke_keys(self, user: str) -> int:
-        """Revoke a user's keys, and remove the user's name from them."""
+    async def revoke_keys(self, user: str, *, by: str) -> int:
+        """Revoke a user's keys and all keys made with them.
+
+        The user's name is removed from the user's keys. Returns their number.
+        """
         async with self._database.session() as session:
             connection = await session.connection()
-            result = await connection.execute(text(_REVOKE_KEYS), {"user": user, "erased": ERASED_USER})
+            rows = (await connection.execute(text(_REVOKE_KEYS), {"user": user, "erased": ERASED_USER})).all()
+            await revoke_descendants(session, [row[0] for row in rows], by=by)
             await notify_key_change(session)
-        return result.rowcount
+        return len(rows)
 
     async def list_open_turns(self, user: str) -> list[UUID]:
         query = "SELECT id FROM turns WHERE owner = :user AND status IN ('running', 'waiting')"
@@ -103,7 +108,7 @@ class UserDataStore:
 
         Workers cannot write for an erased turn. The entries of the audit log stay.
         """
-        counts = {"api_keys": await self.revoke_keys(user), "turns": 0, "turn_events": 0}
+        counts = {"api_keys": await self.revoke_keys(user, by=by), "turns": 0, "turn_events": 0}
         for _ in range(_MAX_PASSES):  # a turn may have begun meanwhile
             while await self._erase_turns(user, counts):
                 pass

@@ -73,6 +73,21 @@ async def test_keys_made_by_a_revoked_key_fall_with_it_on_every_worker(
     }
 
 
+async def test_keys_made_by_an_erased_user_for_others_fall_too(keyring: Keyring, db: asyncpg.Connection) -> None:
+    await keyring.create_key("eve", role="admin")
+    child = await make_key(keyring, keyring.secrets["eve"], owner="bob")
+    grandchild = await make_key(keyring, child["key"])
+    path = "/api/v1/admin/user-data?user=eve"
+    assert (await send(keyring.gateway, "DELETE", path, keyring.secrets["root"])).status == 200
+    for secret in (keyring.secrets["eve"], child["key"], grandchild["key"]):
+        await wait_until_refused(keyring.gateway, secret)
+    revoked = await db.fetch("SELECT subject, detail->>'made_with_revoked' FROM audit_log WHERE action = 'key.revoke'")
+    assert [tuple(row) for row in revoked] == [
+        (f"key {child['prefix']}", keyring.secrets["eve"][:12]),
+        (f"key {grandchild['prefix']}", child["prefix"]),
+    ]
+
+
 async def test_revoked_key_makes_no_key_while_a_worker_caches_it(keyring: Keyring, db: asyncpg.Connection) -> None:
     await keyring.create_key("ada")
     assert await is_valid(keyring.gateway, keyring.secrets["ada"])  # and now it is cached
@@ -112,6 +127,17 @@ async def test_narrow_key_revokes_and_rotates_only_itself(keyring: Keyring, opti
     await wait_until_refused(gateway, narrow_secret)
     if not has_allowance:  # it was made with the revoked key
         await wait_until_refused(gateway, rotated.body["key"])
+
+
+@pytest.mark.parametrize("options", [{"scopes": ("admin",)}, {"tools": ("calculator",)}], ids=str)
+async def test_narrow_admin_key_revokes_no_key_by_erasing_its_user(keyring: Keyring, options: dict[str, Any]) -> None:
+    await keyring.create_key("ada")
+    secret = keyring.secrets["ada"]
+    await keyring.create_key("eve", role="admin", **options)
+    path = "/api/v1/admin/user-data?user="
+    assert (await send(keyring.gateway, "DELETE", f"{path}ada", keyring.secrets["eve"])).status == 403
+    assert await is_valid(keyring.gateway, secret)
+    assert (await send(keyring.gateway, "DELETE", f"{path}nobody", keyring.secrets["eve"])).status == 200
 
 
 async def test_user_key_of_an_admin_does_not_revoke_the_admin_key(keyring: Keyring) -> None:

@@ -1,7 +1,6 @@
 """`/api/v1/keys`: API keys. Admins manage all keys, other users their own."""
 
 from datetime import UTC, datetime, timedelta
-from typing import cast
 from uuid import UUID
 
 import msgspec
@@ -10,9 +9,10 @@ from fastapi import APIRouter, Response
 from gateway.api.deps import ApiKeysDep, PrincipalDep
 from gateway.api.http.errors import ErrorBody
 from gateway.api.http.json_lists import build_list_response
-from gateway.api.security.permissions import MANAGE_KEYS, require_permission, role_at_most
+from gateway.api.security.key_power import require_power_over
+from gateway.api.security.permissions import role_at_most
 from gateway.domain.errors import Forbidden, InvalidRequest
-from gateway.domain.messages import Area, Budget, JsonObject, KeyLimits, Principal, UserRole
+from gateway.domain.messages import Area, Budget, JsonObject, KeyLimits, Principal
 from gateway.store.api_keys import KEY_PREFIX, NewKey
 from gateway.store.models import ApiKey
 from gateway.wire.api_keys import CreatedKey, KeyList, KeyView, NewKeyBody, RotationBody
@@ -60,7 +60,7 @@ async def revoke_key(key_id: UUID, principal: PrincipalDep, keys: ApiKeysDep) ->
     other; others may revoke keys of their owner whose role is not higher.
     """
     key: ApiKey = await keys.get_key(key_id, _owner_filter(principal))
-    _require_power_over(key, principal)
+    require_power_over(key, principal)
     await keys.revoke_key(key, by=principal.user)
 
 
@@ -81,29 +81,11 @@ async def rotate_key(
     """
     response.headers["Cache-Control"] = "no-store"
     key = await keys.get_key(key_id, _owner_filter(principal))
-    _require_power_over(key, principal)
+    require_power_over(key, principal)
     _reject_allowance(principal)
     overlap = timedelta(seconds=body.overlap_seconds)
     row, secret = await keys.rotate_key(key, overlap, by=principal.user, made_with=principal.key)
     return _view_created_key(row, secret)
-
-
-def _require_power_over(key: ApiKey, principal: Principal) -> None:
-    """Check that the caller may revoke or rotate a key.
-
-    Raises:
-        Forbidden: the caller's credential is narrower than the key, or does not permit the management of keys.
-    """
-    if principal.key == key.prefix:
-        return
-    require_permission(principal, MANAGE_KEYS)
-    lists = (principal.models, principal.servers, principal.tools, principal.budget, principal.limits)
-    is_stored = principal.key is not None and principal.key.startswith(KEY_PREFIX)
-    is_narrow = any(value is not None for value in lists) or (is_stored and principal.scopes is not None)
-    if principal.scopes is not None and (key.scopes is None or not set(key.scopes) <= set(principal.scopes)):
-        is_narrow = True
-    if is_narrow or not role_at_most(cast(UserRole, key.role), principal.role):
-        raise Forbidden("Your key is restricted, so it may revoke or rotate only itself.")
 
 
 def _reject_allowance(creator: Principal) -> None:
