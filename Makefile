@@ -10,7 +10,7 @@ run: .venv/.run ## install everything and run it: Postgres, a simulated Groq, th
 	@exec $(BIN)/agent-gateway up
 
 dev: .venv/.run ## like run; starts again when the source changes, and allows pages of development servers (CORS)
-	@CORS_ORIGINS="$(or $(CORS_ORIGINS),dev)" exec $(BIN)/agent-gateway up --reload
+	@exec $(BIN)/agent-gateway up --reload --dev-origins
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

@@ -9,7 +9,7 @@ import structlog
 if TYPE_CHECKING:
     from structlog.typing import Processor
 
-_QUIETED_LOGGERS = ("mcp", "alembic", "uvicorn.error", "trafilatura", "ddgs", "primp", "asyncio")
+_QUIETED_LOGGERS = ("mcp", "alembic", "uvicorn.error", "httpx2", "trafilatura", "ddgs", "primp", "asyncio")
 
 
 def configure_logging(*, json: bool, level: str) -> None:

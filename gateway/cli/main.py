@@ -34,6 +34,9 @@ app.command("eval")(evaluation.evaluate)
 @app.command("up")
 def run_everything(
     reload: Annotated[bool, typer.Option("--reload", help="Start again when the source changes.")] = False,
+    dev_origins: Annotated[
+        bool, typer.Option("--dev-origins", help="Add `dev`, the usual development servers, to CORS_ORIGINS.")
+    ] = False,
 ) -> None:
     """Run everything on this machine.
 
@@ -47,7 +50,7 @@ def run_everything(
             from gateway.store import database
 
             asyncio.run(database.wait_for_addresses(settings.postgres_url, settings))
-        code = run_stack(settings, reload=reload)
+        code = run_stack(settings, reload=reload, dev_origins=dev_origins)
     raise typer.Exit(code)
 
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _POLL_SECONDS = 0.5
-_PACKAGES = ("gateway", "gateway_runtime", "tools_server")
+_PACKAGES = ("gateway", "gateway_console", "gateway_runtime", "tools_server")
 
 
 def list_source_directories() -> list[Path]:

@@ -23,6 +23,7 @@ from gateway.server.child_environment import (
 from gateway.server.source_watcher import SourceWatcher, list_source_directories
 from gateway.server.startup_report import report_stack_ready, report_workers_ready
 from gateway.server.supervisor import ManagedProcess, Supervisor
+from gateway.settings.origins import DEV_KEYWORD
 from gateway_runtime import tls
 from gateway_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError, find_cluster
 from gateway_runtime.private_files import load_or_create_secret
@@ -34,11 +35,12 @@ _DATABASE_WAIT_SECONDS = "30"
 _RELEASE_TIMEOUT_SECONDS = 5.0
 
 
-def run_stack(settings: Settings, *, reload: bool = False) -> int:
+def run_stack(settings: Settings, *, reload: bool = False, dev_origins: bool = False) -> int:
     """Run the gateway and the servers that it needs.
 
     The servers are Postgres, the simulated Groq and the tool server, as far as the settings ask for them. `reload`:
-    start the processes again when the source changes. Returns the exit code.
+    start the processes again when the source changes. `dev_origins`: add the usual development servers to CORS_ORIGINS.
+    Returns the exit code.
 
     Raises:
         ConfigError: a port is taken, or the certificate, the database or the MCP servers that the settings name cannot
@@ -57,6 +59,8 @@ def run_stack(settings: Settings, *, reload: bool = False) -> int:
             "DATABASE_WAIT_SECONDS": _DATABASE_WAIT_SECONDS,
             "TOOLS_SERVER_PORT": str(settings.tools_server_port),
         }
+        if dev_origins:  # the environment replaces a line of .env, so it has that line's origins, too
+            env["CORS_ORIGINS"] = ",".join((DEV_KEYWORD, *settings.cors_origins))
         if server_file is not None:
             env["MCP_CONFIG"] = str(server_file)
         consoles = _build_console(settings, env, notes)

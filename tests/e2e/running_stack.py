@@ -31,6 +31,7 @@ EXCLUDED_PREFIXES = (
     "BUDGET_",
     "TRUSTED_",
     "REDACTION_",
+    "CORS_",
     "GROQ_",
     "DATABASE_URL",
     "POSTGRES_",
@@ -130,9 +131,9 @@ class RunningStack(Client):
 
 @asynccontextmanager
 async def run_stack(
-    directory: Path, *, trusted: ssl.SSLContext | None = None, **settings: str
+    directory: Path, *arguments: str, trusted: ssl.SSLContext | None = None, **settings: str
 ) -> AsyncGenerator[RunningStack]:
-    """Run the stack in `directory` until the context ends.
+    """Run `agent-gateway up` with its data in `directory` until the context ends.
 
     With `trusted`, the client uses https and this TLS context.
     """
@@ -148,7 +149,7 @@ async def run_stack(
     output = directory / "output"
     with output.open("wb") as out:
         process = subprocess.Popen(
-            gateway_command("up"),
+            gateway_command("up", *arguments),
             cwd=ROOT,
             env=environment,
             stdout=out,

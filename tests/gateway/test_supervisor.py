@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.server.source_watcher import SourceWatcher
 from gateway.server.supervisor import FAILED, MISCONFIGURED, STOPPED, ManagedProcess, RestartPolicy, Supervisor
 from gateway_runtime.sockets import SharedPort
 from tests.eventually import eventually
@@ -129,5 +130,36 @@ async def test_hangup_reaches_a_worker_that_is_not_ready_yet(port: SharedPort, t
         go.touch()
         await eventually(reloaded.exists)
     finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await running == STOPPED
+
+
+async def test_changed_source_starts_every_process_again(
+    port: SharedPort, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Failed processes wait for the change; the others are stopped and started."""
+    module, starts = tmp_path / "module.py", tmp_path / "starts"
+    module.write_text("broken(")
+    script = f"import runpy; runpy.run_path({str(module)!r}); {READY_AND_WAIT}"
+    count = f"open({str(starts)!r}, 'a').write('x'); {READY_AND_WAIT}"
+    broken, healthy = make_worker(port, script, "broken"), make_worker(port, count, "healthy")
+    supervisor = Supervisor([broken, healthy], None, source=SourceWatcher([tmp_path], poll_seconds=0.01))
+    running = asyncio.create_task(supervisor.run())
+    async with asyncio.timeout(30):
+        errors = ""
+
+        def has_failed() -> bool:
+            nonlocal errors
+            errors += capfd.readouterr().err
+            return "broken ended with exit code 1: waiting for a change of the source" in errors
+
+        await eventually(has_failed)
+        await eventually(lambda: starts.exists() and starts.read_text() == "x")
+        module.write_text("fixed = True")
+        await supervisor.ready.wait()
+        await eventually(lambda: starts.read_text() == "xx")
+        (tmp_path / "added.py").touch()
+        await eventually(lambda: starts.read_text() == "xxx")
+        assert not running.done()
         os.kill(os.getpid(), signal.SIGTERM)
         assert await running == STOPPED

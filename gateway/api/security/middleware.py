@@ -54,6 +54,7 @@ class SecurityMiddleware:
         self._app = app
         self._admission_gate = AdmissionGate()
         public_origins = () if settings.public_origin is None else (settings.public_origin,)
+        self._cors_origins = settings.cors_origins
         self._allowed_origins = (*settings.cors_origins, *public_origins)
         self._trusted_hosts = settings.list_trusted_hosts()
         self._is_local = is_loopback(settings.gateway_host) and not settings.trusted_hosts
@@ -161,7 +162,7 @@ class SecurityMiddleware:
             return
         is_same_origin = urlsplit(origin).netloc == headers.get("host")
         if not is_same_origin and not is_allowed_origin(origin, self._allowed_origins):
-            raise Forbidden(describe_refused_origin(origin, self._allowed_origins))
+            raise Forbidden(describe_refused_origin(origin, self._cors_origins))
 
 
 def _get_authenticator(scope: Scope) -> Authenticator:

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.http.errors import error_response
 from gateway.domain.errors import Forbidden
+from gateway.settings.origins import DEV_KEYWORD, DEV_ORIGINS
 from gateway.settings.values import LOCAL_HOSTS
 from gateway_runtime.settings.hosts import is_host_allowed
 
@@ -25,17 +26,19 @@ def is_local_origin(origin: str) -> bool:
     return scheme.lower() in ("http", "https") and is_host_allowed(host, LOCAL_HOSTS)
 
 
-def describe_refused_origin(origin: str, allowed_origins: tuple[str, ...]) -> str:
+def describe_refused_origin(origin: str, cors_origins: tuple[str, ...]) -> str:
     """Tell an operator which line allows an origin.
 
-    The message does not list the allowed origins, which may be names of internal hosts.
+    The message does not list the origins of CORS_ORIGINS, which may be names of internal hosts.
     """
     if not _ORIGIN.fullmatch(origin):
         return "This page has no origin that CORS_ORIGINS can allow. Serve it over http or https, not from a file."
-    if allowed_origins:
-        line = f"append ,{origin} to the line CORS_ORIGINS=… in .env"
-    else:
+    if not cors_origins:
         line = f"add the line CORS_ORIGINS={origin} to .env"
+    elif set(cors_origins) == set(DEV_ORIGINS):  # of `make dev`, or of a line in .env
+        line = f"set the line CORS_ORIGINS={DEV_KEYWORD},{origin} in .env"
+    else:
+        line = f"append ,{origin} to the line CORS_ORIGINS=… in .env"
     return f"Pages of {origin} may not call the gateway. To allow them, {line}, and restart the gateway."
 
 

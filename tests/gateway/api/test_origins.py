@@ -1,6 +1,7 @@
 """Pages of other origins: CORS, and the message that names the setting."""
 
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,23 @@ async def test_refusal_names_the_setting_and_the_line_to_add(gateway: Gateway, o
         assert reply.status == 403
         assert f"add the line CORS_ORIGINS={origin} to .env" in reply.body["error"]["message"]
         assert "Access-Control-Allow-Origin" not in reply.headers
+
+
+async def test_refusal_extends_dev_and_adds_a_line_beside_a_public_url(database_url: str, simulator: Simulator) -> None:
+    origins = load_settings(cors_origins="dev").cors_origins
+    public_url = "https://gateway.example.com"
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"cors_origins": origins}, "set the line CORS_ORIGINS=dev,https://x.example.com in .env"),
+        ({"gateway_public_url": public_url}, "add the line CORS_ORIGINS=https://x.example.com to .env"),
+    )
+    for settings, line in cases:
+        async with serve_gateway(database_url, simulator, None, **settings) as gateway:
+            for reply in (
+                await post(gateway, "https://x.example.com"),
+                await send_preflight(gateway, "https://x.example.com"),
+            ):
+                assert reply.status == 403
+                assert line in reply.body["error"]["message"]
 
 
 @pytest.mark.parametrize("origin", ["null", "file://", "http://a,http://b", "http://a\u00a0b", "http://x/y"])
