@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 _QUIETED_LOGGERS = ("mcp", "alembic", "uvicorn.error", "httpx2", "trafilatura", "ddgs", "primp", "asyncio")
 
+_OWN_LOGGERS = ("tools_server", "gateway_runtime")
+"""Loggers that log at DEBUG, if that is the level; those of libraries would log every header and byte."""
+
 
 def configure_logging(*, json: bool, level: str) -> None:
     """Send structlog's and the standard library's records to stderr in one format.
@@ -40,7 +43,10 @@ def configure_logging(*, json: bool, level: str) -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level)
+    number = logging.getLevelNamesMapping()[level]
+    root.setLevel(max(number, logging.INFO))
+    for name in _OWN_LOGGERS:
+        logging.getLogger(name).setLevel(number)
     for name in _QUIETED_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -44,9 +44,11 @@ _QUIETED_LOGGERS = (
     "groq",
     "openai",
 )
-"""Loggers of libraries that log warnings only.
+"""Loggers of libraries that log warnings only."""
+_OWN_LOGGERS = ("gateway", "gateway_runtime")
+"""Loggers that log at DEBUG, if that is the level; those of libraries stay at INFO.
 
-At DEBUG the SDKs of the models would log whole prompts.
+At DEBUG the SDKs of the models would log whole prompts, and HTTP clients every header of every answer.
 """
 _LEVELS = {name.lower(): level for name, level in logging.getLevelNamesMapping().items()}
 # Messages of these errors contain rows and values, so the log has only the fields below.
@@ -281,7 +283,10 @@ def configure_logging(*, json: bool, level: str = "INFO") -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level.upper())
+    number = logging.getLevelNamesMapping()[level.upper()]
+    root.setLevel(max(number, logging.INFO))
+    for name in _OWN_LOGGERS:
+        logging.getLogger(name).setLevel(number)
     for name in _QUIETED_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     # The SDK logs data of MCP servers with tracebacks; the gateway logs its own events about servers.

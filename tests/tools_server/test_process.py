@@ -221,9 +221,10 @@ async def test_broken_setting_is_one_line_and_exit_code_2(name: str, value: str)
     assert ended.stderr.count("\n") == 1
 
 
-async def test_traceback_in_the_log_shows_no_values() -> None:
+async def test_tracebacks_and_libraries_show_no_values_in_the_log() -> None:
     script = (
-        "import logging; from tools_server.log import configure_logging; configure_logging(json=JSON, level='INFO')\n"
+        "import logging; from tools_server.log import configure_logging; configure_logging(json=JSON, level='DEBUG')\n"
+        "logging.getLogger('library').debug('buy milk'); logging.getLogger('tools_server.x').debug('own line')\n"
         "def fail(title): raise RuntimeError('broken')\n"
         "try: fail('buy ' + 'milk')\n"
         "except RuntimeError: logging.getLogger('x').exception('it failed')\n"
@@ -241,4 +242,5 @@ async def test_traceback_in_the_log_shows_no_values() -> None:
         stdout, stderr = await process.communicate()
         assert stdout == b""
         assert b"RuntimeError" in stderr
+        assert b"own line" in stderr
         assert b"buy milk" not in stderr

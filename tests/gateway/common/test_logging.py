@@ -19,6 +19,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Generator[io.StringIO]:
     stream = io.StringIO()
     monkeypatch.setattr(_LineLogger.handler, "stream", stream)
     yield stream
+    configure_logging(json=True)
     root.handlers = handlers
     root.setLevel(level)
 
@@ -53,3 +54,20 @@ def test_values_that_json_lacks_are_logged_as_text(lines: io.StringIO) -> None:
     (line,) = lines.getvalue().splitlines()
     assert line.isascii()
     assert json.loads(line)["value"] == "{1, 2}"
+
+
+def test_libraries_do_not_log_at_debug(lines: io.StringIO) -> None:
+    """They log prompts, headers and bytes."""
+    configure_logging(json=True, level="debug")
+    _LineLogger.handler.setStream(lines)
+    for name in ("httpcore2.http11", "groq._base_client", "asyncio", "library.that.nobody.listed"):
+        logging.getLogger(name).debug("receive_response_headers set-cookie=secret")
+    assert lines.getvalue() == ""
+    get_logger("gateway.test").debug("own")
+    logging.getLogger("gateway_runtime.test").debug("own")
+    assert [json.loads(line)["event"] for line in lines.getvalue().splitlines()] == ["own", "own"]
+    configure_logging(json=True, level="ERROR")
+    _LineLogger.handler.setStream(lines)
+    get_logger("gateway.test").warning("hidden")
+    logging.getLogger("library").warning("hidden")
+    assert "hidden" not in lines.getvalue()
