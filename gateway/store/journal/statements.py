@@ -11,7 +11,7 @@ from gateway.domain import events as e
 from gateway.domain.events import JournalEntry
 from gateway.domain.history import HistorySummary
 from gateway.domain.messages import Parameters, TurnOutcome, TurnRecord
-from gateway.store.search.vector import build_search_vector
+from gateway.store.search.vector import build_search_vector, find_plain_words
 
 Values = tuple[object, ...]
 Row = tuple[str, Values]
@@ -108,8 +108,8 @@ FINISH_TURN = f"""
 {FENCE}, turn AS (
 UPDATE turns SET status = $7, response = $8, messages = $9, finish_reason = $10, usage = $11, cost_usd = $12,
                  steps = $13, error = $14, completed_at = $15, first_token_ms = $16, duration_ms = $17, cached = $18,
-                 busy_conversation_id = NULL, search = $19::text::tsvector,
-                 has_terms = $19::text IS NOT NULL
+                 busy_conversation_id = NULL, search = coalesce(to_tsvector('simple', $19::text), $20::text::tsvector),
+                 has_terms = coalesce($19, $20) IS NOT NULL
 FROM fence WHERE turns.id = fence.id
 RETURNING turns.*), inserted AS ({_insert_events_sql(4, "turn")})
 {INSERT_USAGE}"""
@@ -198,19 +198,21 @@ def build_finish_row(fence: Fence, outcome: TurnOutcome) -> Row:
         outcome.first_token_ms,
         outcome.duration_ms,
         outcome.cached,
-        _build_search_terms(outcome),
+        *_build_search_terms(outcome),
     )
     return FINISH_TURN, values
 
 
-def _build_search_terms(outcome: TurnOutcome) -> str | None:
-    """Build the terms of a short turn.
+def _build_search_terms(outcome: TurnOutcome) -> tuple[str | None, str | None]:
+    """Build the terms of a short turn: its words, or a vector of them.
 
     Those of a long one take milliseconds, so `SearchIndexer` adds them.
     """
     if outcome.prompt is None or len(outcome.prompt) + len(outcome.response) > _MAX_INDEXED_LENGTH:
-        return None
-    return build_search_vector(outcome.prompt, outcome.response)
+        return None, None
+    if (words := find_plain_words(outcome.prompt, outcome.response)) is not None:
+        return words, None
+    return None, build_search_vector(outcome.prompt, outcome.response)
 
 
 def build_release_row(fence: Fence) -> Row:

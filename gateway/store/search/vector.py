@@ -4,6 +4,8 @@ The positions are those of the words, and of the characters in scripts without s
 characters at each position, and the last character alone, so a run of any length is found as a phrase of pairs.
 """
 
+import string
+
 from gateway.store.search.terms import ASCII_WORD, MAX_LEXEME_LENGTH, fold_word, list_terms
 
 MAX_TEXT_LENGTH = 50_000
@@ -19,6 +21,48 @@ _MAX_POSITIONS = 255
 _ENTRY_BYTES = 4
 _SHORT_LENGTH = 10_000
 """Characters of texts whose vector is within every limit."""
+
+
+def _build_table(classes: dict[str, str]) -> bytes:
+    """Build a table for `bytes.translate`, which replaces other bytes by blanks."""
+    table = bytearray(b" " * 256)
+    for characters, replacements in classes.items():
+        for character, replacement in zip(
+            characters, replacements.ljust(len(characters), replacements[0]), strict=True
+        ):
+            table[ord(character)] = ord(replacement)
+    return bytes(table)
+
+
+_WORDS = _build_table(
+    {
+        string.ascii_lowercase: string.ascii_lowercase,
+        string.ascii_uppercase: string.ascii_lowercase,
+        string.digits: string.digits,
+    }
+)
+_CASES = _build_table({string.ascii_lowercase: "a", string.ascii_uppercase: "A", string.digits: "0"})
+_NUMBERS = _build_table({string.ascii_letters: "a", string.digits: "0", "eE": "e"})
+_LONG_WORD = b"a" * MAX_LEXEME_LENGTH
+_ALL_LETTERS = _build_table({string.ascii_letters + string.digits: "a"})
+
+
+def find_plain_words(*texts: str) -> str | None:
+    """Return the words of texts if PostgreSQL's parser finds in them the terms of `build_search_vector`.
+
+    It is faster than that by ten times. Texts with other characters than ASCII, or with words in camel case, have
+    further terms. The parser splits a word like 1e5a, after the number.
+    """
+    try:
+        data = " ".join(texts).encode("ascii")
+    except UnicodeEncodeError:
+        return None
+    cases = data.translate(_CASES)
+    if b"aA" in cases or b"0A" in cases or b"AAa" in cases:
+        return None
+    if b"0e0" in data.translate(_NUMBERS) or _LONG_WORD in data.translate(_ALL_LETTERS):
+        return None
+    return data.translate(_WORDS).decode("ascii")
 
 
 def build_search_vector(*texts: str) -> str:

@@ -2,6 +2,7 @@
 
 # ruff: noqa: RUF001 - the texts have characters that look like others
 
+import random
 import string
 import unicodedata
 from collections.abc import AsyncGenerator
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from gateway.store.search.query import parse_query
 from gateway.store.search.snippet import SnippetMarker
 from gateway.store.search.terms import MAX_LEXEME_LENGTH, fold
-from gateway.store.search.vector import MAX_TEXT_LENGTH, build_search_vector
+from gateway.store.search.vector import MAX_TEXT_LENGTH, build_search_vector, find_plain_words
 from gateway_runtime.embedded_postgres import EmbeddedPostgres
 from tests.conftest import dsn
 
@@ -136,6 +137,36 @@ async def test_postgres_reads_vectors_and_queries_of_every_character(connection:
         text = " ".join(block) + " ".join(f"a{character}b" for character in block[::7])
         query = parse_query(" ".join(block[::50])).format_tsquery()
         assert await connection.fetchval(MATCHES, build_search_vector(text), query)
+
+
+ALPHABETS = ["0123456789", "abcxyz", "0123456789eE", "0x1fab", "ABCxyz019", "e01", "1eE5", "aB", "e -+.", "a0/:@.-_<>&"]
+
+
+async def test_postgres_finds_the_terms_in_plain_words(connection: asyncpg.Connection) -> None:
+    generator = random.Random(1)
+    plain = list[tuple[str, str]]()
+    for number in range(4_000):
+        alphabets = generator.choices(ALPHABETS, k=generator.randrange(1, 20))
+        words = [
+            "".join(generator.choices(alphabet, k=generator.choice([1, 2, 3, 5, 8, 99]))) for alphabet in alphabets
+        ]
+        text = generator.choice([" ", ", ", "\n", ""]).join(words)
+        if number % 3:
+            text = text.lower()
+        if (found := find_plain_words("What?", text)) is not None:
+            plain.append((found, build_search_vector("What?", text)))
+    assert len(plain) > 1_000
+    different = await connection.fetch(
+        "SELECT words FROM unnest($1::text[], $2::text[]) AS plain (words, vector)"
+        " WHERE to_tsvector('simple', words) <> vector::tsvector",
+        *map(list, zip(*plain, strict=True)),
+    )
+    assert different == []
+
+
+def test_texts_with_other_terms_are_not_plain() -> None:
+    texts = ["getName", "Café", "1e5a", "HTMLPage", "x" * MAX_LEXEME_LENGTH, "a1B"]
+    assert [text for text in texts if find_plain_words("Plain words, 1e5 of them.", text) is not None] == []
 
 
 def test_folding_twice_changes_nothing() -> None:
