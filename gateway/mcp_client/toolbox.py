@@ -225,7 +225,10 @@ class McpToolbox(ServerPool, ServerItems):
         return [
             (offer.config.name, offer.instructions)
             for offer in offers
-            if offer is not None and offer.instructions and not self._checker.withholds_instructions(offer)
+            if offer is not None
+            and offer.instructions
+            and offer.config.permits_anything
+            and not self._checker.withholds_instructions(offer)
         ]
 
     def list_server_statuses(self) -> list[ServerStatus]:

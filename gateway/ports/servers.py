@@ -118,6 +118,11 @@ class ServerConfig(BaseModel):
         """Whether the gateway may offer this tool, prompt or resource; `deny` wins."""
         return _matches_any(tool, self.allow) and not _matches_any(tool, self.deny)
 
+    @property
+    def permits_anything(self) -> bool:
+        """Whether the gateway may offer any of the server's tools, prompts or resources."""
+        return bool(self.allow) and "*" not in self.deny
+
 
 def _matches_any(tool: str, globs: tuple[str, ...]) -> bool:
     return any(fnmatchcase(tool, glob) for glob in globs)

@@ -33,8 +33,7 @@ class HandshakeMiddleware:
         resources = handshake["capabilities"].get("resources", {})
         resources["subscribe"] = self._toolbox.announces_updates(principal)
         servers = {spec.server for spec in self._toolbox.list_specs(principal) if principal.can_use_tool(spec)}
-        may_use_all = principal.can_use_all_tools
-        parts = [part for part in self._toolbox.list_instructions() if may_use_all or part[0] in servers]
+        parts = [part for part in self._toolbox.list_instructions() if part[0] in servers]
         return handshake | ({"instructions": join_instructions(parts)} if parts else {})
 
 

@@ -24,7 +24,7 @@ from gateway.ports.tools import MAX_OBSERVED_MESSAGES, ResourceWatch, Toolbox
 log = get_logger(__name__)
 
 MAX_SESSION_SUBSCRIPTIONS = 100
-_MAX_LISTEN_STREAMS = 1_024
+_MAX_LISTEN_STREAMS, MAX_USER_LISTEN_STREAMS = 1_024, 200
 _OPEN_AT_ONCE, _LISTEN_SECONDS = 10, 20.0
 _NOTIFY_TIMEOUT_SECONDS = 5.0
 
@@ -72,7 +72,8 @@ class ResourceSubscriptions:
         self._app_resources = app_resources
         self._bus = bus
         self._sessions: dict[str, _SessionSubscriptions] = {}
-        self._streams: set[ListenHandler] = set()
+        self._streams: dict[ListenHandler, str] = {}
+        """Open listen streams with their users."""
 
     async def subscribe(self, ctx: Context, session: str, uri: str) -> None:
         """Subscribe a legacy session.
@@ -113,17 +114,21 @@ class ResourceSubscriptions:
 
         Resources whose servers refuse or announce no updates are not acknowledged.
         """
+        user = get_principal(ctx).user
+        if list(self._streams.values()).count(user) >= MAX_USER_LISTEN_STREAMS:
+            message = f"You have {MAX_USER_LISTEN_STREAMS} listen streams with resources: close some of them."
+            raise MCPError(t.INTERNAL_ERROR, message)
         if len(self._streams) >= _MAX_LISTEN_STREAMS:
             raise MCPError(t.INTERNAL_ERROR, "Too many listen streams are open.")
         bus = _StreamBus(self._bus)
         handler = ListenHandler(bus)
-        self._streams.add(handler)
+        self._streams[handler] = user
         try:
             async with self._watch_all(ctx, params.notifications.resource_subscriptions or (), bus) as watched:
                 notifications = params.notifications.model_copy(update={"resource_subscriptions": watched})
                 return await handler(ctx, params.model_copy(update={"notifications": notifications}))
         finally:
-            self._streams.discard(handler)
+            del self._streams[handler]
 
     def close(self) -> None:
         """End the open listen streams, each with its final message."""

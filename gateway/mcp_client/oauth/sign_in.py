@@ -9,6 +9,7 @@ import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Collection
 from hashlib import sha256
+from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from gateway.common.concurrency import Deadline, TaskSet, wait_or_poll
@@ -30,7 +31,12 @@ CLIENT_PATH = "/api/v1/mcp/oauth/client.json"
 _SIGN_IN_TIMEOUT_SECONDS = 600.0
 _FINISH_TIMEOUT_SECONDS = 30.0
 _CALLBACK_POLL_SECONDS, _OUTCOME_POLL_SECONDS = 0.5, 0.05
-_MAX_SIGN_INS = 200
+_MAX_SIGN_INS, MAX_USER_SIGN_INS = 200, 10
+
+
+class _SignInTask(NamedTuple):
+    user: str
+    task: asyncio.Task[None]
 
 
 class SignInService(SignIn):
@@ -55,7 +61,8 @@ class SignInService(SignIn):
         self._find_config = find_config
         self._strict_issuer = strict_issuer
         self._flows = TaskSet("mcp sign-in")
-        self._task_by_ticket: dict[str, asyncio.Task[None]] = {}
+        self._sign_ins: dict[str, _SignInTask] = {}
+        """Sign-ins of this worker by ticket, oldest first."""
         self._grants_changed = asyncio.Event()
         self.on_granted: Callable[[str, str], Awaitable[None]] | None = None
         """Called with server and owner once there is a new grant."""
@@ -131,9 +138,9 @@ class SignInService(SignIn):
         config = self._find_config(request.server)
         if config is None or config.url != request.url:
             raise NotFound(f"The MCP server {request.server!r} has been changed: ask for a new sign-in.")
+        await self._cancel_earlier_flows(ticket, request.by)
         if len(self._flows) >= _MAX_SIGN_INS:
             raise McpServerError("Too many sign-ins are in progress: try again in a moment.")
-        await self._cancel_earlier_flow(ticket)
         flow = AuthorizationFlow(
             self._grants,
             config,
@@ -145,7 +152,7 @@ class SignInService(SignIn):
             wait_for_callback=self._wait_for_callback,
         )
         task = self._flows.spawn(self._run_flow(flow))
-        self._task_by_ticket[ticket] = task
+        self._sign_ins[ticket] = _SignInTask(request.by, task)
         task.add_done_callback(lambda ended_task: self._discard_task(ticket, ended_task))
         await asyncio.wait((flow.page, task), timeout=REQUEST_TIMEOUT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if flow.page.done():
@@ -168,15 +175,20 @@ class SignInService(SignIn):
         if outcome != "":
             raise McpServerError(f"The sign-in did not work: {outcome or 'it did not end in time'}.")
 
-    async def _cancel_earlier_flow(self, ticket: str) -> None:
-        """Cancel the flow of an earlier visit of the start page."""
-        if (earlier_task := self._task_by_ticket.pop(ticket, None)) is not None:
-            earlier_task.cancel()
-            await asyncio.gather(earlier_task, return_exceptions=True)
+    async def _cancel_earlier_flows(self, ticket: str, user: str) -> None:
+        """Cancel the flow of an earlier visit of the start page.
+
+        Cancel also the user's oldest one if the user has as many as possible, so that nobody takes the others' slots.
+        """
+        own = [key for key, sign_in in self._sign_ins.items() if sign_in.user == user and key != ticket]
+        for key in (ticket, *own[: len(own) - MAX_USER_SIGN_INS + 1]):
+            if (earlier := self._sign_ins.pop(key, None)) is not None:
+                earlier.task.cancel()
+                await asyncio.gather(earlier.task, return_exceptions=True)
 
     def _discard_task(self, ticket: str, task: asyncio.Task[None]) -> None:
-        if self._task_by_ticket.get(ticket) is task:
-            del self._task_by_ticket[ticket]
+        if ticket in self._sign_ins and self._sign_ins[ticket].task is task:
+            del self._sign_ins[ticket]
 
     async def _run_flow(self, flow: AuthorizationFlow) -> None:
         """Run one sign-in, and store its outcome however it ends."""

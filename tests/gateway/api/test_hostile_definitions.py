@@ -93,7 +93,7 @@ async def test_instructions_reach_the_model_only_with_tools_that_the_caller_may_
         for name, entry in {
             "good": {},
             "other": {},
-            "unlisted": {"allow": []},
+            "unlisted": {"allow": [], "as_tools": ["resources", "prompts"]},
             "refused": {},
         }.items()
     }
@@ -112,6 +112,10 @@ async def test_instructions_reach_the_model_only_with_tools_that_the_caller_may_
             assert (await keyring.chat(key, "Hello", **options)).status == 200
             prompt = get_system_prompt(simulator)
             assert {name for name in servers if f"Words of {name}." in prompt} == expected, (key, options)
+        for key, expected in (("root", {"good", "other"}), ("narrow", {"good"}), ("picky", {"other"})):
+            async with connect_host(gateway, **keyring.headers(key)) as host:
+                text = host.instructions or ""
+            assert {name for name in servers if f"Words of {name}." in text} == expected, key
 
 
 async def test_instructions_are_quoted_line_by_line_cut_and_without_hidden_characters(

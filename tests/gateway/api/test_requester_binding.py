@@ -9,6 +9,7 @@ import pytest
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.types import ElicitRequest, ElicitRequestFormParams, InputRequiredResult
 
+from gateway.mcp_client.oauth import sign_in
 from gateway.simulator import Simulator
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
@@ -92,6 +93,15 @@ async def test_user_signs_in_with_the_own_key_in_the_form_or_from_a_proxy(keyrin
     for options in ({"key": keyring.secrets["ada"]}, keyring.headers("ada")):
         status, location = await submit(gateway, await begin_sign_in(keyring, "ada"), **options)
         assert (status, "/authorize?" in location) == (303, True)
+
+
+async def test_sign_ins_of_a_user_leave_room_for_others(keyring: Keyring, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sign_in, "MAX_USER_SIGN_INS", 2)
+    monkeypatch.setattr(sign_in, "_MAX_SIGN_INS", 3)
+    gateway = keyring.gateway
+    for _ in range(4):  # the user's oldest one ends
+        assert (await submit(gateway, await begin_sign_in(keyring, "mallory"), keyring.secrets["mallory"]))[0] == 303
+    assert (await submit(gateway, await begin_sign_in(keyring, "ada"), keyring.secrets["ada"]))[0] == 303
 
 
 async def test_sign_in_of_a_turn_belongs_to_its_user(keyring: Keyring) -> None:

@@ -156,6 +156,36 @@ async def test_subscriptions_of_sessions_users_and_workers_are_bounded(
         await eventually(lambda: server.count(UNSUBSCRIBE) == 1)  # the last of four subscribers has left
 
 
+async def test_listen_streams_of_a_user_leave_room_for_others(
+    database_url: str, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource_subscriptions, "MAX_USER_LISTEN_STREAMS", 1)
+    async with serve_raw(database_url, simulator, tmp_path, {"raw": (make_server(modern=False), {})}) as gateway:
+        keyring = Keyring(gateway)
+        first = await keyring.create_key("ada")
+        second = await keyring.create_key("ada")
+        async with (
+            connect_mcp_client(gateway, first, "auto") as host,
+            connect_mcp_client(gateway, second, "auto") as refused,
+            connect_mcp_client(gateway, await keyring.create_key("bob"), "auto") as other,
+            asyncio.timeout(50),
+        ):
+            async with host.listen(resource_subscriptions=[A]):
+                with pytest.raises(MCPError, match="You have 1 listen streams"):
+                    async with refused.listen(resource_subscriptions=[A]):
+                        pass
+                async with other.listen(resource_subscriptions=[A]) as changes:
+                    assert changes.honored.resource_subscriptions == [A]
+
+            async def has_room() -> bool:
+                with suppress(MCPError):
+                    async with refused.listen(resource_subscriptions=[A]):
+                        return True
+                return False
+
+            await eventually(has_room)
+
+
 async def test_caller_who_may_not_read_a_resource_may_not_watch_it(
     database_url: str, simulator: Simulator, tmp_path: Path
 ) -> None:
