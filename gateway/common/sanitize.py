@@ -8,9 +8,13 @@ _SEQUENCES = (
     r"\x1b\][^\x07\x18\x1a\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[PX^_][^\x18\x1a\x1b\x9c]*(?:\x1b\\|\x9c)?"
     r"|\x1b\[[0-?]*[ -/]*[@-~]?|\x1b[ -/]*[0-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 )
-# Characters without width: spaces, direction marks, tags, and the variation selectors beyond the first sixteen. They
-# can carry text that a model reads and a person does not see.
-_WIDTHLESS = "[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
+# Characters without width or ink: spaces, direction marks, tags, fillers of Hangul, and the variation selectors beyond
+# the first sixteen; all that Unicode calls default-ignorable. They can carry text that a model reads and a
+# person does not see.
+_WIDTHLESS = (
+    "[\u00ad\u034f\u061c\u17b4\u17b5\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 _HIDDEN = re.compile(f"{_SEQUENCES}|{_WIDTHLESS}")
 
 _EMOJI = "\u203c\u2049\u2100-\u214f\u2190-\u27bf\u2900-\u297f\u2b00-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
@@ -19,6 +23,7 @@ _JOINING_SCRIPTS = "\u0600-\u109f\u1780-\u18af\ua800-\uabff\U00011000-\U00011fff
 # Others are removed.
 _UNNEEDED = re.compile(
     f"[\ufe00-\ufe0d]|(?<![0-9#*\u00a9\u00ae{_EMOJI}])[\ufe0e\ufe0f]|(?<![\u1820-\u18aa])[\u180b-\u180f]"
+    "|\u115f(?![\u1161-\u11a7\ud7b0-\ud7c6])|(?<![\u1100-\u115e\ua960-\ua97c])\u1160"  # hold a place in old Korean
     f"|(?<![{_JOINING_SCRIPTS}])(?:\u200c|(?<![{_EMOJI}\ufe0f])\u200d|\u200d(?![{_EMOJI}]))"
 )
 

@@ -120,7 +120,7 @@ class ServerConfig(BaseModel):
 
     @property
     def permits_anything(self) -> bool:
-        """Whether the gateway may offer any of the server's tools, prompts or resources."""
+        """Whether the entry permits any tool, prompt or resource."""
         return bool(self.allow) and "*" not in self.deny
 
 

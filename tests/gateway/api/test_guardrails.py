@@ -142,13 +142,14 @@ async def test_hidden_characters_are_removed_from_tool_results(
         ("a\ufe00\ufe01\ufe0fb \ufe0f", "ab "),
         ("pass\u200bword\u2060 \ufeffx\u200e\u200f\u061c\u00ad\u2063", "password x"),
         ("a\u200d\u200cb\u200d", "ab"),
+        ("a\u3164\uffa0\u115f\u1160\u115f\u034fb\u17b4\u17b5\U0001d173\U0001bca0\ufff0", "ab"),
         ("\U0001f642" + "\ufe0f\u2060" * 9 + "\u200d" * 9, "\U0001f642\ufe0f"),
         ("a\x1bPq#0;2;0;0;0#0~~\x1b\\b\x1b_Gi=1;AAAA\x1b\\c\x1b^x\x1b\\d\x1bXx\x1b\\e", "abcde"),
         ("a\x1b]0;title\x1b\\b\x1b]2;x\x9cc\x1bPnever ends", "abc"),
         ("a\x1b(Bb\x1bcc\x1b[?25ld\x1b[1;31", "abcd"),
         ("\x1b\u200b[31mred", "[31mred"),
     ],
-    ids=["selectors", "first-selectors", "zero-width", "joiners", "runs", "dcs", "osc", "short", "nested"],
+    ids=["selectors", "first-selectors", "zero-width", "joiners", "fillers", "runs", "dcs", "osc", "short", "nested"],
 )
 def test_invisible_characters_are_removed(text: str, visible_text: str) -> None:
     assert sanitize_text(text) == visible_text
@@ -161,11 +162,12 @@ def test_invisible_characters_are_removed(text: str, visible_text: str) -> None:
         "\u2764\ufe0f \u260e\ufe0e 1\ufe0f\u20e3 \u2139\ufe0f",
         "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f3f3\ufe0f\u200d\U0001f308",
         "\U0001f469\U0001f3fd\u200d\U0001f4bb \u2764\ufe0f\u200d\U0001f525",
+        "\u1112\u1160\u11ab \u115f\u1161\u11ab \ud55c\uae00",
         "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
         "\u0915\u094d\u200d\u0937 \u0915\u094d\u200c",
         "\u65e5\u672c\u3000\u8a9e na\u00efve \u05e9\u05dc\u05d5\u05dd",
     ],
-    ids=["plain", "presentation", "families", "skin-tones", "persian", "hindi", "other-scripts"],
+    ids=["plain", "presentation", "families", "skin-tones", "korean", "persian", "hindi", "other-scripts"],
 )
 def test_meaningful_joiners_and_variation_selectors_stay(text: str) -> None:
     assert sanitize_text(text) == text
