@@ -39,7 +39,7 @@ class SharedServers:
     tools_url: str
 
     def create_tools_token(self) -> str:
-        """Create a token of the tool server, for a subject that cannot sign one for each call."""
+        """Create a token of the tool server for a subject."""
         now = int(time.time())
         claims = {"iss": ISSUER, "aud": "tools-server", "sub": "bench", "iat": now, "exp": now + _TOKEN_SECONDS}
         return sign_with_secret(_TOOLS_SERVER_SECRET, claims)
