@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 _QUIETED_LOGGERS = ("mcp", "alembic", "uvicorn.error", "httpx2", "trafilatura", "ddgs", "primp", "asyncio")
 
 _OWN_LOGGERS = ("tools_server", "gateway_runtime")
-"""Loggers that log at DEBUG, if that is the level; those of libraries would log every header and byte."""
+"""Loggers that follow the level DEBUG.
+
+Those of libraries would log every header and byte.
+"""
 
 
 def configure_logging(*, json: bool, level: str) -> None:

@@ -46,7 +46,7 @@ _QUIETED_LOGGERS = (
 )
 """Loggers of libraries that log warnings only."""
 _OWN_LOGGERS = ("gateway", "gateway_runtime")
-"""Loggers that log at DEBUG, if that is the level; those of libraries stay at INFO.
+"""Loggers that follow the level DEBUG; libraries stay at INFO.
 
 At DEBUG the SDKs of the models would log whole prompts, and HTTP clients every header of every answer.
 """

@@ -57,7 +57,7 @@ def test_values_that_json_lacks_are_logged_as_text(lines: io.StringIO) -> None:
 
 
 def test_libraries_do_not_log_at_debug(lines: io.StringIO) -> None:
-    """They log prompts, headers and bytes."""
+    """Debug lines of libraries have prompts, headers and bytes."""
     configure_logging(json=True, level="debug")
     _LineLogger.handler.setStream(lines)
     for name in ("httpcore2.http11", "groq._base_client", "asyncio", "library.that.nobody.listed"):
