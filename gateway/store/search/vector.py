@@ -48,9 +48,9 @@ _ALL_LETTERS = _build_table({string.ascii_letters + string.digits: "a"})
 
 
 def find_plain_words(*texts: str) -> str | None:
-    """Return the words of texts if PostgreSQL's parser finds in them the terms of `build_search_vector`.
+    """Return the words of texts without other terms.
 
-    It is faster than that by ten times. Texts with other characters than ASCII, or with words in camel case, have
+    PostgreSQL's parser makes the vector of `build_search_vector` of them, in a tenth of its time. Texts with other characters than ASCII, or with words in camel case, have
     further terms. The parser splits a word like 1e5a, after the number.
     """
     try:
