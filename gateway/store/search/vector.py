@@ -48,10 +48,11 @@ _ALL_LETTERS = _build_table({string.ascii_letters + string.digits: "a"})
 
 
 def find_plain_words(*texts: str) -> str | None:
-    """Return the words of texts without other terms.
+    """Return the words of texts, if these have no other terms.
 
-    PostgreSQL's parser makes the vector of `build_search_vector` of them, in a tenth of its time. Texts with other characters than ASCII, or with words in camel case, have
-    further terms. The parser splits a word like 1e5a, after the number.
+    PostgreSQL's parser makes the vector of `build_search_vector` of them, in a tenth of its time. Texts with other
+    characters than ASCII, or with words in camel case, have further terms. The parser splits a word like 1e5a, after
+    the number.
     """
     try:
         data = " ".join(texts).encode("ascii")
