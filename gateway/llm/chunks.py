@@ -1,4 +1,4 @@
-"""Chunks of a chat-completions stream, and their figures of usage.
+"""Chunks of a chat-completions stream.
 
 Chunks of the expected form are decoded by msgspec. Others are read leniently: one odd field does not cost the answer.
 """
@@ -9,20 +9,16 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 
-from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Usage
+from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject
 from gateway.llm.tool_repair.json_repair import is_list, is_object, join_surrogates
+from gateway.llm.usage import read_usage
 
 _T = TypeVar("_T")
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=10**15)]
 _Empty = Annotated[list[Any], msgspec.Meta(max_length=0)]
-_Seconds = Annotated[float, msgspec.Meta(ge=0, lt=1e15)]
-
-
-_CAPITAL = re.compile("[A-Z]")
-_PROMPT_NAMES = ("prompt_tokens", "input_tokens", "prompt_token_count", "prompt_eval_count")
-_CACHED_NAMES = ("cached_tokens", "prompt_cache_hit_tokens", "cached_input_tokens", "cached_content_token_count")
-_READ_CACHE_NAMES = ("cache_read_input_tokens",)
-_WRITTEN_CACHE_NAMES = ("cache_creation_input_tokens", "cache_write_input_tokens")
+_FinishReason = Annotated[str, msgspec.Meta(pattern="^(?:stop|length|tool_calls|function_call|content_filter|null|)$")]
+_MAX_VALUES = 10_000
+"""Number of JSON values beyond which a body is not read."""
+_VALUE_START = re.compile(r"(?:[\s,]+|:[^\n]*\n)*+(?=[{\[])")
 
 
 class FunctionDelta(msgspec.Struct, gc=False):
@@ -77,12 +73,12 @@ class Delta(msgspec.Struct, gc=False):
 class Choice(msgspec.Struct, gc=False):
     """The first choice of a chunk.
 
-    Some servers send a whole `message`, also behind its deltas. A `text`, another index than 0, and another name of the
-    finish reason make a chunk odd.
+    Some servers send a whole `message`, also behind its deltas. A `text`, another index than 0, another name of the
+    finish reason, and an unusual one make a chunk odd.
     """
 
     delta: Delta | None = None
-    finish_reason: str | None = None
+    finish_reason: _FinishReason | None = None
     message: Delta | None = None
     usage: Any = None
     text: None = None
@@ -97,30 +93,6 @@ class XGroq(msgspec.Struct, gc=False):
 
     usage: Any = None
     error: Any = None
-
-
-class _TokenDetails(msgspec.Struct, gc=False):
-    cached_tokens: _Count | None = None
-    reasoning_tokens: _Count | None = None
-
-
-class _UsageFigures(msgspec.Struct, gc=False):
-    """Figures of usage as OpenAI and Groq send them."""
-
-    prompt_tokens: _Count
-    completion_tokens: _Count
-    total_tokens: _Count
-    prompt_tokens_details: _TokenDetails | None = None
-    completion_tokens_details: _TokenDetails | None = None
-    queue_time: _Seconds | None = None
-    total_time: _Seconds | None = None
-    completion_time: _Seconds | None = None
-    cached_tokens: None = None
-    cache_read_input_tokens: None = None
-    cache_creation_input_tokens: None = None
-    prompt_cache_hit_tokens: None = None
-    input_tokens: None = None
-    output_tokens: None = None
 
 
 class Chunk(msgspec.Struct, gc=False):
@@ -140,6 +112,7 @@ class Chunk(msgspec.Struct, gc=False):
 
 
 decode_chunk = msgspec.json.Decoder(Chunk, strict=False).decode
+_decode_value = json.JSONDecoder().raw_decode
 
 
 def read_odd_chunk(payload: bytes) -> Chunk | None:
@@ -154,8 +127,31 @@ def read_odd_chunk(payload: bytes) -> Chunk | None:
         return None
     if is_list(body) and body:
         body = body[0]
-    if not is_object(body):
-        return None
+    return _build_chunk(body) if is_object(body) else None
+
+
+def decode_chunks(body: bytes) -> tuple[list[Chunk], bytes]:
+    """Decode the leading JSON values of a body; return the rest, too.
+
+    A body in place of a stream is one value, a list, or one value behind the other.
+    """
+    try:
+        return [decode_chunk(body)], b""
+    except JSON_DECODE_ERRORS:
+        text = body.decode("utf-8-sig", "replace")
+    chunks: list[Chunk] = []
+    at = 0
+    while len(chunks) < _MAX_VALUES and (start := _VALUE_START.match(text, at)):
+        try:
+            value, at = _decode_value(text, start.end())
+        except (ValueError, RecursionError):
+            break
+        values = cast(list[object], value) if is_list(value) else [value]
+        chunks += [_build_chunk(item) for item in values[:_MAX_VALUES] if is_object(item)]
+    return chunks, text[at:].encode(errors="replace")
+
+
+def _build_chunk(body: JsonObject) -> Chunk:
     choices = _get_list(body, "choices")
     x_groq = body.get("x_groq")
     extra: JsonObject = x_groq if is_object(x_groq) else {}
@@ -163,8 +159,13 @@ def read_odd_chunk(payload: bytes) -> Chunk | None:
         choices=[_read_choice(choice) for choice in choices if is_object(choice)] if choices is not None else None,
         usage=_choose_usage(body),
         x_groq=XGroq(extra.get("usage"), extra.get("error")) if extra else None,
-        error=body.get("error"),
+        error=body.get("error") or _find_choice_error(choices),
     )
+
+
+def _find_choice_error(choices: list[Any] | None) -> object:
+    """Return the error inside a choice, where OpenRouter has it."""
+    return next((choice["error"] for choice in choices or () if is_object(choice) and choice.get("error")), None)
 
 
 def _choose_usage(body: JsonObject) -> object:
@@ -180,12 +181,21 @@ def _read_choice(choice: JsonObject) -> Choice:
     if delta is None and message is None and "text" in choice:
         delta = {"content": choice["text"]}  # of the older completions API
     return Choice(
-        delta=_read_delta(delta) if is_object(delta) else None,
+        delta=_read_any_delta(delta),
         finish_reason=_choose_finish_reason(choice),
-        message=_read_delta(message) if is_object(message) else None,
+        message=_read_any_delta(message),
         usage=choice.get("usage"),
         index=cast(Any, _convert(choice.get("index"), int)),  # only the expected form is limited to 0
     )
+
+
+def _read_any_delta(delta: object) -> Delta | None:
+    """Read a delta or message, or several in a list."""
+    if is_list(delta):
+        parts = [part for part in cast(list[object], delta) if is_object(part)]
+        members = {name: value for part in parts for name, value in part.items()}
+        delta = members | {"content": [part.get("content") for part in parts]}
+    return _read_delta(delta) if is_object(delta) else None
 
 
 def _choose_finish_reason(choice: JsonObject) -> str | None:
@@ -303,140 +313,3 @@ def _convert(value: object, kind: type[_T]) -> _T | None:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError:
         return None
-
-
-def read_usage(*bodies: object) -> Usage | None:
-    """Read the first figures of usage that are not all zero."""
-    for body in bodies:
-        if body is not None and is_object(body):
-            usage = _build_usual_usage(body) or _build_usage(body)
-            if usage.total_tokens:
-                return usage
-    return None
-
-
-def merge_usage(first: Usage | None, second: Usage | None) -> Usage | None:
-    """Join the figures of two chunks.
-
-    Each may have a part of them, or the figures so far.
-    """
-    if first is None or second is None:
-        return second if first is None else first
-    prompt = max(first.prompt_tokens, second.prompt_tokens)
-    completion = max(first.completion_tokens, second.completion_tokens)
-    total = max(first.total_tokens, second.total_tokens, prompt + completion)
-    return msgspec.structs.replace(
-        second,
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=total,
-        cached_tokens=max(first.cached_tokens, second.cached_tokens),
-        reasoning_tokens=max(first.reasoning_tokens, second.reasoning_tokens),
-    )
-
-
-def complete_usage(usage: Usage, estimate: Usage) -> Usage:
-    """Estimate the figures that a server left out.
-
-    A zero is one of them where tokens flowed.
-    """
-    prompt, completion, total = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
-    if not completion:
-        completion = total - prompt if 0 < prompt < total else estimate.completion_tokens
-    if not prompt:
-        prompt = total - completion if completion < total else estimate.prompt_tokens
-    return msgspec.structs.replace(
-        usage, prompt_tokens=prompt, completion_tokens=completion, total_tokens=max(total, prompt + completion)
-    )
-
-
-def _build_usual_usage(body: JsonObject) -> Usage | None:
-    """Build the usage from figures of the usual form, in few steps.
-
-    None: the figures have another form.
-    """
-    try:
-        figures = msgspec.convert(body, _UsageFigures)
-    except msgspec.ValidationError:
-        return None
-    prompt, completion = figures.prompt_tokens, figures.completion_tokens
-    details, completion_details = figures.prompt_tokens_details, figures.completion_tokens_details
-    cached = (details and details.cached_tokens) or 0
-    if cached > prompt or prompt + completion != figures.total_tokens:
-        return None
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=figures.total_tokens,
-        cached_tokens=cached,
-        reasoning_tokens=(completion_details and completion_details.reasoning_tokens) or 0,
-        queue_time=figures.queue_time or 0.0,
-        model_time=figures.total_time or 0.0,
-        generation_time=figures.completion_time or 0.0,
-    )
-
-
-def _build_usage(body: JsonObject) -> Usage:
-    """Build the usage from figures of any form."""
-    body = {_to_snake_case(name): value for name, value in body.items()}
-    prompt = _get_count(body, *_PROMPT_NAMES) + _get_count(body, "tool_use_prompt_token_count")
-    completion = _get_count(body, "completion_tokens", "output_tokens", "candidates_token_count", "eval_count")
-    total = _get_count(body, "total_tokens", "total_token_count")
-    cached = _get_count(body, *_CACHED_NAMES, *_READ_CACHE_NAMES)
-    cached = max(cached, _get_detail(body, ("prompt_tokens", "input_tokens"), "cached_tokens"))
-    written = _get_count(body, *_WRITTEN_CACHE_NAMES)
-    if _are_beside(body, prompt, cached, written, total - prompt - completion):
-        prompt += cached + written
-    reasoning = _get_count(body, "reasoning_tokens", "thoughts_token_count")
-    reasoning = max(reasoning, _get_detail(body, ("completion_tokens", "output_tokens"), "reasoning_tokens"))
-    is_gemini = not total and "thoughts_token_count" in body
-    if reasoning and (is_gemini or total == prompt + completion + reasoning):
-        completion += reasoning  # this one counts reasoning beside the answer
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=max(total, prompt + completion),
-        cached_tokens=cached,
-        reasoning_tokens=reasoning,
-        queue_time=_get_number(body, "queue_time"),
-        model_time=_get_number(body, "total_time"),
-        generation_time=_get_number(body, "completion_time"),
-    )
-
-
-def _are_beside(body: JsonObject, prompt: int, cached: int, written: int, rest: int) -> bool:
-    """Whether a server counts tokens of the cache beside the others.
-
-    Anthropic does. `rest` is what the total has beside prompt and answer.
-    """
-    if max(cached, written) > prompt:
-        return True
-    if rest >= 0:  # the server told the total
-        return rest > 0 and rest == cached + written
-    has_names = any(name in body for name in (*_READ_CACHE_NAMES, *_WRITTEN_CACHE_NAMES))
-    return has_names and "input_tokens" in body and "prompt_tokens" not in body
-
-
-def _to_snake_case(name: str) -> str:
-    return _CAPITAL.sub(lambda capital: f"_{capital[0].lower()}", name)
-
-
-def _get_detail(body: JsonObject, names: tuple[str, ...], detail: str) -> int:
-    """Return the largest count of that name in the details."""
-    members = (body.get(f"{name}_details") for name in names)
-    details = ({_to_snake_case(name): value for name, value in part.items()} for part in members if is_object(part))
-    return max((_get_count(part, detail) for part in details), default=0)
-
-
-def _get_count(body: object, *names: str) -> int:
-    """Return the largest of the counts, which are never negative."""
-    return int(max((_get_number(body, name) for name in names), default=0.0))
-
-
-def _get_number(body: object, name: str) -> float:
-    value = body.get(name) if is_object(body) else None
-    if isinstance(value, str):
-        value = _convert(value, float)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e15:
-        return 0.0
-    return cast(float, value)

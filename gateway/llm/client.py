@@ -5,7 +5,6 @@ read as bytes. See docs/adr/0003.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from gateway.llm.catalog import Catalog
 from gateway.llm.rate_limit.limiter import ModelRateLimiter, RateLimitPermit
 from gateway.llm.recording import Recorder
 from gateway.llm.stream import MAX_ANSWER_CHARS, ChunkReader, read_whole_answer
-from gateway.llm.upstream_errors import make_status_error
+from gateway.llm.upstream_errors import decode_error_body, make_status_error
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 from gateway.ports.model_sdk import SdkClient, SdkModule, SdkResponse, SdkStatusError
 from gateway_runtime.trusted_certificates import create_trusting_context
@@ -271,7 +270,7 @@ class OpenAICompatibleModel(Model):
         async with aclosing(response):
             content = await _read_refusal(response)
         permit.on_response(response.headers, response.status_code)
-        raise self._make_status_error(response, _decode_refusal(content, content.decode(errors="replace")))
+        raise self._make_status_error(response, decode_error_body(content))
 
     def _make_status_error(self, response: SdkResponse, body: object) -> GatewayError:
         settings = {"key_setting": self._key_setting, "url_setting": self._url_setting}
@@ -356,15 +355,7 @@ async def _read_refusal(response: httpx.Response) -> bytes:
 def _get_refusal(error: SdkStatusError) -> object:
     """Return the whole body, of which the SDK has only the `error`."""
     response = error.response
-    return _decode_refusal(response.content, error.body) if response.is_stream_consumed else error.body
-
-
-def _decode_refusal(content: bytes, text: object) -> object:
-    """Decode a body, or return `text` if it is no JSON."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return text
+    return decode_error_body(response.content) if response.is_stream_consumed else error.body
 
 
 async def _feed_stream(response: httpx.Response, reader: ChunkReader, sink: ModelSink) -> None:

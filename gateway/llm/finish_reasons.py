@@ -16,16 +16,28 @@ _KNOWN = {
 _BROKEN = (
     r"error|abort|cancel|timed?_?out|fail|network|insufficient|overload|unavailable|interrupt|exception|crash|kill"
     r"|preempt|connect|memory|capacity|busy|rate_limit|terminated|exhausted|exceeded|throttl|evict|shutdown|died|broken"
-    r"|panic|fault|rejected|dropped|unhealthy|^oom$"
+    r"|panic|fault|rejected|dropped|unhealthy|time_limit|deadline|(?:^|_)dead|^oom$"
 )
 _PATTERNS = (
-    (r"malformed|(?:invalid|bad|unparsable)_(?:function|tool)|(?:tool|function)\w*_(?:pars|error)", "malformed_call"),
     (
-        r"filter|safety|prohibited|block_?list|blocked|moderat|censor|guardrail|policy|flagged|unsafe|harmful",
+        (
+            r"malformed|(?:invalid|bad|unparsable)_(?:function|tool)|(?:tool|function)\w*_(?:pars|error)"
+            r"|missing_thought_signature"
+        ),
+        "malformed_call",
+    ),
+    (
+        (
+            r"filter|safety|prohibited|block_?list|blocked|moderat|censor|guardrail|policy|flagged|unsafe|harmful|toxic"
+            r"|^language$"
+        ),
         "content_filter",
     ),
     (
-        r"length|max(?:imum)?_\w*tokens?|max_model_len|tokens?_(?:limit|budget)|context_|(?:output|size)_limit|truncat|^limit$",
+        (
+            r"length|max(?:imum)?_(?:\w*tokens?|\w*len\b|context|output|completion|new)|tokens?_(?:limit|budget)|of_tokens"
+            r"|context_|(?:output|size)_limit|truncat|incomplete|^(?:error_)?limit$"
+        ),
         "length",
     ),
     (_BROKEN, "broken"),

@@ -25,7 +25,6 @@ from gateway.domain.errors import (
 )
 from gateway.domain.messages import Message, ToolCall, ToolSpec, Usage, matches_any_glob
 from gateway.llm.catalog import Catalog
-from gateway.llm.chunks import complete_usage
 from gateway.llm.stream import check_call_count
 from gateway.llm.tool_repair.coercion import MAX_OPERATIONS
 from gateway.llm.tool_repair.prompted_tools import PromptedToolCallParser, move_tools_into_prompt
@@ -37,6 +36,7 @@ from gateway.llm.tool_repair.repair import (
     repair_calls,
 )
 from gateway.llm.tool_repair.text_calls import TextCallParser
+from gateway.llm.usage import complete_usage
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 from gateway_runtime.json_schema.validation import OperationBudget
 

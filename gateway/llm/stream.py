@@ -3,6 +3,7 @@
 All chunks of one read are decoded together. See docs/adr/0003.
 """
 
+import re
 from collections.abc import Iterator
 
 from gateway.domain.errors import ModelAnswerTooLong, ModelStreamBroken, ToolCallUnreadable
@@ -15,13 +16,13 @@ from gateway.llm.chunks import (
     ServerToolCall,
     ToolCallDelta,
     decode_chunk,
-    merge_usage,
+    decode_chunks,
     read_odd_chunk,
-    read_usage,
 )
 from gateway.llm.finish_reasons import classify_finish_reason
 from gateway.llm.tool_repair.json_repair import join_surrogates
-from gateway.llm.upstream_errors import make_stream_error
+from gateway.llm.upstream_errors import decode_error_body, make_stream_error
+from gateway.llm.usage import merge_usage, read_usage
 from gateway.ports.model import ModelAnswer, ModelSink
 
 _MAX_LINE_BYTES = 4 * 1024 * 1024
@@ -39,11 +40,8 @@ MAX_ANSWER_CALLS = 128
 """Number of tool calls beyond which an answer is refused."""
 _EMPTY_DELTA = Delta()
 _BOM = b"\xef\xbb\xbf"
-_NOTHING_YET = b"\n"
-"""The incomplete line before the first read.
-
-It may begin with a BOM.
-"""
+_BODY_START = re.compile(rb"(?:\s+|:[^\n]*\n)*+[{\[]")
+"""Start of a body in place of a stream, behind comments."""
 
 
 class ChunkReader:
@@ -59,7 +57,9 @@ class ChunkReader:
         self._remaining_chars = max_chars
         self._max_chars = max_chars
         self._call_count = 0
-        self._incomplete_line = _NOTHING_YET
+        self._incomplete_line = b""
+        self._notice: bytes | None = None
+        self.feed_bytes = self._feed_first_bytes
         self._lines: Iterator[bytes] = iter(())
         self._is_accepted = self._is_usual = False
         self._choice_index: int | None = None
@@ -82,23 +82,38 @@ class ChunkReader:
             ModelAnswerTooLong: the answer exceeds `max_chars` or `MAX_ANSWER_CALLS`.
             ModelError: the stream contains an error or an invalid chunk.
         """
-        lines = self._split_lines(data) if self._incomplete_line else data.split(b"\n")
+        lines = (self._incomplete_line + data if self._incomplete_line else data).split(b"\n")
         self._incomplete_line = lines.pop()
         if self._incomplete_line:
             lines += self._check_incomplete_line()
         self._read_lines(lines)
         self._flush_text()
 
-    def _split_lines(self, data: bytes) -> list[bytes]:
-        return (self._incomplete_line + data).removeprefix(_NOTHING_YET).removeprefix(_BOM).split(b"\n")
+    def _feed_first_bytes(self, data: bytes) -> None:
+        """Process the bytes of a read before the first chunk.
+
+        A whole body in place of a stream waits for its end as an incomplete line.
+        """
+        data = (self._incomplete_line + data).removeprefix(_BOM)
+        self._incomplete_line = b""
+        if _BODY_START.match(data):
+            self._incomplete_line = data
+            self._check_line_length()
+            return
+        ChunkReader.feed_bytes(self, data)
+        if self._is_accepted:
+            self.__dict__.pop("feed_bytes", None)
+
+    def _check_line_length(self) -> None:
+        if len(self._incomplete_line) > _MAX_LINE_BYTES:
+            raise ModelStreamBroken("The model's server sent a line that is too long.")
 
     def _check_incomplete_line(self) -> list[bytes]:
         """Return the lines of a server that ends lines with CR alone.
 
         A CR at the end of a read may be half of a line end.
         """
-        if len(self._incomplete_line) > _MAX_LINE_BYTES:
-            raise ModelStreamBroken("The model's server sent a line that is too long.")
+        self._check_line_length()
         if b"\r" not in self._incomplete_line[:-1]:
             return []
         lines = self._incomplete_line.split(b"\r")
@@ -114,21 +129,21 @@ class ChunkReader:
     def read_whole_body(self, body: bytes) -> None:
         """Read an answer that was not streamed.
 
-        Without a finish reason, it has stopped.
+        One message without a finish reason has stopped.
 
         Raises:
             ModelStreamBroken: the body is not a valid answer.
             ModelError: the body is an error.
         """
-        try:
-            chunk = decode_chunk(body)
-        except JSON_DECODE_ERRORS:
-            chunk = read_odd_chunk(body)
-            self._may_have_halves = True
-        if chunk is None or not (chunk.choices or chunk.error):
-            raise ModelStreamBroken
-        self._read_chunk(chunk)
-        self._finish_reason = self._finish_reason or "stop"
+        chunks, rest = decode_chunks(body)
+        if len(chunks) == 1 and not (chunks[0].choices or chunks[0].error) and not rest.strip():
+            raise make_stream_error(decode_error_body(body))
+        self._may_have_halves = True
+        for chunk in chunks:
+            self._read_chunk(chunk)
+        self._read_lines([*rest.splitlines(), b""])
+        if len(chunks) == 1 and chunks[0].choices:
+            self._finish_reason = self._finish_reason or "stop"
 
     @property
     def is_complete(self) -> bool:
@@ -154,14 +169,14 @@ class ChunkReader:
             ModelStreamBroken: the stream ended without a finish reason, or with one that means a failure.
             ToolCallUnreadable: the server could not read the model's call.
         """
-        if not self._is_accepted and self._incomplete_line.lstrip().startswith(b"{"):
+        if self._incomplete_line and not self._is_accepted and _BODY_START.match(self._incomplete_line):
             self.read_whole_body(self._incomplete_line)  # instead of a stream
         elif self._incomplete_line:
             self._read_lines([*self._incomplete_line.splitlines(), b""])
         self._flush_text(is_end=True)
         reason = self._finish_reason
         if reason is None or reason == "broken":
-            raise ModelStreamBroken
+            raise ModelStreamBroken if self._notice is None else make_stream_error(decode_error_body(self._notice))
         if reason == "malformed_call":
             raise ToolCallUnreadable
         calls = self._calls.take_calls(is_cut=reason in ("length", "content_filter"))
@@ -177,12 +192,12 @@ class ChunkReader:
         except JSON_DECODE_ERRORS:
             chunk = self._read_odd_payload(payload.strip())
             if chunk is not None:
-                self._read_chunk(chunk)
+                self._read_chunk(chunk, payload)
             return
         if self._is_usual and chunk.x_groq is None and chunk.usage is None and chunk.error is None and chunk.choices:
             self._read_choice(chunk.choices[0])  # nearly all chunks: skips the checks for errors and usage
         else:
-            self._read_chunk(chunk)
+            self._read_chunk(chunk, payload)
 
     def _read_odd_payload(self, payload: bytes) -> Chunk | None:
         """Read a payload of an unexpected form.
@@ -203,6 +218,8 @@ class ChunkReader:
         chunk = read_odd_chunk(payload)
         if chunk is None and payload.startswith(b"{"):
             chunk = self._read_event(payload)
+        elif chunk is None:
+            self._notice = payload
         self._may_have_halves = True
         return chunk
 
@@ -233,7 +250,7 @@ class ChunkReader:
         self.is_done = self.is_done or b"[DONE]" in payloads
         return chunk
 
-    def _read_chunk(self, chunk: Chunk) -> None:
+    def _read_chunk(self, chunk: Chunk, payload: bytes = b"") -> None:
         extra = chunk.x_groq
         error = chunk.error or (extra and extra.error)
         if error and not self.is_complete:
@@ -245,6 +262,8 @@ class ChunkReader:
         choice = self._choose_choice(chunk.choices) if chunk.choices else None
         if extra is not None or chunk.usage is not None:
             self._usage = merge_usage(self._usage, read_usage(extra and extra.usage, chunk.usage))
+        elif not chunk.choices and payload:
+            self._notice = payload  # tells why the stream broke off, if it does
         if choice is not None:
             self._read_choice(choice)
 
@@ -401,9 +420,8 @@ def read_whole_answer(body: bytes, sink: ModelSink) -> ModelAnswer:
         ModelError: the body is an error.
     """
     reader = ChunkReader(sink)
-    body = body.removeprefix(_BOM)
-    if body.lstrip().startswith(b"data:"):
-        reader.feed_bytes(body)  # some servers always stream
-    else:
+    if _BODY_START.match(body.removeprefix(_BOM)):
         reader.read_whole_body(body)
+    else:
+        reader.feed_bytes(body)  # some servers always stream
     return reader.finish_answer()

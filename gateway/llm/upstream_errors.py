@@ -4,6 +4,7 @@ Servers use several shapes and words.
 """
 
 import ast
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from gateway.domain.errors import (
     ToolCallUnreadable,
 )
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject
+from gateway.llm.error_wording import is_prompt_too_long, is_rate_limit, is_unreadable_call
 from gateway.llm.rate_limit.token_bucket import DAY_SECONDS, parse_duration
 from gateway.llm.tool_repair.json_repair import is_list, is_object
 
@@ -44,7 +46,6 @@ _RATE_LIMIT_CODES = {
     "too_many_requests",
     "throttling_error",
 }
-_RATE_LIMIT = re.compile(r"rate[ _-]limit(?:ed|s)?\b|too many requests|throttl", re.IGNORECASE)
 _OVERLOAD_CODES = {"capacity_exceeded", "over_capacity", "overloaded_error"}
 _UNREADABLE_CODES = {"tool_use_failed", "output_parse_failed"}
 _LONG_PROMPT_CODES = {
@@ -53,41 +54,7 @@ _LONG_PROMPT_CODES = {
     "model_context_window_exceeded",
     "context_window_exceeded",
     "prompt_too_long",
-    "string_above_max_length",
 }
-_LONG_PROMPT = re.compile(
-    r"context[ _]?(?:length|window|size|limit)|maximum (?:context|prompt|input)|n_ctx"
-    r"|(?:prompt|input|messages?|conversation)\b[^.\n]{0,40} (?:too long|too large for|longer than)"
-    r"|too many (?:input |prompt )?tokens"
-    r"|exceed(?:s|ed|ing)? (?:the )?(?:model(?:'s)? )?"
-    r"(?:token limit|context|available context|max\w*(?: \w{1,20}){0,3} (?:length|tokens?|context))"
-    r"|(?:tokens?|input|prompt|length)\b[^.\n]{0,60} exceed(?:s|ed|ing)? (?:the )?(?:\w{1,20} )?(?:model|limit|max)"
-    r"|(?:cannot exceed|less than) \d++ tokens|tokens? in the prompt|more than max tokens|`? tokens \+ `?max_new_tokens"
-    r"|sequence length is longer than|max_(?:model_len|seq_len|input_tokens|prompt_tokens)|max seq len"
-    r"|context (?:is )?(?:full|overflow|too small)"
-    r"|\u4e0a\u4e0b\u6587\u957f\u5ea6|\u8f93\u5165\u957f\u5ea6|range of input length|when context (?:the )?overflows"
-    r"|reduce the length of (?:the |your )?(?:messages|prompt|input)",
-    re.IGNORECASE,
-)
-_WRONG_LIMIT = re.compile(r"max_(?:completion_|output_)?tokens`?'? must be (?:less|at most|<)", re.IGNORECASE)
-"""Messages about the limit of the answer.
-
-They may speak of the window, too.
-"""
-_CALL_WORDS = r"\b(?:tool|function)s?[ _-]?(?:call|use|arg|invocation)"
-_UNREADABLE_CALL = re.compile(
-    rf"(?:fail(?:ed|ure)? to|error|cannot|could not|unable to|while) "
-    rf"(?:pars|decod|extract)(?:e|ing)?\b[^.\n]{{0,30}}{_CALL_WORDS}"
-    r"|(?:tool|function)[ _-]?calls?\b[^.\n]{0,30}\bpars(?:e|ing) (?:failed|error)"
-    r"|(?:generated|produced|output) (?:an? )?(?:invalid|malformed|unparsable) (?:tool|function)[ _-]?call"
-    r"|(?:model|generated)[^.\n]{0,30} output\b[^.\n]{0,20} could not be parsed"
-    r"|failed to parse (?:the )?model (?:output|response)"
-    rf"|(?:error in|{_CALL_WORDS}[^.\n]{{0,10}}) (?:extracting|parser error)[^.\n]{{0,30}}|failed to call a function\b"
-    r"|attempted to call tool\b|did not call a tool\b|now finding less tool calls"
-    r"|harmonyerror|tokens remaining (?:in message header|after extracting content-type)",
-    re.IGNORECASE,
-)
-"""Messages about what a model wrote, in the words of several servers."""
 _RAW_CALL = re.compile(r"raw=(['\"`])(.*?)\1(?=,? *err(?:or)?[=:]|\s*$|[,.)]\s*$)", re.DOTALL)
 _WAIT = re.compile(
     r"(?:try again|retry|wait|available|resets?)\b[^\d\n]{0,40}?"
@@ -110,6 +77,10 @@ The names are in lower case without separators.
 """
 _FIRST_MILLISECONDS = 10**11
 """The least point in time that is one in milliseconds."""
+_MODEL = re.compile(r"\bmodels?\b", re.IGNORECASE)
+_LONG_FIELD = re.compile(r"\b(?:content|input|prompt|instructions)\b")
+_NOT_FOUND = re.compile(r"\W*(?:(?:404|resource|error)\W*){0,2}(?:not found)?\W*", re.IGNORECASE)
+"""Messages that do not say what was not found."""
 _WRONG_ADDRESS = re.compile(r"\b(?:url|route|path|endpoint|page|cannot post)\b", re.IGNORECASE)
 
 
@@ -136,15 +107,15 @@ class UpstreamError(msgspec.Struct, frozen=True):
 
     @property
     def is_prompt_too_long(self) -> bool:
-        message = self.message[:_MAX_MATCHED_CHARS]
-        is_told = self.code.lower() in _LONG_PROMPT_CODES or bool(_LONG_PROMPT.search(message))
-        return is_told and not _WRONG_LIMIT.search(message)
+        code = self.code.lower()
+        if code == "string_above_max_length":
+            return bool(_LONG_FIELD.search(self.message))
+        return code in _LONG_PROMPT_CODES or is_prompt_too_long(self.message)
 
     @property
     def is_rate_limit(self) -> bool:
         """Whether an error without a status is about a rate limit."""
-        is_told = bool(_RATE_LIMIT.search(self.message, 0, _MAX_MATCHED_CHARS))
-        return is_told or self.code.lower() in _RATE_LIMIT_CODES
+        return self.code.lower() in _RATE_LIMIT_CODES or is_rate_limit(self.message)
 
     @property
     def is_about_model(self) -> bool:
@@ -152,7 +123,15 @@ class UpstreamError(msgspec.Struct, frozen=True):
         if "model" in self.message.lower() or "model" in self.code.lower():
             return True
         words = f"{self.message[:_MAX_MATCHED_CHARS]} {self.code.replace('_', ' ')}"
-        return self.is_object and not _WRONG_ADDRESS.search(words)
+        return self.is_object and not _WRONG_ADDRESS.search(words) and not _NOT_FOUND.fullmatch(self.message)
+
+
+def decode_error_body(body: bytes) -> object:
+    """Decode the body of an error, which may be text."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return body.decode(errors="replace").strip()
 
 
 def read_upstream_error(body: object) -> UpstreamError:
@@ -194,8 +173,15 @@ def _list_levels(body: object) -> list[JsonObject]:
         if not is_object(body):
             break
         levels.append(body)
-        body = body.get("error") or body.get("detail") or body.get("errors")
+        body = body.get("error") or body.get("detail") or body.get("errors") or _get_inner_error(body)
     return levels or [{}]
+
+
+def _get_inner_error(body: JsonObject) -> object:
+    """Return the error of the server behind OpenRouter."""
+    metadata = body.get("metadata")
+    raw = metadata.get("raw") if is_object(metadata) else None
+    return decode_error_body(raw.encode(errors="replace")) if isinstance(raw, str) else raw
 
 
 def _read_raw_call(message: str) -> str | None:
@@ -206,10 +192,9 @@ def _read_raw_call(message: str) -> str | None:
     at = message.find("raw=")
     if at >= 0 and (raw := _RAW_CALL.match(message, at)):
         return raw[2]
-    head = message[:_MAX_MATCHED_CHARS]
-    if (at := head.lower().find("failed to parse input at pos ")) >= 0:
+    if (at := message[:_MAX_MATCHED_CHARS].lower().find("failed to parse input at pos ")) >= 0:
         return message[at:].partition(":")[2].strip()
-    return "" if _UNREADABLE_CALL.search(head) else None
+    return "" if is_unreadable_call(message) else None
 
 
 def _find_member(levels: list[JsonObject], name: str) -> object:
@@ -333,7 +318,8 @@ def _classify(
     error: UpstreamError, status: int | None, wait: float | None, key_setting: str, url_setting: str
 ) -> GatewayError:
     is_about_permission = error.code.startswith("model_permission") and status is None
-    if is_about_permission or (status == 403 and error.code.lower().startswith("model_")):
+    is_about_model = error.code.lower().startswith("model_") or bool(_MODEL.search(error.message))
+    if is_about_permission or (status == 403 and is_about_model):
         return ModelNotPermitted(error.message[:_MAX_MESSAGE_CHARS] or None, param="model")
     if status in (401, 403):
         return ModelKeyRefused(
@@ -341,10 +327,11 @@ def _classify(
         )
     if error.code == "json_validate_failed":
         return OutputInvalid()
-    if status == 404 and not error.is_about_model:
+    if status in (404, 405) and not error.is_about_model:
         return ModelError(f"The model's server has no such address. The administrator must check {url_setting}.")
     if status == 404 or error.code in ("model_decommissioned", "model_not_found"):
-        return ModelNotFound("The model's server does not know this model.", param="model")
+        reason = f": {error.message[:_MAX_MESSAGE_CHARS]}" if error.message else "."
+        return ModelNotFound(f"The model's server does not know this model{reason}", param="model")
     if status == 429 or (status is None and error.is_rate_limit):
         return ModelRateLimited(retry_after=wait if wait is not None else error.wait_seconds)
     if error.code in _UNREADABLE_CODES or error.written is not None:

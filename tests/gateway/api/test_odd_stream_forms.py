@@ -176,10 +176,22 @@ async def test_call_beside_pieces_of_its_arguments_never_runs_without_them(
 
 FINISHED: dict[str, str] = {
     **dict.fromkeys(
-        ("max_completion_tokens", "MAX_LENGTH", "token_limit_reached", "context_length_exceeded", "truncated"), "length"
+        (
+            *("max_completion_tokens", "MAX_LENGTH", "token_limit_reached", "context_length_exceeded", "truncated"),
+            *("REASON_MAX_LEN", "max_context", "max_output", "out_of_tokens", "ERROR_LIMIT", "incomplete"),
+        ),
+        "length",
     ),
     **dict.fromkeys(
-        ("content-filter", "content_filtered", "IMAGE_SAFETY", "moderation", "BLOCKLIST", "guardrail_intervened"),
+        (
+            "content-filter",
+            "content_filtered",
+            "IMAGE_SAFETY",
+            "moderation",
+            "BLOCKLIST",
+            "guardrail_intervened",
+            "toxic",
+        ),
         "content_filter",
     ),
     **dict.fromkeys(("eos_found", "pause_turn", "OTHER", "Stop Sequence"), "stop"),
@@ -193,6 +205,9 @@ FINISHED: dict[str, str] = {
             "Exception",
             "failed",
             "oom",
+            "REASON_TIME_LIMIT",
+            "deadline",
+            "engine_dead",
         ),
         "model_stream_broken",
     ),
@@ -210,7 +225,14 @@ async def test_each_finish_reason_is_understood(gateway: Gateway, model: Scripte
 
 
 @pytest.mark.parametrize(
-    "reason", ["MALFORMED_TOOL_CALL", "invalid_tool_call", "UNEXPECTED_TOOL_CALL", "tool_parse_error"]
+    "reason",
+    [
+        "MALFORMED_TOOL_CALL",
+        "invalid_tool_call",
+        "UNEXPECTED_TOOL_CALL",
+        "tool_parse_error",
+        "missing_thought_signature",
+    ],
 )
 async def test_each_finish_reason_of_a_malformed_call_is_asked_again(
     gateway: Gateway, model: ScriptedModelServer, reason: str
@@ -366,6 +388,12 @@ UNREADABLE = {
     "Harmony": json_answer({"error": {"message": "unexpected tokens remaining in message header: x"}}, status=500),
     "llama.cpp": json_answer({"error": {"message": "Invalid diff: now finding less tool calls!"}}, status=500),
     "another tool": json_answer({"error": {"message": "attempted to call tool 'x' not in request.tools"}}, status=400),
+    "validation": json_answer({"error": {"message": "tool call validation failed: no such parameter"}}, status=400),
+    "character": json_answer({"error": {"message": "invalid character 'x' in tool call arguments"}}, status=500),
+    "OpenRouter": json_answer(
+        {"error": {"message": "Provider returned error", "metadata": {"raw": '{"error":"Failed to parse tool call"}'}}},
+        status=502,
+    ),
     "no generation": json_answer({"error": {"message": "Failed to call a function. Adjust your prompt."}}, status=400),
 }
 
@@ -394,6 +422,7 @@ def message(text: str) -> dict[str, Any]:
 
 
 LONG = (422, "prompt_too_long", "")
+REFUSAL = (400, "model_request_refused", "")
 REFUSED, NO_ADDRESS, NO_MODEL = (
     (400, "model_request_refused"),
     (502, "model_error", "_BASE_URL"),
@@ -413,7 +442,41 @@ ERRORS: list[tuple[int, Any, tuple[int, str, str]]] = [
             "input too large: max seq len is 8192 tokens",
             "400 context overflow",
             "input length and `max_tokens` exceed context limit: 195000 + 8192 > 200000",
+            "The total number of tokens (150000) is larger than the model's limit (128000)",
+            "Request is too long: 150000 tokens, this model accepts at most 131072",
+            "messages resulted in 150000 tokens, but the maximum is 131072",
+            "Prompt has 40000 tokens which is more than the context of 32768",
+            "the prompt does not fit into the context",
+            "\u8f93\u5165\u8d85\u8fc7\u6700\u5927\u957f\u5ea6",
+            "'max_tokens' is too large: 32000. This model's maximum context length is 32768 tokens",
         )
+    ),
+    *(
+        (400, message(text), (*REFUSED, text))
+        for text in (
+            "max_tokens (32000) exceeds the maximum output tokens of this model (16384)",
+            "The value of max_tokens exceeds the model's maximum of 4096",
+            "max_completion_tokens exceeds the limit of 65536 tokens",
+            "thinking budget exceeds the maximum of 32768 tokens",
+            "max_tokens is too large: 32000. This model supports at most 16384 completion tokens",
+            "Tool name exceeds the maximum length of 64",
+            "Image input exceeds the maximum size of 5 MB",
+            "Failed to parse tool call arguments as JSON in messages[3]",
+            "Error parsing JSON body: unexpected token while parsing tool call definitions",
+            "messages with role 'tool' must be a response to a preceeding message with 'tool_calls'",
+            "Function call is missing a thought_signature in functionCall parts",
+        )
+    ),
+    (
+        400,
+        {"error": {"code": "string_above_max_length", "message": "'messages[1].tool_calls[0].id' too long"}},
+        REFUSAL,
+    ),
+    (400, {"error": {"code": "string_above_max_length", "message": "'messages[1].content' too long"}}, LONG),
+    (
+        400,
+        {"error": {"message": "Provider returned error", "metadata": {"raw": '{"error":{"message":"n_ctx is 4096"}}'}}},
+        LONG,
     ),
     (
         400,
@@ -424,6 +487,10 @@ ERRORS: list[tuple[int, Any, tuple[int, str, str]]] = [
     (404, "404 page not found", NO_ADDRESS),
     (404, {"error": "Not Found", "path": "/v1/chat/completions"}, NO_ADDRESS),
     (404, message("Invalid URL (POST /v1/chat/completions)"), NO_ADDRESS),
+    (404, message("Not Found"), NO_ADDRESS),
+    (404, {"error": {}}, NO_ADDRESS),
+    (405, {"detail": "Method Not Allowed"}, NO_ADDRESS),
+    (404, message("No endpoints found that support tool use."), (*NO_MODEL[:2], "support tool use")),
     (404, {"object": "error", "message": "The model `x` does not exist.", "code": 404}, NO_MODEL),
     (404, {"error": {"code": "DeploymentNotFound", "message": "The API deployment does not exist."}}, NO_MODEL),
     (422, {"detail": [{"loc": ["body", "messages", 0], "msg": "Bad"}]}, (*REFUSED, "body.messages.0: Bad")),
@@ -439,6 +506,7 @@ ERRORS: list[tuple[int, Any, tuple[int, str, str]]] = [
         {"error": {"type": "model_permission_blocked_org", "message": "M is blocked"}},
         (403, "model_not_permitted", "M is"),
     ),
+    (403, message("You are not allowed to sample from this model"), (403, "model_not_permitted", "to sample")),
 ]
 
 

@@ -3,6 +3,7 @@
 One test sends all forms of a kind through one gateway, from bytes to client.
 """
 
+import json
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -44,6 +45,9 @@ def say(text: str, **choice: Any) -> dict[str, Any]:
 
 
 PLAIN = stream_deltas({"content": "A"}, {"content": "B"}).body
+BODY = {"choices": [{"message": {"content": "AB"}, "finish_reason": "stop"}], "usage": USAGE}
+PRETTY = json.dumps(BODY, indent=2).encode()
+DELTAS = [{"choices": [say("A")]}, {"choices": [say("B")]}, {"choices": [say("", finish_reason="stop")]}]
 ANSWERS: dict[str, ScriptedAnswer] = {
     "BOM": ScriptedAnswer(b"\xef\xbb\xbf" + PLAIN),
     "BOM before a whole answer": ScriptedAnswer(b'\xef\xbb\xbf{"choices":[{"message":{"content":"AB"}}]}'),
@@ -57,10 +61,25 @@ ANSWERS: dict[str, ScriptedAnswer] = {
     "stop_reason": stream_choices(say("A"), say("B", finish_reason=None, stop_reason="end_turn")),
     "finish_details": stream_choices(say("A"), say("B", finish_details={"type": "stop", "stop_tokens": [1]})),
     "finishReason": stream_choices(say("A"), say("B", finishReason="STOP")),
+    "several deltas in a choice": stream_choices(
+        {"delta": [{"content": "A"}, {"content": "B"}]}, say("", finish_reason="stop")
+    ),
+    "pretty body": ScriptedAnswer(PRETTY),
+    "pretty body as JSON": ScriptedAnswer(PRETTY + b"\n", headers={"Content-Type": "application/json"}),
+    "pretty body of Windows": ScriptedAnswer(PRETTY.replace(b"\n", b"\r\n")),
+    "pretty body with CR": ScriptedAnswer(PRETTY.replace(b"\n", b"\r")),
+    "BOM before a pretty body": ScriptedAnswer(b"\xef\xbb\xbf" + PRETTY),
+    "body with a line end": ScriptedAnswer(json.dumps(BODY).encode() + b"\n"),
+    "body behind comments": ScriptedAnswer(b": waiting\n\n" + PRETTY),
+    "body before the end of a stream": ScriptedAnswer(PRETTY + b"\n\ndata: [DONE]\n\n"),
+    "body before a stream": ScriptedAnswer(b'{"status": "queued"}\n' + PLAIN),
+    "body in a list": ScriptedAnswer(b"[" + PRETTY + b"]"),
+    "list of chunks": ScriptedAnswer(json.dumps(DELTAS, indent=1).encode()),
+    "line of JSON each": ScriptedAnswer(b"".join(json.dumps(chunk).encode() + b"\n" for chunk in DELTAS)),
 }
 
 
-async def test_each_form_of_lines_choices_and_ends_is_read(gateway: Gateway, model: ScriptedModelServer) -> None:
+async def test_each_form_of_bodies_lines_choices_and_ends_is_read(gateway: Gateway, model: ScriptedModelServer) -> None:
     wrong: dict[str, Any] = {}
     for name, answer in ANSWERS.items():
         model.script_answers(answer)
@@ -214,6 +233,52 @@ async def test_wait_of_a_rate_limit_is_read_under_each_name(gateway: Gateway, mo
         if reply.status != 429 or not 3000 <= wait <= 4000 or len(model.requests) > 1:
             wrong.append((number, reply.status, wait, reply.body))
     assert wrong == []
+
+
+LIMITED = "Rate limit reached. Please try again in 0.01s."
+NOTICES: dict[str, bytes] = {
+    "object": json.dumps({"object": "error", "message": LIMITED, "code": 429}).encode(),
+    "bare": json.dumps({"message": LIMITED, "code": 429}).encode(),
+    "text code": json.dumps({"code": "Throttling.RateQuota", "message": LIMITED}).encode(),
+    "detail": json.dumps({"detail": LIMITED}).encode(),
+    "problem": json.dumps({"status": 429, "title": "Too Many Requests", "detail": "retry in 0.01s"}).encode(),
+    "list": json.dumps({"errors": [{"message": LIMITED, "code": "429"}]}).encode(),
+    "text": LIMITED.encode(),
+    "choice": json.dumps(
+        {"choices": [say("", finish_reason="error", error={"code": 429, "message": LIMITED})]}
+    ).encode(),
+}
+
+
+async def test_error_of_a_stream_is_read_in_each_form(gateway: Gateway, model: ScriptedModelServer) -> None:
+    wrong: dict[str, Any] = {}
+    for name, notice in NOTICES.items():
+        for body in (b"event: error\ndata: " + notice + b"\n\n", b"data: " + notice + b"\n\ndata: [DONE]\n\n"):
+            model.script_answers(ScriptedAnswer(body))
+            reply = await gateway.chat_stream("Hello.", model=f"limited-{name}", store=False)
+            if (count_retries(reply), reply.text) != (["model_rate_limited"], "All done."):
+                wrong[name] = count_retries(reply), reply.body, reply.events[-1:]
+    assert wrong == {}
+
+
+async def test_error_in_a_pretty_body_is_read(gateway: Gateway, model: ScriptedModelServer) -> None:
+    error = {"error": {"message": LIMITED, "code": "rate_limit_exceeded"}}
+    model.script_answers(ScriptedAnswer(json.dumps(error, indent=2).encode()))
+    reply = await gateway.chat_stream("Hello.", model="limited-pretty", store=False)
+    assert (count_retries(reply), reply.text) == (["model_rate_limited"], "All done.")
+
+
+async def test_notice_in_a_stream_costs_no_answer(gateway: Gateway, model: ScriptedModelServer) -> None:
+    for notice in NOTICES.values():
+        if b"finish_reason" not in notice:
+            model.script_answers(ScriptedAnswer(b"data: " + notice + b"\n\n" + PLAIN))
+            assert (await gateway.chat_stream("Hello.", store=False)).text == "AB"
+
+
+async def test_cut_body_is_asked_again(gateway: Gateway, model: ScriptedModelServer) -> None:
+    model.script_answers(ScriptedAnswer(PRETTY[:-20]))
+    reply = await gateway.chat_stream("Hello.", store=False)
+    assert (count_retries(reply), reply.text) == (["model_stream_broken"], "All done.")
 
 
 async def test_short_wait_in_milliseconds_is_waited(gateway: Gateway, model: ScriptedModelServer) -> None:
