@@ -10,6 +10,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from gateway.domain.messages import Approval, JsonObject
+from gateway.domain.resource_globs import denies_uri, permits_uri
 
 
 class OAuthClient(BaseModel):
@@ -117,6 +118,10 @@ class ServerConfig(BaseModel):
     def permits_tool(self, tool: str) -> bool:
         """Whether the gateway may offer this tool, prompt or resource; `deny` wins."""
         return _matches_any(tool, self.allow) and not _matches_any(tool, self.deny)
+
+    def permits_resource(self, uri: str) -> bool:
+        """Whether the gateway may offer a resource, however its URI is written."""
+        return permits_uri(uri, self.allow) and not denies_uri(uri, self.deny)
 
     @property
     def permits_anything(self) -> bool:

@@ -15,6 +15,7 @@ from gateway.domain.messages import (
     matches_any_glob,
     text_block,
 )
+from gateway.domain.resource_globs import denies_uri, permits_uri
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
 from gateway.mcp_client.server_items.requests import find_resource_server
 from gateway.ports.tools import ITEM_NAME_FIELDS, HostExchange, ItemKind, ResourceWatch, Toolbox, ToolCallRequest
@@ -147,13 +148,23 @@ class ItemPermissions(ToolboxWrapper):
     def _may_use_item(self, kind: ItemKind, item: JsonObject, principal: Principal) -> bool:
         server = item["server"]
         name = item[ITEM_NAME_FIELDS[kind]]
+        is_resource = kind == "resources"
         names = (name, f"{server}/{item.get('prompt', name)}")
         if any(fnmatchcase(name, glob) for glob in self._deny for name in names):
             return False
+        if is_resource and self._denies_resource(server, name):
+            return False
         if not principal.can_use_server(server):
             return False
-        is_permitted = matches_any_glob(name, principal.tools) or self._may_use_reader(kind, server, principal)
-        return is_permitted or (kind == "resources" and self._may_show_page(name, server, principal))
+        is_listed = permits_uri(name, principal.tools) if is_resource else matches_any_glob(name, principal.tools)
+        is_permitted = is_listed or self._may_use_reader(kind, server, principal)
+        return is_permitted or (is_resource and self._may_show_page(name, server, principal))
+
+    def _denies_resource(self, server: str, uri: str) -> bool:
+        """Whether a URI is denied as its server may read it."""
+        prefix = f"{server}/"
+        own = tuple(glob.removeprefix(prefix) for glob in self._deny if glob.startswith(prefix))
+        return denies_uri(uri, self._deny + own)
 
     def _may_show_page(self, uri: str, server: str, principal: Principal) -> bool:
         """Whether the caller may use a tool whose results the page shows."""

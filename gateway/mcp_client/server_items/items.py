@@ -92,7 +92,7 @@ class ServerItems(Toolbox):
     async def _find_resource_server(self, uri: str, principal: Principal, server: str | None) -> str:
         name = server or await find_resource_server(self.list_server_items, uri, principal)
         connection = self._pool.get_connection(name, principal)
-        if connection is not None and not (connection.config.permits_tool(uri) or self._is_page_of_tool(uri, name)):
+        if connection is not None and not (connection.config.permits_resource(uri) or self._is_page_of_tool(uri, name)):
             raise NotFound(f"No such resource: {uri[:200]!r}.", param="uri")
         return name
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from mcp import MCPError
@@ -14,6 +15,7 @@ from gateway.simulator import Simulator
 from tests.auth_helpers import Keyring
 from tests.gateway.api.test_key_permissions import connect_mcp_client
 from tests.gateway.mcp_client.mcp_servers import TrialServer
+from tests.gateway.mcp_client.raw_server import RawServer, make_raw_tool, serve_raw
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
 ALL = {"prompts": {"plan_day"}, "templates": {"tasks://{status}"}}
@@ -105,6 +107,46 @@ async def test_denied_resources_and_prompts_are_unavailable_to_admins(
         keyring = Keyring(gateway)
         await keyring.create_key("root", role="admin")
         assert await read_everything(keyring, "root") == expected
+
+
+OTHER_SPELLINGS = (
+    "docs://public/../secret",
+    "docs://public/%2e%2e/secret",
+    "DOCS://secret",
+    "docs://%73ecret",
+    "docs://./secret",
+)
+
+
+@pytest.mark.parametrize("lists", ["key", "entry", "deny"])
+async def test_other_spellings_of_a_uri_do_not_lead_past_a_list(
+    database_url: str, simulator: Simulator, tmp_path: Path, lists: str
+) -> None:
+    template = {"uriTemplate": "{+any}", "name": "any"}
+    server = RawServer(
+        make_raw_tool("t"),
+        resources__list={"resources": []},
+        resources__templates__list={"resourceTemplates": [template]},
+        resources__read=lambda params, _: {"contents": [{"uri": params["uri"], "text": "read"}]},
+    )
+    entry = {"deny": ["docs://secret"]} if lists == "entry" else {}
+    deny = ("docs/docs://secret",) if lists == "deny" else ()
+    async with serve_raw(database_url, simulator, tmp_path, {"docs": (server, entry)}, tools_deny=deny) as gateway:
+        keyring = Keyring(gateway)
+        await keyring.create_key("ada", tools=("{+any}", "docs://public/*", "docs://b%20c") if lists == "key" else None)
+        for uri in ("docs://public/x", "docs://public/x%20y/", "docs://b%20c"):
+            for query in ("", "&server=docs"):
+                path = f"/api/v1/mcp/resources/read?uri={quote(uri, safe='')}{query}"
+                assert ((await keyring.get("ada", path)).status, uri) == (200, uri)
+        for uri in ("docs://secret", *OTHER_SPELLINGS):
+            for query in ("", "&server=docs"):
+                path = f"/api/v1/mcp/resources/read?uri={quote(uri, safe='')}{query}"
+                assert ((await keyring.get("ada", path)).status, uri) == (404, uri)
+        async with connect_mcp_client(gateway, keyring.headers("ada"), "auto") as client:
+            for uri in OTHER_SPELLINGS:
+                with pytest.raises(MCPError):
+                    await client.read_resource(uri)
+        assert not [params for method, params in server.calls if method == "resources/read" and "secret" in str(params)]
 
 
 @pytest.fixture
