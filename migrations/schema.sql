@@ -621,6 +621,20 @@ ALTER TABLE turns ADD COLUMN history_summary JSONB;
 
 UPDATE alembic_version SET version_num='gateway_0023' WHERE alembic_version.version_num = 'gateway_0022';
 
+-- Running upgrade gateway_0023 -> gateway_0024
+
+ALTER TABLE api_keys ADD COLUMN gateway_tools TEXT;
+
+UPDATE alembic_version SET version_num='gateway_0024' WHERE alembic_version.version_num = 'gateway_0023';
+
+-- Running upgrade gateway_0024 -> gateway_0025
+
+ALTER TABLE turns ADD COLUMN request_hash TEXT;
+
+CREATE INDEX ix_turns_request_hash ON turns (request_hash) WHERE request_hash IS NOT NULL;
+
+UPDATE alembic_version SET version_num='gateway_0025' WHERE alembic_version.version_num = 'gateway_0024';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

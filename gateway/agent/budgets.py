@@ -14,7 +14,8 @@ from weakref import WeakValueDictionary
 from gateway.common.concurrency import wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.errors import BudgetExceeded, StorageInternalError, StorageUnavailable
-from gateway.domain.messages import Budget, BudgetReservation, Principal, Usage, UsageTotals
+from gateway.domain.messages import Budget, Principal, Usage
+from gateway.domain.spending import BudgetReservation, UsageTotals
 from gateway.ports.model import ModelCall, ModelInfo
 from gateway.ports.store import BudgetRepository
 from gateway.ports.turns import TurnSpending

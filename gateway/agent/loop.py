@@ -225,12 +225,13 @@ class AgentLoop:
             model=context.model,
             messages=context.messages + turn.transcript.messages,
             tools=_list_tools(context, turn),
-            tool_choice=_choice_for_step(context.tool_choice, step),
+            tool_choice=_choice_for_step(context, step),
             parameters=context.parameters,
             user=context.principal.user,
             allowed_models=context.principal.models,
             reads_text_calls=context.response_format is None,
             require_lease=turn.require_lease,
+            client_indexes=context.client_indexes,
         )
 
     async def _ask_model(
@@ -343,9 +344,15 @@ def _ignore_call(_call: ToolCall) -> None:
     """
 
 
-def _choice_for_step(choice: ToolChoice | None, step: int) -> ToolChoice | None:
+def _choice_for_step(context: ModelContext, step: int) -> ToolChoice | None:
     """Return the tool choice of a step.
 
-    A forced one applies to the first step only, or the turn would never end.
+    A forced one applies to the first step only, or the turn would never end. One that only a client's tool can satisfy
+    applies until such a tool is called, which ends the turn.
     """
-    return choice if step == 1 or choice in ("none", "auto") else None
+    choice = context.tool_choice
+    if step == 1 or choice in ("none", "auto", None):
+        return choice
+    name = choice["function"]["name"] if isinstance(choice, dict) else None
+    is_client_side = all(spec.client for spec in context.tools if name in (spec.name, None))
+    return choice if is_client_side else None

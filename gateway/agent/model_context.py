@@ -74,7 +74,8 @@ class TurnContext(EventEmitter):
 class ModelContext(msgspec.Struct, frozen=True):
     """The part of a model call that all steps share.
 
-    `messages` are the system message, the history and those of the request; `find_tools` searches the `hidden` tools.
+    `messages` are the system message, the history and those of the request, whose indexes there are the
+    `client_indexes`; `find_tools` searches the `hidden` tools.
     The model summarizes the `overflow` of the history before the first step, with `summary_effort` of reasoning.
     """
 
@@ -89,3 +90,16 @@ class ModelContext(msgspec.Struct, frozen=True):
     hidden: tuple[ToolSpec, ...] = ()
     overflow: HistoryOverflow | None = None
     summary_effort: str | None = None
+    client_indexes: tuple[int | None, ...] = ()
+
+    def insert_summary(self, message: Message) -> "ModelContext":
+        """Return the context with a summary before its other messages.
+
+        The system message stays the first.
+        """
+        start = 1 if self.messages[0].role == "system" else 0
+        return msgspec.structs.replace(
+            self,
+            messages=(*self.messages[:start], message, *self.messages[start:]),
+            client_indexes=(*self.client_indexes[:start], None, *self.client_indexes[start:]),
+        )

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
+from gateway.agent.prompt import SystemPrompt
 from gateway.agent.turn import DEFAULT_MAX_TURN_BYTES
 from gateway.config import Settings
 from gateway.domain.messages import Parameters
@@ -19,6 +20,8 @@ from gateway.ports.store import (
     TurnRepository,
     WorkerRepository,
 )
+
+_BUILT_IN_PROMPT = SystemPrompt()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class RunnerConfig:
 
     worker_id: UUID
     create_turn_id: Callable[[], UUID] = uuid7
-    system_prompt: str | None = None
+    system_prompt: SystemPrompt = _BUILT_IN_PROMPT
     turn_timeout: float = 120.0
     storage_timeout: float = 30.0
     max_turns: int = 2_000
@@ -47,7 +50,7 @@ class RunnerConfig:
     def from_settings(cls, settings: Settings, worker_id: UUID) -> Self:
         return cls(
             worker_id=worker_id,
-            system_prompt=settings.agent_system_prompt,
+            system_prompt=SystemPrompt(settings.agent_system_prompt, settings.system_prompt_policy),
             turn_timeout=settings.agent_timeout,
             storage_timeout=3 * settings.storage_retry_seconds,
             max_turns=settings.max_running_turns,

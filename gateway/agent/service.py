@@ -15,6 +15,7 @@ from gateway.agent.runner import Runner
 from gateway.agent.structured_output import check_answer_content
 from gateway.agent.subscriptions import INPUT_REQUIRED, TurnSubscriptions
 from gateway.agent.turn import ActiveTurn
+from gateway.common.concurrency import LruDict
 from gateway.common.load import LoadMonitor
 from gateway.config import Settings
 from gateway.domain.branches import TurnBranch, TurnOrigin
@@ -38,6 +39,7 @@ from gateway.ports.listener import EventFold
 from gateway.ports.store import Bus, QuestionRepository, TurnRepository
 
 CANCEL_TIMEOUT_SECONDS = 5.0
+_MAX_STARTED_TURNS = 4_096
 
 RunBusyWait = Callable[[Coroutine[object, object, None]], Awaitable[None]]
 """Awaits a coroutine, or cancels it and raises on a disconnect."""
@@ -70,6 +72,7 @@ class TurnService:
         self._max_messages = settings.max_messages
         self._max_message_chars = settings.max_message_chars
         self._default_model = settings.default_model
+        self._started_turns: LruDict[str, UUID] = LruDict(_MAX_STARTED_TURNS)
 
     @property
     def running_turns(self) -> int:
@@ -87,12 +90,13 @@ class TurnService:
         request_id: str | None = None,
         if_busy: Literal["wait", "reject"] = "wait",
         run_busy_wait: RunBusyWait | None = None,
+        is_retry: bool = False,
     ) -> TurnHandle:
         """Start a turn, or return an equal request's turn.
 
-        Requests are equal if they have the same idempotency key. The configured defaults apply to parameters that the
-        request omits. While another turn of the conversation runs, or another request waits for it, this waits, through
-        `run_busy_wait` if given.
+        Requests are equal if they have the same idempotency key, or if this one is a retry and has the same hash. The
+        configured defaults apply to parameters that the request omits. While another turn of the conversation runs, or
+        another request waits for it, this waits, through `run_busy_wait` if given.
 
         Raises:
             InvalidRequest: the request has too many messages, a message is too long, or the id of the conversation is
@@ -102,16 +106,17 @@ class TurnService:
             GatewayError: the turn cannot be started; nothing was stored.
         """
         self._check_request(request)
-        if (earlier_turn := await self._find_started(request, principal)) is not None:
+        if (earlier_turn := await self._find_started(request, principal, is_retry=is_retry)) is not None:
             return earlier_turn
         self._load.check_capacity()
         request = replace(request, model=request.model or self._default_model)
         async with self._queue.make_place(request, principal, may_wait=if_busy == "wait") as place:
             while True:
                 try:
-                    return StartedTurn(
-                        await self._runner.start(request, principal, place.open_conversation, request_id)
-                    )
+                    turn = await self._runner.start(request, principal, place.open_conversation, request_id)
+                    if request.request_hash is not None:
+                        self._started_turns[request.request_hash] = turn.id
+                    return StartedTurn(turn)
                 except ConversationBusy as busy:
                     wait = place.wait(busy)
                     await (wait if run_busy_wait is None else run_busy_wait(wait))
@@ -255,10 +260,18 @@ class TurnService:
             param=param,
         )
 
-    async def _find_started(self, request: TurnRequest, principal: Principal) -> TurnHandle | None:
-        if request.idempotency_key is None:
+    async def _find_started(
+        self, request: TurnRequest, principal: Principal, *, is_retry: bool = False
+    ) -> TurnHandle | None:
+        if request.idempotency_key is not None:
+            stored_turn = await self._turns.find_by_idempotency_key(principal, request.idempotency_key)
+        elif is_retry and request.request_hash is not None:
+            turn_id = self._started_turns.get(request.request_hash)
+            if turn_id is not None and (active := self._runner.get(turn_id)) is not None:
+                return StartedTurn(active)  # the client that repeats its request has left the first one, or will
+            stored_turn = await self._turns.find_by_request_hash(principal, request.request_hash)
+        else:
             return None
-        stored_turn = await self._turns.find_by_idempotency_key(principal, request.idempotency_key)
         return None if stored_turn is None else FollowedTurn(stored_turn)
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.agent.batch_tool import build_batch_spec
 from gateway.domain.errors import InvalidRequest
-from gateway.domain.messages import JsonObject, Principal, ToolResult, ToolSpec, TurnRequest, text_block
+from gateway.domain.messages import JsonObject, Principal, ToolChoice, ToolResult, ToolSpec, TurnRequest, text_block
 from gateway.ports.model import ModelInfo
 from gateway.ports.tools import Toolbox
 from gateway_runtime.json_schema.rules import SchemaTooLarge, measure_value
@@ -35,11 +35,12 @@ _NO_ROOM = "The gateway's tools were left out: the {} tools of the request fill 
 class ToolSelection(msgspec.Struct, frozen=True):
     """`tools` are in the model's request from the start.
 
-    `find_tools` searches the `hidden` ones.
+    `find_tools` searches the `hidden` ones. `choice` is the request's choice among these.
     """
 
     tools: tuple[ToolSpec, ...]
     hidden: tuple[ToolSpec, ...] = ()
+    choice: ToolChoice | None = None
 
 
 class ToolSelector:
@@ -61,13 +62,14 @@ class ToolSelector:
         A tool is missing if no server has it. A client-side tool hides a server's tool of the same name.
         """
         specs, warnings = self._list_requested(request, principal)
-        choice = request.tool_choice
+        specs, choice = apply_choice(specs, request.tool_choice)
         required_names = [str(choice["function"]["name"])] if isinstance(choice, dict) else []
         selection = select_tools(specs, always=required_names, max_tokens=self._max_tokens)
         if len(selection.tools) + len(selection.hidden) < len(specs):
             warnings = (*warnings, _NO_ROOM.format(len(request.client_tools), MAX_TOOLS))
-            return selection, warnings
-        return self._with_batch(selection, model), warnings
+        else:
+            selection = self._with_batch(selection, model)
+        return msgspec.structs.replace(selection, choice=choice), warnings
 
     def _list_requested(
         self, request: TurnRequest, principal: Principal
@@ -122,6 +124,23 @@ def check_client_tools(tools: Iterable[ToolSpec]) -> None:
             raise InvalidRequest(message, param="tools")
 
 
+def apply_choice(
+    specs: tuple[ToolSpec, ...], choice: ToolChoice | None
+) -> tuple[tuple[ToolSpec, ...], ToolChoice | None]:
+    """Return the tools that a choice leaves, and the choice among them.
+
+    Where a client with tools of its own requires a call, it means one of these: the gateway's tools are left out, whose
+    calls would satisfy the model's server and not the client.
+    """
+    if isinstance(choice, dict) and choice["type"] == "allowed_tools":
+        names: set[str] = set(choice["names"])
+        specs = tuple(spec for spec in specs if not names.isdisjoint((spec.name, *spec.aliases)))
+        choice = str(choice["mode"])
+    if choice == "required" and any(spec.client for spec in specs):
+        specs = tuple(spec for spec in specs if spec.client)
+    return specs, choice
+
+
 def select_tools(specs: tuple[ToolSpec, ...], *, always: Iterable[str], max_tokens: int) -> ToolSelection:
     """Select all tools if they fit, else some and `find_tools`.
 
@@ -144,6 +163,8 @@ def select_tools(specs: tuple[ToolSpec, ...], *, always: Iterable[str], max_toke
             selected_specs.append(spec)
     selected_names = {spec.name for spec in selected_specs}
     hidden = tuple(spec for spec in specs if spec.name not in selected_names)
+    if not hidden:
+        return ToolSelection(specs)
     return ToolSelection((*selected_specs, _build_search_spec(hidden)), hidden)
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
+from hashlib import blake2b
 from typing import Annotated, Literal
 
 from fastapi import Header, Request, Response
@@ -18,16 +19,29 @@ from gateway.ports.listener import EventListener
 from gateway.wire.legacy import LegacyChatRequest, LegacyChatStreamRequest, LegacyStreamRequest
 from gateway.wire.native import ChatRequest
 from gateway.wire.sse import SSE, FrameStream
+from gateway.wire.tool_offer import ToolOffer
 from gateway.wire.turn_summary import TurnSummary
 
 FIRST_OUTPUT_TIMEOUT_SECONDS = 10.0
 _MAX_WARNING_LENGTH = 1_000
+_RETRY_HEADER = "X-Stainless-Retry-Count"
+"""Number of the attempt, of OpenAI's, Groq's and Anthropic's SDKs."""
+_RETRY_COUNT = re.compile(r"0*[1-9]\d{0,8}", re.ASCII)
 _NOT_IN_HEADERS = re.compile(r"[^ -~]")
 
 IdempotencyKey = Annotated[
     str | None,
     Header(
         max_length=200, description="Each key starts one turn. A repeated request with the key returns the same turn."
+    ),
+]
+
+GatewayToolsHeader = Annotated[
+    str | None,
+    Header(
+        alias="X-Gateway-Tools",
+        max_length=8_192,
+        description="Allowed gateway tools: `all`, `none`, or names separated by commas. Overrides the body.",
     ),
 ]
 
@@ -47,33 +61,51 @@ async def start_turn(
         GatewayError: the turn cannot be started.
     """
     turn = await get_turn_service(request).start_turn(
-        turn_request,
+        replace(turn_request, request_hash=_hash_request(await request.body(), request, principal)),
         principal,
         request_id=request_id.get(),
         if_busy=if_busy,
         run_busy_wait=partial(run_until_disconnect, request),
+        is_retry=_RETRY_COUNT.fullmatch(request.headers.get(_RETRY_HEADER, "")) is not None,
     )
     request.state.turn_id = str(turn.id)
     return turn
 
 
+def _hash_request(body: bytes, request: Request, principal: Principal) -> str:
+    """Hash caller, path and body.
+
+    A retry finds the turn of its request by the hash.
+    """
+    caller = f"{principal.user}\0{principal.key or ''}\0{request.scope['path']}\0"
+    return blake2b(caller.encode() + body, digest_size=16).hexdigest()
+
+
 async def start_native_turn(
-    body: NativeOrLegacyRequest, request: Request, principal: Principal, *, idempotency_key: str | None = None
+    body: NativeOrLegacyRequest,
+    request: Request,
+    principal: Principal,
+    *,
+    tools_header: str | None = None,
+    idempotency_key: str | None = None,
 ) -> TurnHandle:
     """Start the turn of a native or legacy body; see `start_turn`."""
-    gateway_tools = (
-        {
-            spec.name
-            for spec in get_toolbox(request).list_specs(principal)
-            if spec.for_model and principal.can_use_tool(spec)
-        }
-        if body.defines_tools
-        else ()
-    )
+    gateway_tools = {spec.name for spec in list_model_tools(request, principal)} if body.defines_tools else ()
     turn_request = body.to_turn_request(gateway_tools=gateway_tools)
+    names, own_names = turn_request.tools, {spec.name for spec in turn_request.client_tools}
+    offer = build_tool_offer(request, principal, turn_request.model, tools_header)
+    selected = None if names is None or (names and own_names.issuperset(names)) else names
+    turn_request = replace(turn_request, tools=offer.select(selected, brings_tools=bool(own_names)))
     if idempotency_key is not None:
         turn_request = replace(turn_request, idempotency_key=idempotency_key)
     return await start_turn(turn_request, request, principal, if_busy=body.if_busy)
+
+
+def build_tool_offer(request: Request, principal: Principal, model: str | None, header: str | None) -> ToolOffer:
+    """Return what decides on the gateway's tools beside the body."""
+    state = request.app.state
+    is_plain = model is not None and state.catalog.split_plain(model)[1]
+    return ToolOffer(header, principal.gateway_tools or state.settings.gateway_tools, is_plain)
 
 
 def list_model_tools(request: Request, principal: Principal) -> tuple[ToolSpec, ...]:

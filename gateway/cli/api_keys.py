@@ -12,7 +12,7 @@ from gateway.cli.database import run_with_database
 from gateway.cli.errors import report_config_errors
 from gateway.common.sanitize import escape_for_terminal
 from gateway.config import ConfigError, Settings
-from gateway.domain.messages import Area, Budget, KeyLimits
+from gateway.domain.messages import Area, Budget, GatewayTools, KeyLimits
 
 if TYPE_CHECKING:
     from gateway.store.api_keys import KeyStore, NewKey
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from gateway.store.models import ApiKey
 
 T = TypeVar("T")
+_GatewayToolsOption = Annotated[
+    GatewayTools | None,
+    typer.Option(help="Gateway tools of requests that say nothing. Default: the setting GATEWAY_TOOLS."),
+]
 _OPTION_NAMES = {"scopes": "scope", "models": "model", "servers": "server", "tools": "tool"}
 
 app = typer.Typer(help="Create, list, rotate and revoke API keys.", no_args_is_help=True)
@@ -46,14 +50,13 @@ def create_key(
     requests: Annotated[int | None, typer.Option(help="Maximum requests in a window.")] = None,
     window_seconds: Annotated[int, typer.Option(help="Length of the window, in seconds.")] = 60,
     streams: Annotated[int | None, typer.Option(help="Maximum turns and streams open at once.")] = None,
-    tokens_per_day: Annotated[
-        int | None, typer.Option(help="Token budget per day, in addition to the owner's.")
-    ] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(help="Token budget per day, beside the owner's.")] = None,
     tokens_per_month: Annotated[
         int | None, typer.Option(help="Token budget per month, in addition to the owner's.")
     ] = None,
     usd_per_day: Annotated[float | None, typer.Option(help="Cost budget per day, in US dollars.")] = None,
     usd_per_month: Annotated[float | None, typer.Option(help="Cost budget per month, in US dollars.")] = None,
+    gateway_tools: _GatewayToolsOption = None,
 ) -> None:
     """Create a key and print it once.
 
@@ -83,6 +86,7 @@ def create_key(
         *map(_to_optional_tuple, (scope, model, server, tool)),
         budget=None if budget == Budget() else budget,
         limits=None if requests is None and streams is None else limits,
+        gateway_tools=gateway_tools,
         expires_at=expires_at,
     )
     _print_new_key(*run_with_database(partial(_store_new_key, key)))

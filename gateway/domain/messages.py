@@ -24,6 +24,11 @@ The input is not JSON, not UTF-8, or nested too deeply.
 
 UserRole = Literal["admin", "user", "viewer"]
 Area = Literal["chat", "history", "tools", "servers", "keys", "admin"]
+GatewayTools = Literal["auto", "all", "none"]
+"""Gateway tools of requests that say nothing.
+
+`auto`: all, or none beside the client's own.
+"""
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -52,8 +57,8 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `user` owns what the request creates; `key` names the credential, never its secret. `key` is None if authentication
     is off. `scopes` are the areas that the credential permits; `models`, `servers` and `tools` are globs of what it may
-    use; None permits everything. `budget` and `limits` belong to the credential. `headers` are the request headers to
-    forward to MCP servers; the gateway does not store them.
+    use; None permits everything. `budget`, `limits` and `gateway_tools` belong to the credential. `headers` are the
+    request headers to forward to MCP servers; the gateway does not store them.
     """
 
     user: str
@@ -66,6 +71,7 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
     tools: tuple[str, ...] | None = None
     budget: Budget | None = None
     limits: KeyLimits | None = None
+    gateway_tools: GatewayTools | None = None
 
     def has_scope(self, area: Area) -> bool:
         return self.scopes is None or area in self.scopes
@@ -225,35 +231,6 @@ class Usage(msgspec.Struct, frozen=True):
         return Usage(*map(add, msgspec.structs.astuple(self), msgspec.structs.astuple(other)))
 
 
-class UsageTotals(msgspec.Struct, frozen=True):
-    """Usage of today and of this month (UTC), with reservations.
-
-    Running turns are included. Reservations (`…_set_aside`) are for active model calls.
-    """
-
-    tokens_today: int = 0
-    tokens_this_month: int = 0
-    usd_today: float = 0.0
-    usd_this_month: float = 0.0
-    tokens_set_aside: int = 0
-    usd_set_aside: float = 0.0
-
-
-class BudgetReservation(msgspec.Struct, frozen=True):
-    """Usage of a running turn and the reservation for its next step.
-
-    `tokens` and `usd` are what the turn has used; `step_tokens` and `step_usd` what the next step may use at most. No
-    other sum includes them yet. `epoch` is that of the turn's record.
-    """
-
-    turn_id: UUID
-    epoch: int
-    tokens: int
-    usd: float
-    step_tokens: int = 0
-    step_usd: float = 0.0
-
-
 class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
     """Sampling parameters of a model call. None: the server's default."""
 
@@ -278,7 +255,10 @@ class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 ToolChoice = str | JsonObject
-"""`auto`, `none`, `required`, or `{"type": "function", "function": {"name": …}}`."""
+"""`auto`, `none`, `required`, `{"type": "function", "function": {"name": …}}`, or allowed tools.
+
+The latter are `{"type": "allowed_tools", "mode": "auto" or "required", "names": […]}`.
+"""
 
 
 class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -293,7 +273,8 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     tools whose calls a person must approve. `response_format` is that of OpenAI's API. Without `store`, no texts are
     stored. With `drop_unsupported`, parameters that the model does not support are dropped with a warning. With
     `cache_ttl`, an answer to an equal request may be reused for that many seconds. `echo` is stored for the wire
-    format, which returns it when the turn is read. `origin` and `follow_ups` belong to forks and replays.
+    format, which returns it when the turn is read. `origin` and `follow_ups` belong to forks and replays. Equal
+    requests of a caller have the same `request_hash`.
     """
 
     messages: tuple[Message, ...]
@@ -319,6 +300,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     echo: JsonObject | None = None
     origin: TurnOrigin | None = None
     follow_ups: tuple[FollowUp, ...] = ()
+    request_hash: str | None = None
 
     @property
     def prompt(self) -> str:

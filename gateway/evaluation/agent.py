@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.model_context import ModelContext, TurnContext
-from gateway.agent.prompt import SYSTEM_PROMPT, build_system_message
+from gateway.agent.prompt import SystemPrompt
 from gateway.agent.tool_search import ToolSelector
 from gateway.agent.transcript import Transcript
 from gateway.config import Settings
@@ -154,10 +154,13 @@ class CaseRunner:
         request = TurnRequest((message,), parameters=parameters, system=case.system)
         selector = ToolSelector(toolbox, max_tokens=settings.tool_token_budget, batches=settings.agent_batch_tool)
         selection, _ = selector.select(request, _PRINCIPAL, model)
-        own_prompt = settings.agent_system_prompt or SYSTEM_PROMPT
+        own_prompt = SystemPrompt(
+            settings.agent_system_prompt if prompt is None else prompt, settings.system_prompt_policy
+        )
+        system_message = own_prompt.build_message(request, (*selection.tools, *selection.hidden), "")
         context = ModelContext(
             model=model.id,
-            messages=(build_system_message(own_prompt if prompt is None else prompt, "", case.system), message),
+            messages=(message,) if system_message is None else (system_message, message),
             tools=selection.tools,
             hidden=selection.hidden,
             tool_choice=None,

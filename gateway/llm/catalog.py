@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.domain.errors import ModelNotFound, UnsupportedParameter
 from gateway.domain.messages import JsonObject, Parameters
-from gateway.ports.model import ModelCatalog, ModelInfo
+from gateway.ports.model import PLAIN_SUFFIX, ModelCatalog, ModelInfo
 
 _REASONING_LEVELS = ("low", "medium", "high")
 _EXTREME_EFFORTS = {"minimal": 0, "xhigh": -1, "max": -1}
@@ -178,6 +178,11 @@ class Catalog(ModelCatalog):
     def get_model_info(self, model: str) -> ModelInfo:
         """Return the data of a model, or defaults for an unknown model."""
         return self._models.get(model) or self._make_default_info(model)
+
+    def split_plain(self, model: str) -> tuple[str, bool]:
+        """See `ModelCatalog.split_plain`. An id in the server's list is never plain."""
+        name = model.removesuffix(PLAIN_SUFFIX)
+        return (name, True) if name and name != model and model not in self._models else (model, False)
 
     def resolve(self, model: str) -> tuple[ModelInfo, tuple[str, ...]]:
         """See `ModelCatalog.resolve`. An id in the server's list is never an alias."""

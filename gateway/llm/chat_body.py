@@ -42,6 +42,16 @@ def _join_system_messages(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return (Message("system", "\n\n".join(filter(None, texts))), *others)
 
 
+def list_client_indexes(call: ModelCall) -> list[int | None]:
+    """Return the client's indexes of the messages of a call."""
+    padding = [None] * (len(call.messages) - len(call.client_indexes))
+    indexes = [*call.client_indexes, *padding]
+    if _join_system_messages(call.messages) is call.messages:
+        return indexes
+    pairs = zip(call.messages, indexes, strict=True)
+    return [None, *(index for message, index in pairs if message.role != "system")]
+
+
 def _make_messages(messages: Iterable[Message], *, with_extra_content: bool) -> list[JsonObject]:
     """Build the messages with the fields that Groq accepts.
 

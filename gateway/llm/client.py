@@ -24,12 +24,14 @@ from gateway.domain.errors import (
     ModelAnswerTooLong,
     ModelError,
     ModelRateLimited,
+    ModelRequestRefused,
     ModelStreamBroken,
     ModelUnavailable,
 )
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject
 from gateway.llm.bounded_transport import BoundedTransport
 from gateway.llm.catalog import Catalog
+from gateway.llm.message_indexes import name_client_messages
 from gateway.llm.rate_limit.limiter import ModelRateLimiter, RateLimitPermit
 from gateway.llm.recording import Recorder
 from gateway.llm.stream import MAX_ANSWER_CHARS, ChunkReader, read_whole_answer
@@ -195,6 +197,8 @@ class OpenAICompatibleModel(Model):
             complete = self._complete_streaming if is_streamed else self._complete_structured
             try:
                 answer = await complete(call, sink, permit)
+            except ModelRequestRefused as error:
+                raise name_client_messages(error, call) from error.__cause__
             except ModelRateLimited:
                 permit.on_response({}, 429)
                 raise

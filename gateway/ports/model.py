@@ -16,7 +16,8 @@ class ModelCall(msgspec.Struct, frozen=True):
 
     `response_format` has OpenAI's shape and excludes tools. `user` is the caller. `allowed_models` are globs over the
     models that the caller may use; None: all. `reads_text_calls`: a text that is nothing but tool calls becomes calls.
-    `require_lease` runs right before each request to the model's server.
+    `require_lease` runs right before each request to the model's server. `client_indexes` are the client's indexes of
+    the first messages; None: the message is not the client's.
     """
 
     model: str
@@ -29,6 +30,7 @@ class ModelCall(msgspec.Struct, frozen=True):
     allowed_models: tuple[str, ...] | None = None
     reads_text_calls: bool = True
     require_lease: StartCheck = allow_start
+    client_indexes: tuple[int | None, ...] = ()
 
     def estimate_tokens(self) -> int:
         """Estimate the prompt's tokens: an exact count would need each model's tokenizer."""
@@ -165,6 +167,10 @@ class Model(Protocol):
         ...
 
 
+PLAIN_SUFFIX = ":plain"
+"""Ends the names of models without the gateway's tools."""
+
+
 class ModelCatalog(Protocol):
     """The catalogue of available models."""
 
@@ -198,6 +204,11 @@ class ModelCatalog(Protocol):
 
         They were not meant for this model: an administrator's defaults, or those of a request that falls back to it.
         """
+        ...
+
+    @abstractmethod
+    def split_plain(self, model: str) -> tuple[str, bool]:
+        """Return a requested id without `PLAIN_SUFFIX`, and whether it had it."""
         ...
 
     @abstractmethod

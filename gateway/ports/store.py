@@ -14,7 +14,6 @@ from gateway.domain.events import JournalEntry
 from gateway.domain.history import History
 from gateway.domain.messages import (
     Answer,
-    BudgetReservation,
     CachedAnswer,
     JsonObject,
     Message,
@@ -24,8 +23,8 @@ from gateway.domain.messages import (
     TurnClaim,
     TurnRecord,
     TurnRequest,
-    UsageTotals,
 )
+from gateway.domain.spending import BudgetReservation, UsageTotals
 
 
 class StoredTurn(Protocol):
@@ -188,6 +187,14 @@ class TurnRepository(Protocol):
 
         Raises:
             Conflict: the caller may not read this turn.
+        """
+        ...
+
+    @abstractmethod
+    async def find_by_request_hash(self, principal: Principal, request_hash: str) -> StoredTurn | None:
+        """Return the last turn of an equal request, if it forbids another.
+
+        It runs, or it ended less than two minutes ago and completed or called tools.
         """
         ...
 

@@ -1,11 +1,13 @@
 """Settings of MCP servers, tools and the agent loop."""
 
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
 
+from gateway.domain.messages import GatewayTools
 from gateway.settings.values import CommaSeparated
 
 
@@ -36,7 +38,9 @@ class AgentSettings(BaseSettings):
     agent_max_steps: int = Field(default=10, ge=1, le=100)
     agent_max_tokens: int = Field(default=200_000, ge=1)
     agent_batch_tool: bool = False
+    gateway_tools: GatewayTools = "auto"
     agent_system_prompt: str | None = None
+    system_prompt_policy: Literal["fallback", "always"] = "fallback"
 
     @field_validator("mcp_server_url")
     @classmethod

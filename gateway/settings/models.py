@@ -38,6 +38,7 @@ class ModelSettings(BaseSettings):
     )
     model_aliases: bool = True
     model_map: CommaSeparated = ("claude-*",)
+    list_plain_models: bool = False
     model_fallbacks: CommaSeparated = ()
     model_retries: int = Field(default=2, ge=0, le=10)
     model_retry_delay: float = Field(default=0.5, ge=0, le=60)

@@ -33,11 +33,12 @@ FaultKind = Literal[
 class Fault(msgspec.Struct, kw_only=True):
     """A fault for the next `times` requests that match.
 
-    Model or prompt contain `match`.
+    The first `skip` matching requests have no fault. Model or prompt contain `match`.
     """
 
     kind: FaultKind
     times: int = 1
+    skip: int = 0
     match: str = ""
     after_chunks: int = 0
     seconds: float = 3600.0
@@ -75,8 +76,12 @@ class FaultPlan:
         """Return a request's faults by kind, and count their use."""
         faults: dict[str, Fault] = {}
         for fault in self._faults:
-            if fault.kind not in faults and fault.applies_to(chat):
-                fault.times -= 1
-                faults[fault.kind] = fault
+            if fault.kind in faults or not fault.applies_to(chat):
+                continue
+            if fault.skip > 0:
+                fault.skip -= 1
+                continue
+            fault.times -= 1
+            faults[fault.kind] = fault
         self._faults = [fault for fault in self._faults if fault.times > 0]
         return faults

@@ -1,7 +1,7 @@
 """The gateway's tables. A test compares them with Alembic's migrations."""
 
 from datetime import datetime
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -16,41 +16,16 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Text,
-    func,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
-from sqlalchemy.types import TypeEngine
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
 
 from gateway.domain.messages import JsonObject
-
-T = TypeVar("T")
-
-
-def _created_at_column() -> Column[datetime]:
-    return Column(DateTime(timezone=True), nullable=False, server_default=func.now())
+from gateway.store.tables.columns import Table, created_at_column, json_column, number_column, time_column
 
 
-def _time_column() -> Column[datetime]:
-    return Column(DateTime(timezone=True), nullable=True)
-
-
-def _number_column(kind: type[TypeEngine[T]], default: str = "0") -> Column[T]:
-    return Column(kind, nullable=False, server_default=text(default))
-
-
-def _json_column(*, nullable: bool = True, none_as_null: bool = False) -> Column[object]:
-    return Column(JSONB(none_as_null=none_as_null), nullable=nullable)
-
-
-class _Table(SQLModel):
-    """Base of the tables. It allows a string as table name."""
-
-    __tablename__: ClassVar[Any]
-
-
-class Conversation(_Table, table=True):
+class Conversation(Table, table=True):
     """Turns of one user. `external_id` and `notes` are the client's."""
 
     __tablename__ = "conversations"
@@ -63,12 +38,12 @@ class Conversation(_Table, table=True):
     owner: str = Field(sa_type=Text)
     title: str = Field(default="", sa_type=Text)
     external_id: str | None = Field(default=None, sa_type=Text)
-    notes: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
-    created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
-    updated_at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    notes: JsonObject | None = Field(default=None, sa_column=json_column(none_as_null=True))
+    created_at: datetime | None = Field(default=None, sa_column=created_at_column())
+    updated_at: datetime | None = Field(default=None, sa_column=created_at_column())
 
 
-class Turn(_Table, table=True):
+class Turn(Table, table=True):
     """A user request and its outcome. `status`: running, waiting, completed, failed, cancelled.
 
     `position` orders a conversation's turns, after those without one. `parent_id` is the turn before this, `origin_id`
@@ -86,6 +61,7 @@ class Turn(_Table, table=True):
         Index("ix_turns_parent", "parent_id"),
         Index("ux_turns_busy", "busy_conversation_id", unique=True),
         Index("ux_turns_idempotency", "owner", "idempotency_key", unique=True),
+        Index("ix_turns_request_hash", "request_hash", postgresql_where=text("request_hash IS NOT NULL")),
         Index("ix_turns_search", "search", postgresql_using="gin"),
         Index("ix_turns_without_terms", "owner", text("id DESC"), postgresql_where=text("NOT has_terms")),
     )
@@ -101,37 +77,38 @@ class Turn(_Table, table=True):
     parent_id: UUID | None = None
     busy_conversation_id: UUID | None = None
     origin_id: UUID | None = None
-    is_replay: bool = Field(default=False, sa_column=_number_column(Boolean, "false"))
-    history_summary: JsonObject | None = Field(default=None, sa_column=_json_column())
+    is_replay: bool = Field(default=False, sa_column=number_column(Boolean, "false"))
+    history_summary: JsonObject | None = Field(default=None, sa_column=json_column())
     owner: str = Field(sa_type=Text)
     user_label: str | None = Field(default=None, sa_type=Text)
     worker_id: UUID | None = None
-    epoch: int = Field(default=0, sa_column=_number_column(Integer))
-    attempts: int = Field(default=0, sa_column=_number_column(Integer))
+    epoch: int = Field(default=0, sa_column=number_column(Integer))
+    attempts: int = Field(default=0, sa_column=number_column(Integer))
     status: str = Field(sa_type=Text)
     prompt: str = Field(sa_type=Text)
     response: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
-    messages: list[JsonObject] = Field(sa_column=_json_column(nullable=False))
+    messages: list[JsonObject] = Field(sa_column=json_column(nullable=False))
     sent_messages: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     model_name: str = Field(sa_type=Text)
-    parameters: JsonObject = Field(sa_column=_json_column(nullable=False))
-    options: JsonObject = Field(sa_column=_json_column(nullable=False))
+    parameters: JsonObject = Field(sa_column=json_column(nullable=False))
+    options: JsonObject = Field(sa_column=json_column(nullable=False))
     finish_reason: str | None = Field(default=None, sa_type=Text)
-    usage: JsonObject | None = Field(default=None, sa_column=_json_column())
+    usage: JsonObject | None = Field(default=None, sa_column=json_column())
     cost_usd: float | None = None
     cached: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
     steps: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
-    error: JsonObject | None = Field(default=None, sa_column=_json_column())
+    error: JsonObject | None = Field(default=None, sa_column=json_column())
     request_id: str | None = Field(default=None, sa_type=Text)
     idempotency_key: str | None = Field(default=None, sa_type=Text)
-    cancel_requested: bool = Field(default=False, sa_column=_number_column(Boolean, "false"))
-    created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
-    completed_at: datetime | None = Field(default=None, sa_column=_time_column())
+    request_hash: str | None = Field(default=None, sa_type=Text)
+    cancel_requested: bool = Field(default=False, sa_column=number_column(Boolean, "false"))
+    created_at: datetime | None = Field(default=None, sa_column=created_at_column())
+    completed_at: datetime | None = Field(default=None, sa_column=time_column())
     caller: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     first_token_ms: float | None = None
     duration_ms: float | None = None
     search: str | None = Field(default=None, sa_column=Column(TSVECTOR, nullable=True))
-    has_terms: bool = Field(default=False, sa_column=_number_column(Boolean, "false"))
+    has_terms: bool = Field(default=False, sa_column=number_column(Boolean, "false"))
 
     @property
     def store(self) -> bool:
@@ -139,7 +116,7 @@ class Turn(_Table, table=True):
         return bool(self.options.get("store", True))
 
 
-class ConversationWaiter(_Table, table=True):
+class ConversationWaiter(Table, table=True):
     """A request that waits for its conversation; its id is its ticket.
 
     It counts until `expires_at`, while its worker has a lease.
@@ -154,7 +131,7 @@ class ConversationWaiter(_Table, table=True):
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
-class ToolCallRow(_Table, table=True):
+class ToolCallRow(Table, table=True):
     """A tool call and its result.
 
     The row is written before the call runs, and completed after it. `source` is set if the tool was not called.
@@ -168,16 +145,16 @@ class ToolCallRow(_Table, table=True):
     step: int
     server: str | None = Field(default=None, sa_type=Text)
     tool: str = Field(sa_type=Text)
-    arguments: Any = Field(sa_column=_json_column())
+    arguments: Any = Field(sa_column=json_column())
     outcome: str | None = Field(default=None, sa_type=Text)
-    content: list[JsonObject] | None = Field(default=None, sa_column=_json_column())
-    structured: Any = Field(default=None, sa_column=_json_column())
-    started_at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    content: list[JsonObject] | None = Field(default=None, sa_column=json_column())
+    structured: Any = Field(default=None, sa_column=json_column())
+    started_at: datetime | None = Field(default=None, sa_column=created_at_column())
     duration_ms: float | None = None
     source: str | None = Field(default=None, sa_type=Text)
 
 
-class TurnInput(_Table, table=True):
+class TurnInput(Table, table=True):
     """A question to a person.
 
     The row also has the MCP server's state and the answer.
@@ -192,14 +169,14 @@ class TurnInput(_Table, table=True):
     id: UUID = Field(primary_key=True)
     turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), nullable=False))
     call_id: str = Field(sa_type=Text)
-    question: JsonObject = Field(sa_column=_json_column(nullable=False))
+    question: JsonObject = Field(sa_column=json_column(nullable=False))
     state: str | None = Field(default=None, sa_type=Text)
     answer: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
-    created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    created_at: datetime | None = Field(default=None, sa_column=created_at_column())
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
-class TurnUsage(_Table, table=True):
+class TurnUsage(Table, table=True):
     """Usage of an ended turn, for budgets and reports.
 
     The row stays when the turn is deleted. Times are in seconds, as reported by the model's server.
@@ -227,12 +204,12 @@ class TurnUsage(_Table, table=True):
     prompt_tokens: int = Field(sa_type=BigInteger)
     completion_tokens: int = Field(sa_type=BigInteger)
     total_tokens: int = Field(sa_type=BigInteger)
-    cached_tokens: int = Field(default=0, sa_column=_number_column(BigInteger))
-    reasoning_tokens: int = Field(default=0, sa_column=_number_column(BigInteger))
-    queue_time: float = Field(default=0.0, sa_column=_number_column(Float))
-    model_time: float = Field(default=0.0, sa_column=_number_column(Float))
-    generation_time: float = Field(default=0.0, sa_column=_number_column(Float))
-    steps: int = Field(default=0, sa_column=_number_column(Integer))
+    cached_tokens: int = Field(default=0, sa_column=number_column(BigInteger))
+    reasoning_tokens: int = Field(default=0, sa_column=number_column(BigInteger))
+    queue_time: float = Field(default=0.0, sa_column=number_column(Float))
+    model_time: float = Field(default=0.0, sa_column=number_column(Float))
+    generation_time: float = Field(default=0.0, sa_column=number_column(Float))
+    steps: int = Field(default=0, sa_column=number_column(Integer))
     conversation_id: UUID | None = None
     cached: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
     cost_usd: float | None = None
@@ -240,7 +217,7 @@ class TurnUsage(_Table, table=True):
     at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
-class BudgetHold(_Table, table=True):
+class BudgetHold(Table, table=True):
     """Usage and reservation of a running turn with a budget.
 
     The reservation is for the turn's current step. A row counts until its turn ends; then `turn_usage` holds the usage.
@@ -258,7 +235,7 @@ class BudgetHold(_Table, table=True):
     step_usd: float
 
 
-class Feedback(_Table, table=True):
+class Feedback(Table, table=True):
     """An owner's `rating` (up or down) of a turn, and comment."""
 
     __tablename__ = "turn_feedback"
@@ -268,10 +245,10 @@ class Feedback(_Table, table=True):
     owner: str = Field(sa_type=Text)
     rating: str = Field(sa_type=Text)
     comment: str | None = Field(default=None, sa_type=Text)
-    at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    at: datetime | None = Field(default=None, sa_column=created_at_column())
 
 
-class CachedResponse(_Table, table=True):
+class CachedResponse(Table, table=True):
     """A turn whose answer may be reused for its owner's equal requests.
 
     `key` is the hash of the request.
@@ -287,11 +264,11 @@ class CachedResponse(_Table, table=True):
     owner: str = Field(primary_key=True, sa_type=Text)
     key: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
     turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), nullable=False))
-    kept_at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    kept_at: datetime | None = Field(default=None, sa_column=created_at_column())
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
-class AuditLog(_Table, table=True):
+class AuditLog(Table, table=True):
     """Entry of the audit log, which triggers protect, number and chain."""
 
     __tablename__ = "audit_log"
@@ -303,16 +280,16 @@ class AuditLog(_Table, table=True):
     )
 
     id: UUID = Field(primary_key=True)
-    at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    at: datetime | None = Field(default=None, sa_column=created_at_column())
     actor: str = Field(sa_type=Text)
     action: str = Field(sa_type=Text)
     subject: str = Field(sa_type=Text)
-    detail: JsonObject = Field(sa_column=_json_column(nullable=False))
+    detail: JsonObject = Field(sa_column=json_column(nullable=False))
     seq: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
     hash: str | None = Field(default=None, sa_type=Text)
 
 
-class ApiKey(_Table, table=True):
+class ApiKey(Table, table=True):
     """Hash, prefix and permissions of an API key.
 
     The hash is SHA-256: a fast hash suffices for 256 random bits. See docs/adr/0020. The prefix identifies the key. A
@@ -340,15 +317,16 @@ class ApiKey(_Table, table=True):
     tools: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     budget: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     limits: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    gateway_tools: str | None = Field(default=None, sa_type=Text)
     created_by: str = Field(sa_type=Text)
     made_with: str | None = Field(default=None, sa_type=Text)
-    created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
-    expires_at: datetime | None = Field(default=None, sa_column=_time_column())
-    last_used_at: datetime | None = Field(default=None, sa_column=_time_column())
-    revoked_at: datetime | None = Field(default=None, sa_column=_time_column())
+    created_at: datetime | None = Field(default=None, sa_column=created_at_column())
+    expires_at: datetime | None = Field(default=None, sa_column=time_column())
+    last_used_at: datetime | None = Field(default=None, sa_column=time_column())
+    revoked_at: datetime | None = Field(default=None, sa_column=time_column())
 
 
-class McpServerRow(_Table, table=True):
+class McpServerRow(Table, table=True):
     """An MCP server that was added or switched at run time.
 
     A row without `config` is a file's server that was disabled or enabled.
@@ -360,11 +338,11 @@ class McpServerRow(_Table, table=True):
     config: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     disabled: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
     changed_by: str = Field(sa_type=Text)
-    changed_at: datetime | None = Field(default=None, sa_column=_created_at_column())
-    created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    changed_at: datetime | None = Field(default=None, sa_column=created_at_column())
+    created_at: datetime | None = Field(default=None, sa_column=created_at_column())
 
 
-class McpToolRow(_Table, table=True):
+class McpToolRow(Table, table=True):
     """The first seen or last approved definition of a tool.
 
     The name "" has the instructions of a server. `definition` has the fields that release 0.1.0 compares, `details` the
@@ -376,15 +354,15 @@ class McpToolRow(_Table, table=True):
 
     server: str = Field(primary_key=True, sa_type=Text)
     tool: str = Field(primary_key=True, sa_type=Text)
-    definition: JsonObject = Field(sa_column=_json_column(nullable=False))
+    definition: JsonObject = Field(sa_column=json_column(nullable=False))
     details: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     changed_to: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
-    details_changed_to: JsonObject | None = Field(default=None, sa_column=_json_column(none_as_null=True))
-    first_seen_at: datetime | None = Field(default=None, sa_column=_created_at_column())
-    changed_at: datetime | None = Field(default=None, sa_column=_time_column())
+    details_changed_to: JsonObject | None = Field(default=None, sa_column=json_column(none_as_null=True))
+    first_seen_at: datetime | None = Field(default=None, sa_column=created_at_column())
+    changed_at: datetime | None = Field(default=None, sa_column=time_column())
 
 
-class OAuthGrant(_Table, table=True):
+class OAuthGrant(Table, table=True):
     """The encrypted OAuth grant of an owner for an MCP server.
 
     The primary key includes the server's address. The owner "" is the gateway. `challenge` asks for further scopes.
@@ -397,11 +375,11 @@ class OAuthGrant(_Table, table=True):
     url: str = Field(primary_key=True, sa_type=Text)
     sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     challenge: str | None = Field(default=None, sa_type=Text)
-    changed_at: datetime | None = Field(default=None, sa_column=_created_at_column())
-    refreshing_until: datetime | None = Field(default=None, sa_column=_time_column())
+    changed_at: datetime | None = Field(default=None, sa_column=created_at_column())
+    refreshing_until: datetime | None = Field(default=None, sa_column=time_column())
 
 
-class OAuthSignIn(_Table, table=True):
+class OAuthSignIn(Table, table=True):
     """A sign-in to an MCP server.
 
     Tickets and states are stored as hashes. An `outcome` of "" is success.
@@ -410,14 +388,14 @@ class OAuthSignIn(_Table, table=True):
     __tablename__ = "oauth_logins"
 
     ticket: str = Field(primary_key=True, sa_type=Text)
-    login: JsonObject = Field(sa_column=_json_column(nullable=False))
+    login: JsonObject = Field(sa_column=json_column(nullable=False))
     state: str | None = Field(default=None, sa_type=Text)
     callback: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
     outcome: str | None = Field(default=None, sa_type=Text)
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
-class TurnEvents(_Table, table=True):
+class TurnEvents(Table, table=True):
     """Consecutive events of a turn in the journal.
 
     `payload` has the events `first_seq … last_seq`, one JSON object per line.
@@ -431,7 +409,7 @@ class TurnEvents(_Table, table=True):
     payload: str = Field(sa_type=Text)
 
 
-class Worker(_Table, table=True):
+class Worker(Table, table=True):
     """A gateway process that runs turns.
 
     Other workers may claim its turns after `lease_until`. `seen_at` is the time of its last heartbeat; it replaces the
@@ -443,6 +421,6 @@ class Worker(_Table, table=True):
     id: UUID = Field(primary_key=True)
     host: str = Field(sa_type=Text)
     pid: int = Field(sa_type=BigInteger)
-    started_at: datetime | None = Field(default=None, sa_column=_created_at_column())
-    seen_at: datetime | None = Field(default=None, sa_column=_created_at_column())
-    lease_until: datetime | None = Field(default=None, sa_column=_time_column())
+    started_at: datetime | None = Field(default=None, sa_column=created_at_column())
+    seen_at: datetime | None = Field(default=None, sa_column=created_at_column())
+    lease_until: datetime | None = Field(default=None, sa_column=time_column())

@@ -7,7 +7,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import delete, tuple_, update
+from sqlalchemy import and_, delete, exists, or_, tuple_, update
 from sqlmodel import col, func, select
 
 from gateway.common.logging import get_logger
@@ -26,6 +26,7 @@ log = get_logger(__name__)
 MAX_ROWS = 2_000
 MAX_EVENT_BYTES = 512 * 1024
 """Bytes of events after which a read of the journal ends."""
+_RETRY_WINDOW = timedelta(minutes=2)
 _PRUNE_SECONDS = 3600.0
 _PRUNE_BATCH_SECONDS = 1.0
 _PRUNE_TIMEOUT_SECONDS = 60.0
@@ -93,6 +94,18 @@ class TurnStore(TurnRepository):
         if turn is not None and reader_key is not None and (turn.caller or {}).get("key") != reader_key:
             raise Conflict("A turn of another key has this idempotency key.")
         return turn
+
+    async def find_by_request_hash(self, principal: Principal, request_hash: str) -> Turn | None:
+        """See `TurnRepository.find_by_request_hash`."""
+        has_effects = or_(col(Turn.status) == "completed", exists().where(col(ToolCallRow.turn_id) == Turn.id))
+        is_recent = and_(col(Turn.completed_at) > func.now() - _RETRY_WINDOW, has_effects)
+        query = select(Turn).where(
+            Turn.request_hash == request_hash,
+            Turn.owner == principal.user,
+            or_(col(Turn.completed_at).is_(None), is_recent),
+        )
+        async with self._database.session() as session:
+            return (await session.exec(query.order_by(col(Turn.id).desc()).limit(1))).first()
 
     async def delete_turn(self, turn_id: UUID, *, by: str) -> None:
         """Delete a turn with its events, calls and questions.

@@ -15,7 +15,7 @@ from sqlmodel import text
 
 from gateway.common.redaction import Redactor
 from gateway.domain.errors import NotFound
-from gateway.domain.messages import BudgetReservation, UsageTotals
+from gateway.domain.spending import BudgetReservation, UsageTotals
 from gateway.ports.store import BudgetRepository, BudgetTransaction
 from gateway.store.database import Database, DatabaseRow
 from gateway.store.journal.statements import FENCE, Fence, Values

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
-from gateway.domain.messages import Area, UserRole
+from gateway.domain.messages import Area, GatewayTools, UserRole
 from gateway_runtime.requests.model import ItemList, RequestModel
 
 Glob = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
@@ -84,6 +84,7 @@ class KeyView(BaseModel):
     tools: list[str] | None
     budget: BudgetView | None
     limits: KeyLimitsView | None
+    gateway_tools: GatewayTools | None = None
     created_by: str
     made_with: str | None = None
     created_at: datetime
@@ -127,6 +128,11 @@ class NewKeyBody(RequestModel):
     )
     budget: BudgetBody | None = None
     limits: KeyLimitsBody | None = None
+    gateway_tools: GatewayTools | None = Field(
+        default=None,
+        description="Gateway tools of requests that say nothing: `auto` is all, or none beside the client's own tools. "
+        "Default: the setting GATEWAY_TOOLS.",
+    )
     expires_at: Annotated[datetime, AfterValidator(_to_utc)] | None = None
 
 

@@ -15,7 +15,8 @@ from gateway.wire.client_tools import FunctionBody, ToolBody, build_client_tool
 from gateway.wire.openai.chat_messages import MessageBody, to_messages
 from gateway.wire.openai_refusals import IGNORED_IF_EMPTY, refuse_unsupported_chat
 from gateway.wire.request_model import ConversationId
-from gateway.wire.turn_fields import CacheOptions
+from gateway.wire.tool_offer import ToolOffer
+from gateway.wire.turn_fields import AllowedToolChoice, CacheOptions
 from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
 
 _NO_WEB_SEARCH = "web_search_options was left out: searches are tools of connected MCP servers."
@@ -45,7 +46,8 @@ class GatewayOptions(RequestModel):
     """Options of the gateway, beyond OpenAI's format."""
 
     tools: Literal["all", "none"] | ItemList[str] | None = Field(
-        default=None, description="Gateway tools that may be used. Default: all."
+        default=None,
+        description="Gateway tools that may be used. Default: all, and none where the request has tools of its own.",
     )
     conversation_id: ConversationId = Field(
         default=None, description='An id, your own or the gateway\'s, or "new". Default: no conversation.'
@@ -91,7 +93,7 @@ class ChatCompletionRequest(RequestModel):
     repetition_penalty: float | None = Field(default=None, ge=0, le=2)
     reasoning_effort: Literal["none", "default", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     tools: ItemList[ToolBody] | None = Field(default=None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | AllowedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: JsonObject | None = None
     user: str | None = Field(default=None, max_length=256)
@@ -139,11 +141,8 @@ class ChatCompletionRequest(RequestModel):
             raise ValueError("x_gateway.cache: the answer of a turn that is not stored cannot be cached")
         return self
 
-    def to_turn_request(self, *, tools: str | None = None, idempotency_key: str | None = None) -> TurnRequest:
-        """Convert to the request that all wire formats share.
-
-        `tools` is the header X-Gateway-Tools, which overrides the body.
-        """
+    def to_turn_request(self, offer: ToolOffer, *, idempotency_key: str | None = None) -> TurnRequest:
+        """Convert to the request that all wire formats share."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         parameters = Parameters(
             temperature=self.temperature,
@@ -165,7 +164,7 @@ class ChatCompletionRequest(RequestModel):
             messages=tuple(to_messages(self.messages)),
             model=self.model or "",
             parameters=parameters,
-            tools=parse_tool_selection(tools if tools is not None else options.tools),
+            tools=offer.select(options.tools, brings_tools=bool(self.tools or self.functions)),
             tool_choice=self._parse_tool_choice(),
             conversation_id=options.conversation_id,
             parent_turn_id=options.parent_turn_id,
@@ -196,6 +195,8 @@ class ChatCompletionRequest(RequestModel):
         choice = self.tool_choice if self.tool_choice is not None else self.function_call
         if isinstance(choice, NamedFunction):
             return {"type": "function", "function": choice.model_dump()}
+        if isinstance(choice, AllowedToolChoice):
+            return choice.to_tool_choice()
         return choice.model_dump() if isinstance(choice, NamedChoice) else choice
 
 
@@ -204,14 +205,3 @@ def _get_optional_names() -> frozenset[str]:
     """Names whose null or empty list is the same as no value."""
     fields = ChatCompletionRequest.model_fields
     return frozenset(name for name, field in fields.items() if not field.is_required()) | IGNORED_IF_EMPTY
-
-
-def parse_tool_selection(selection: str | list[str] | None) -> tuple[str, ...] | None:
-    """Return the names of the allowed gateway tools; None: all."""
-    if selection is None:
-        return None
-    if isinstance(selection, str):
-        if selection.strip().lower() == "all":
-            return None
-        selection = [] if selection.strip().lower() == "none" else [name.strip() for name in selection.split(",")]
-    return tuple(dict.fromkeys(name for name in selection if name))

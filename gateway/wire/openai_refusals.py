@@ -69,7 +69,7 @@ def refuse_unsupported_chat(body: Any) -> Any:
     if "audio" in (modalities := _list_values(fields.get("modalities"))):
         refuse_unsupported_field("modalities", modalities)
     _refuse_tool_types(fields, {"function"})
-    _refuse_choice(fields, {"function"})
+    _refuse_choice(fields, {"function", "allowed_tools"})
     for number, message in enumerate(_list_values(fields.get("messages"))):
         if isinstance(message, dict):
             _refuse_message(cast(JsonObject, message), f"messages.{number}")
@@ -93,7 +93,7 @@ def refuse_unsupported_response(body: Any) -> Any:
             advice = _ITEM_ADVICE.get(kind, "send messages, function calls and their outputs")
             raise make_unsupported(f"input.{number}.type", advice, f"items of the type {kind[:80]!r} are not supported")
     _refuse_tool_types(fields, {"function", "mcp"}, IGNORED_TOOL_TYPES)
-    _refuse_choice(fields, {"function", "mcp"})
+    _refuse_choice(fields, {"function", "mcp", "allowed_tools"})
     return fields
 
 

@@ -3,7 +3,7 @@
 Gateway tools appear as MCP tools of the gateway's servers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -26,15 +26,18 @@ from gateway.wire.openai_response_input import (
     to_messages,
 )
 from gateway.wire.openai_response_tools import (
+    AllowedToolsChoice,
     FunctionChoice,
     FunctionTool,
     IgnoredTool,
     McpChoice,
     McpTool,
     Tool,
+    list_allowed_names,
     matches_filter,
     needs_approval,
 )
+from gateway.wire.tool_offer import ToolOffer
 from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
 
 
@@ -71,6 +74,15 @@ class ConversationRef(RequestModel):
     id: str
 
 
+class ResponseGatewayOptions(RequestModel):
+    """Options of the gateway, beyond OpenAI's format."""
+
+    tools: Literal["all", "none"] | ItemList[str] | None = Field(
+        default=None,
+        description="Gateway tools that may be used. Default: all, and none where the request has tools of its own.",
+    )
+
+
 class ResponseRequest(RequestModel):
     """Request in OpenAI's format.
 
@@ -90,7 +102,7 @@ class ResponseRequest(RequestModel):
     metadata: Annotated[dict[str, str], Field(max_length=16), limit_entries(16)] | None = None
     client_metadata: object = None
     tools: ItemList[Tool] | None = Field(default=None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | McpChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | McpChoice | AllowedToolsChoice | None = None
     parallel_tool_calls: bool | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
@@ -107,6 +119,7 @@ class ResponseRequest(RequestModel):
     prompt_cache_key: object = None
     prompt_cache_retention: object = None
     top_logprobs: Literal[0] | None = None
+    x_gateway: ResponseGatewayOptions | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -153,6 +166,7 @@ class ResponseRequest(RequestModel):
 
     def to_turn_request(
         self,
+        offer: ToolOffer,
         *,
         specs: tuple[ToolSpec, ...],
         urls: dict[str, str | None],
@@ -175,7 +189,7 @@ class ResponseRequest(RequestModel):
             reasoning_effort=effort,
             parallel_tool_calls=self.parallel_tool_calls,
         )
-        selected, approve = self._select_tools(specs, urls)
+        selected, approve = self._select_tools(offer, specs, urls)
         parent = (
             parse_response_id(self.previous_response_id, "previous_response_id")[0]
             if self.previous_response_id
@@ -190,7 +204,7 @@ class ResponseRequest(RequestModel):
             messages=tuple(to_messages(self.input)),
             model=self.model or "",
             parameters=parameters,
-            tools=None if selected is None else tuple(spec.name for spec in selected),
+            tools=selected,
             tool_choice=self._parse_tool_choice(specs),
             conversation_id=None if conversation is None else parse_conversation_id(conversation),
             parent_turn_id=parent,
@@ -204,7 +218,7 @@ class ResponseRequest(RequestModel):
             metadata=self.metadata or {},
             approve=approve,
             warnings=tuple(self._list_warnings()),
-            echo=self._build_echo(specs if selected is None else selected),
+            echo=self._build_echo(specs if selected is None else [spec for spec in specs if spec.name in selected]),
         )
 
     def _list_tools(self) -> Iterator[Tool]:
@@ -220,29 +234,32 @@ class ResponseRequest(RequestModel):
             yield "The headers and authorization of MCP tools were left out: the gateway has its own credentials."
 
     def _select_tools(
-        self, specs: tuple[ToolSpec, ...], urls: dict[str, str | None]
-    ) -> tuple[tuple[ToolSpec, ...] | None, tuple[str, ...]]:
-        """Return the allowed gateway tools, and tools that need approval.
+        self, offer: ToolOffer, specs: tuple[ToolSpec, ...], urls: dict[str, str | None]
+    ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+        """Return the names of allowed gateway tools, and names that need approval.
 
         None as allowed tools: all.
         """
-        if self.tools is None:
-            return None, ()
-        selected: list[ToolSpec] = []
+        named: list[str] | None = None
         approve: list[str] = []
-        for index, tool in enumerate(self.tools):
+        for index, tool in enumerate(self.tools or ()):
             if not isinstance(tool, McpTool):
                 continue
+            named = [] if named is None else named
             server = _find_server(tool, urls, f"tools.{index}")
             matching = [spec for spec in specs if spec.server == server and matches_filter(spec, tool.allowed_tools)]
-            selected += matching
+            named += [spec.name for spec in matching]
             approve += [spec.name for spec in matching if needs_approval(spec, tool.require_approval)]
-        return tuple(selected), tuple(approve)
+        options = self.x_gateway or ResponseGatewayOptions()
+        body = named if options.tools is None else options.tools
+        return offer.select(body, brings_tools=any(True for _ in self._list_tools())), tuple(approve)
 
     def _parse_tool_choice(self, specs: tuple[ToolSpec, ...]) -> ToolChoice | None:
         choice = self.tool_choice
         if choice is None or isinstance(choice, str):
             return choice
+        if isinstance(choice, AllowedToolsChoice):
+            return {"type": choice.type, "mode": choice.mode, "names": list_allowed_names(choice, specs)}
         name = choice.name
         if isinstance(choice, McpChoice):
             label, tool = choice.server_label, choice.name
@@ -258,7 +275,7 @@ class ResponseRequest(RequestModel):
         schema = {"name": text_format.name or "answer", "schema": text_format.schema_, "strict": text_format.strict}
         return {"type": "json_schema", "json_schema": {n: value for n, value in schema.items() if value is not None}}
 
-    def _build_echo(self, specs: tuple[ToolSpec, ...]) -> JsonObject:
+    def _build_echo(self, specs: Iterable[ToolSpec]) -> JsonObject:
         """Build the fields that the response repeats, and its tools by server."""
         servers: dict[str, list[str]] = {}
         for spec in specs if self.previous_response_id is None else ():

@@ -78,6 +78,32 @@ class McpChoice(RequestModel):
     name: str
 
 
+class AllowedMcpTool(RequestModel):
+    """Gateway tools that may be called: one, or all of a server."""
+
+    type: Literal["mcp"]
+    server_label: str
+    name: str | None = None
+
+
+class AllowedTool(BaseModel):
+    """Client tool that may be called.
+
+    Tools of other types are left out.
+    """
+
+    type: str
+    name: str | None = None
+
+
+class AllowedToolsChoice(RequestModel):
+    """Choice of several tools, and whether the model must call one."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: ItemList[AllowedMcpTool | AllowedTool] = Field(max_length=128)
+
+
 def matches_filter(spec: ToolSpec, tool_filter: list[str] | ToolNames | None) -> bool:
     if tool_filter is None:
         return True
@@ -97,3 +123,15 @@ def needs_approval(spec: ToolSpec, policy: Literal["always", "never"] | Approval
     if policy.always is not None and matches_filter(spec, policy.always):
         return True
     return policy.never is not None and not matches_filter(spec, policy.never)
+
+
+def list_allowed_names(choice: AllowedToolsChoice, specs: tuple[ToolSpec, ...]) -> list[str]:
+    """Return the names of the tools that a choice allows."""
+    names: list[str] = []
+    for tool in choice.tools:
+        if isinstance(tool, AllowedMcpTool):
+            label = tool.server_label
+            names += [s.name for s in specs if s.server == label and tool.name in (None, s.tool, s.name)]
+        elif tool.name is not None:
+            names.append(tool.name)
+    return names

@@ -328,6 +328,9 @@ def _read_tool_choice(choice: Any) -> Any:
             return mode
         case {"type": "any"}:
             return "required"
+        case {"type": "allowed_tools", "mode": mode, "tools": tools}:
+            tools = [_read_tool_choice(tool) for tool in cast(list[Any], tools)] if isinstance(tools, list) else tools
+            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
         case {"type": "tool" | "function", "name": str(name)}:
             return {"type": "function", "function": {"name": name}}
         case _:

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from gateway.domain.conversation_ids import is_new_conversation
-from gateway.domain.messages import JsonObject, Message, Parameters, TurnRequest
+from gateway.domain.messages import JsonObject, Message, Parameters, ToolChoice, TurnRequest
 from gateway.wire.client_tools import ToolBody, build_client_tool
 from gateway.wire.request_fields import FieldReader, make_unsupported
 from gateway.wire.request_model import ConversationId
@@ -25,7 +25,7 @@ from gateway_runtime.requests.model import ItemList, RequestModel
 SystemText = Annotated[
     str | None,
     StringConstraints(max_length=1_000_000),
-    Field(description="Added to the gateway's system prompt."),
+    Field(description="A system prompt. It follows that of the administrator, and replaces the gateway's own."),
 ]
 
 
@@ -40,6 +40,24 @@ class NamedToolChoice(BaseModel):
 
     type: Literal["function"]
     function: ToolFunctionName
+
+
+class AllowedToolNames(BaseModel):
+    """Tools that may be called, and whether one must be."""
+
+    mode: Literal["auto", "required"]
+    tools: ItemList[NamedToolChoice] = Field(max_length=128)
+
+
+class AllowedToolChoice(BaseModel):
+    """Choice of several tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedToolNames
+
+    def to_tool_choice(self) -> ToolChoice:
+        names = [tool.function.name for tool in self.allowed_tools.tools]
+        return {"type": self.type, "mode": self.allowed_tools.mode, "names": names}
 
 
 class CacheOptions(RequestModel):
@@ -96,7 +114,7 @@ class TurnFields(RequestModel):
         default=False,
         description="Drop parameters that the model does not support, with a warning, instead of answering 422.",
     )
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolChoice | None = None
     tools: ItemList[ToolItem] | None = Field(
         default=None,
         max_length=128,
@@ -170,7 +188,7 @@ class TurnFields(RequestModel):
 
         `gateway_tools` are the names that the caller may use, if `defines_tools`.
         """
-        choice, definitions = self.tool_choice, self._list_definitions(gateway_tools)
+        definitions = self._list_definitions(gateway_tools)
         names = [tool.function.name if isinstance(tool, ToolBody) else tool for tool in self.tools or ()]
         return TurnRequest(
             messages=messages,
@@ -181,7 +199,7 @@ class TurnFields(RequestModel):
                 build_client_tool(tool.function.name, tool.function.description, tool.function.parameters)
                 for tool in definitions
             ),
-            tool_choice=choice.model_dump() if isinstance(choice, NamedToolChoice) else choice,
+            tool_choice=self.parse_tool_choice(),
             conversation_id=self.conversation_id,
             system=system,
             user_label=self.user,
@@ -194,6 +212,12 @@ class TurnFields(RequestModel):
             parent_turn_id=self.parent_turn_id,
             response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
         )
+
+    def parse_tool_choice(self) -> ToolChoice | None:
+        choice = self.tool_choice
+        if isinstance(choice, AllowedToolChoice):
+            return choice.to_tool_choice()
+        return choice.model_dump() if isinstance(choice, NamedToolChoice) else choice
 
     def build_parameters(self) -> Parameters:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())

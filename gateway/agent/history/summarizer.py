@@ -74,7 +74,7 @@ class HistorySummarizer:
         if event.text is None:
             return context
         message = build_summary_message(HistorySummary(event.text, event.turns, overflow.through_turn_id))
-        return msgspec.structs.replace(context, messages=(context.messages[0], message, *context.messages[1:]))
+        return context.insert_summary(message)
 
 
 def _build_event(

@@ -57,14 +57,16 @@ class TurnPlanner:
         Raises:
             GatewayError: the model, a parameter, a tool or the response format cannot be served to this principal.
         """
-        model, model_warnings = self._models.resolve(request.model)
+        name, is_plain = self._models.split_plain(request.model)
+        model, model_warnings = self._models.resolve(name)
         if not principal.can_use_model(model.id):
             raise Forbidden(f"Your key does not allow the model {model.id!r}.", param="model")
         parameters, parameter_warnings = self._models.adapt_parameters(
             request.parameters, model, drop=request.drop_unsupported
         )
         defaults = self._models.fit_defaults(self._default_parameters, model)
-        request = msgspec.structs.replace(request, parameters=parameters.with_defaults(defaults))
+        tools, parameters = () if is_plain else request.tools, parameters.with_defaults(defaults)
+        request = msgspec.structs.replace(request, model=name, tools=tools, parameters=parameters)
         if request.response_format is not None:
             await OutputSchema.prepare(request.response_format)
         check_client_tools(request.client_tools)

@@ -1,13 +1,24 @@
 """The MCP tool `ask_agent`, which runs a turn."""
 
 from mcp.types import CallToolRequestParams
+from msgspec.structs import replace
 
 from gateway.agent.service import TurnService
 from gateway.api.mcp.host import HostObserver
 from gateway.api.mcp.schemas import parse_idempotency_key
 from gateway.domain.errors import GatewayError, InvalidRequest, error_from_info
 from gateway.domain.events import Event, ToolCallStarted, TurnCancelled, TurnFailed
-from gateway.domain.messages import JsonObject, Message, Principal, ToolResult, ToolSpec, TurnRequest, text_block
+from gateway.domain.messages import (
+    GatewayTools,
+    JsonObject,
+    Message,
+    Principal,
+    ToolResult,
+    ToolSpec,
+    TurnRequest,
+    text_block,
+)
+from gateway.wire.tool_offer import ToolOffer
 from gateway.wire.turn_summary import TurnSummary
 
 ERROR_META_KEY = "mcp-agent-gateway/error"
@@ -80,15 +91,21 @@ def may_ask_agent(principal: Principal) -> bool:
 
 
 async def ask_agent(
-    service: TurnService, params: CallToolRequestParams, principal: Principal, host: HostObserver
+    service: TurnService,
+    params: CallToolRequestParams,
+    principal: Principal,
+    host: HostObserver,
+    default_tools: GatewayTools = "auto",
 ) -> tuple[ToolResult, JsonObject]:
     """Run a turn; return its result and the result's `_meta`.
 
+    `default_tools` is the setting GATEWAY_TOOLS, which the principal's key overrides.
     Errors are returned as results, because only a result reaches the host's model.
     """
     reported_calls: set[str] = set()
     try:
-        turn = await service.start_turn(_parse_turn_request(params), principal)
+        tools = ToolOffer(default=principal.gateway_tools or default_tools).select(None, brings_tools=False)
+        turn = await service.start_turn(replace(_parse_turn_request(params), tools=tools), principal)
         summary = await service.wait_for_turn(turn, lambda: _ReportingSummary(host, reported_calls))
         if isinstance(summary.end, TurnFailed | TurnCancelled):
             raise turn.failure or error_from_info(summary.end.error)

@@ -293,7 +293,9 @@ class McpEndpoint:
         log_level = self._get_log_level(ctx)
         host = HostObserver(ctx, log_level)
         if params.name == ASK_AGENT.name and may_ask_agent(principal):
-            result = to_call_result(*await ask_agent(self._turn_service, params, principal, host))
+            result = to_call_result(
+                *await ask_agent(self._turn_service, params, principal, host, self._settings.gateway_tools)
+            )
         else:
             result = await self._call_server_tool(ctx, params, principal, host, log_level)
         await host.wait_until_notified()

@@ -44,7 +44,7 @@ class _Export(msgspec.Struct, frozen=True):
 
 EXPORTS = (
     _Export("conversations", {"id": "uuid"}),
-    _Export("turns", {"id": "uuid"}, without=("search", "has_terms")),
+    _Export("turns", {"id": "uuid"}, without=("search", "has_terms", "request_hash")),
     _Export("turn_events", {"turn_id": "uuid", "first_seq": "bigint"}, join=_OF_TURN),
     _Export("tool_calls", {"turn_id": "uuid", "call_id": "text"}, join=_OF_TURN),
     _Export("turn_inputs", {"id": "uuid"}, join=_OF_TURN),

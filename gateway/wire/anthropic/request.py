@@ -3,7 +3,7 @@
 The gateway's own fields are in `x_gateway`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,7 +13,8 @@ from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Message, Parameters, ToolChoice, ToolSpec, TurnRequest
 from gateway.wire.anthropic.content import read_text, to_messages
 from gateway.wire.client_tools import build_client_tool
-from gateway.wire.openai_chat import GatewayOptions, parse_tool_selection
+from gateway.wire.openai_chat import GatewayOptions
+from gateway.wire.tool_offer import ToolOffer
 from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
 
 _MAX_WARNED_FIELDS = 10
@@ -86,15 +87,6 @@ class MetadataBody(BaseModel):
     user_id: str | None = Field(default=None, max_length=1_024)
 
 
-class MessagesGatewayOptions(GatewayOptions):
-    """Options of the gateway, beyond Anthropic's format."""
-
-    tools: Literal["all", "none"] | ItemList[str] | None = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default=None,
-        description="Gateway tools that may be used. Default: all, and none where the request has tools of its own.",
-    )
-
-
 class PromptBody(RequestModel):
     """Prompt of a request: model, messages and tools.
 
@@ -112,7 +104,7 @@ class PromptBody(RequestModel):
     thinking: ThinkingBody | None = None
     output_config: OutputConfigBody | None = None
     output_format: JsonObject | None = None
-    x_gateway: MessagesGatewayOptions | None = None
+    x_gateway: GatewayOptions | None = None
     betas: object = None
     cache_control: object = None
     container: object = None
@@ -129,21 +121,20 @@ class PromptBody(RequestModel):
 
     def to_turn_request(
         self,
+        offer: ToolOffer,
         *,
         specs: tuple[ToolSpec, ...],
         urls: dict[str, str | None],
-        tools: str | None = None,
         idempotency_key: str | None = None,
     ) -> TurnRequest:
         """Convert to the request that all wire formats share.
 
-        `specs` are the gateway's tools that the caller may use, `urls` the URLs of its servers by name; `tools` is the
-        header X-Gateway-Tools, which overrides the body.
+        `specs` are the gateway's tools that the caller may use, `urls` the URLs of its servers by name.
 
         Raises:
             InvalidRequest: a block or a tool cannot be served, or a server is not configured.
         """
-        options = self.x_gateway or MessagesGatewayOptions()
+        options = self.x_gateway or GatewayOptions()
         system = read_text(self.system, "system")
         messages = to_messages([(message.role, message.content) for message in self.messages])
         own_tools = [tool for tool in self.tools or () if tool.type in (None, "custom")]
@@ -151,7 +142,7 @@ class PromptBody(RequestModel):
             messages=(*((Message("system", system),) if system else ()), *messages),
             model=self.model or "",
             parameters=self._build_parameters(),
-            tools=self._select_tools(specs, urls, tools),
+            tools=offer.select(self._list_named_tools(specs, urls), brings_tools=bool(self.tools)),
             tool_choice=self._parse_tool_choice(),
             conversation_id=options.conversation_id,
             parent_turn_id=options.parent_turn_id,
@@ -180,21 +171,16 @@ class PromptBody(RequestModel):
         budget = self.thinking.budget_tokens
         return next((effort for largest, effort in _EFFORT_BUDGETS if budget <= largest), "high")
 
-    def _select_tools(
-        self, specs: tuple[ToolSpec, ...], urls: dict[str, str | None], header: str | None
-    ) -> tuple[str, ...] | None:
-        """Return the names of the gateway's tools on offer; None: all.
-
-        A client that brings tools and says nothing gets its own alone.
-        """
-        if header is not None:
-            return parse_tool_selection(header)
+    def _list_named_tools(
+        self, specs: tuple[ToolSpec, ...], urls: dict[str, str | None]
+    ) -> str | Collection[str] | None:
+        """Return what the request says of the gateway's tools; see `ToolOffer`."""
         if self.x_gateway is not None and self.x_gateway.tools is not None:
-            return parse_tool_selection(self.x_gateway.tools)
+            return self.x_gateway.tools
         servers = {server.name: server for server in self.mcp_servers or ()}
         toolsets = [(n, tool) for n, tool in enumerate(self.tools or ()) if tool.type == "mcp_toolset"]
         if not toolsets and not servers:
-            return () if self.tools else None
+            return None
         selected: list[str] = []
         for number, toolset in toolsets:
             label = toolset.mcp_server_name or ""
@@ -206,7 +192,7 @@ class PromptBody(RequestModel):
             selected += [
                 spec.name for spec in specs if spec.server == server and (allowed is None or spec.tool in allowed)
             ]
-        return tuple(dict.fromkeys(selected))
+        return selected
 
     def _parse_tool_choice(self) -> ToolChoice | None:
         choice = self.tool_choice

@@ -6,9 +6,10 @@ from pydantic import ConfigDict, Field, model_validator
 
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, Message, Parameters, TurnRequest
-from gateway.wire.openai_chat import GatewayOptions, StreamOptions, parse_tool_selection
+from gateway.wire.openai_chat import GatewayOptions, StreamOptions
 from gateway.wire.openai_chat_answers import ChunkWriter, build_completion
 from gateway.wire.request_fields import Unsupported, make_unsupported, refuse_unsupported_field
+from gateway.wire.tool_offer import ToolOffer
 from gateway.wire.turn_summary import TurnSummary
 from gateway_runtime.requests.model import ItemList, RequestModel
 
@@ -70,11 +71,8 @@ class CompletionRequest(RequestModel):
     def _text(self) -> str:
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
-    def to_turn_request(self, *, tools: str | None = None, idempotency_key: str | None = None) -> TurnRequest:
-        """Convert to the request that all wire formats share.
-
-        `tools` is the header X-Gateway-Tools, which overrides the body.
-        """
+    def to_turn_request(self, offer: ToolOffer, *, idempotency_key: str | None = None) -> TurnRequest:
+        """Convert to the request that all wire formats share."""
         options = self.x_gateway or GatewayOptions()
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         parameters = Parameters(
@@ -90,7 +88,7 @@ class CompletionRequest(RequestModel):
             messages=(Message("user", self._text),),
             model=self.model or "",
             parameters=parameters,
-            tools=parse_tool_selection(tools if tools is not None else options.tools),
+            tools=offer.select(options.tools, brings_tools=False),
             conversation_id=options.conversation_id,
             parent_turn_id=options.parent_turn_id,
             user_label=self.user,

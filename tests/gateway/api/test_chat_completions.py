@@ -26,6 +26,8 @@ WEATHER: Any = {
     },
 }
 
+ALL_TOOLS = {"X-Gateway-Tools": "all"}
+
 
 @pytest.fixture
 async def client(gateway: Gateway) -> AsyncGenerator[openai.AsyncOpenAI]:
@@ -122,7 +124,7 @@ async def test_gateway_and_client_tools_in_one_step_keep_all_results(
         {"name": "get_weather", "arguments": {"city": "Oslo"}},
     ]
     gateway.simulator.faults.add_faults(Fault(kind="tool_calls", calls=calls))
-    chunks = await stream_chunks(client, tools=[WEATHER])
+    chunks = await stream_chunks(client, tools=[WEATHER], extra_headers=ALL_TOOLS)
     (call,) = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
     assert (call.index, call.function.name) == (0, "get_weather")
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
@@ -178,7 +180,8 @@ async def test_tool_call_without_a_result_is_reported_to_the_model(
 async def test_tool_choice_applies_to_client_and_gateway_tools(
     client: openai.AsyncOpenAI, choice: Any, expected_call: str | None
 ) -> None:
-    answer = await create_completion(client, {"role": "user", "content": "Hello"}, tools=[WEATHER], tool_choice=choice)
+    options: Any = {"tools": [WEATHER], "tool_choice": choice, "extra_headers": ALL_TOOLS}
+    answer = await create_completion(client, {"role": "user", "content": "Hello"}, **options)
     calls = answer.choices[0].message.tool_calls or []
     assert [call.function.name for call in calls] == ([expected_call] if expected_call else [])
     gateway_calls = answer.model_extra["x_gateway"].get("tool_calls", [])

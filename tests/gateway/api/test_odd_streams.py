@@ -270,7 +270,7 @@ async def test_content_filter_makes_a_response_incomplete(
     gateway: Gateway, model: ScriptedModelServer, is_streamed: bool
 ) -> None:
     model.script_answers(stream_deltas({"content": "Part"}, finish_reason="content_filter"))
-    body = {"input": "Run it.", "stream": is_streamed, "tools": []}
+    body = {"input": "Run it.", "stream": is_streamed, "x_gateway": {"tools": "none"}}
     async with gateway.session.post(f"{gateway.base_url}/v1/responses", json=body) as reply:
         text = await reply.text()
     if is_streamed:
@@ -417,7 +417,7 @@ async def test_refusal_is_told_as_each_format_tells_refusals(
     assert len(model.requests) == 1
     model.script_answers(REFUSAL)
     text_format = {"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}} if body else {}
-    reply = await gateway.post("/v1/responses", {"input": "Run it.", "tools": [], **text_format})
+    reply = await gateway.post("/v1/responses", {"input": "Run it.", "x_gateway": {"tools": "none"}, **text_format})
     parts = [part for item in reply.body["output"] for part in item.get("content", [])]
     assert parts == [{"type": "refusal", "refusal": "I cannot help."}]
     model.script_answers(REFUSAL)
@@ -463,7 +463,7 @@ async def test_output_indexes_of_a_response_only_grow(
     gateway: Gateway, model: ScriptedModelServer, first: ScriptedAnswer
 ) -> None:
     model.script_answers(first)
-    body = {"input": "Run it.", "stream": True, "tools": []}
+    body = {"input": "Run it.", "stream": True, "x_gateway": {"tools": "none"}}
     async with gateway.session.post(f"{gateway.base_url}/v1/responses", json=body) as reply:
         events = [json.loads(line[6:]) for line in (await reply.text()).splitlines() if line.startswith("data: {")]
     added = [event["output_index"] for event in events if event["type"] == "response.output_item.added"]

@@ -16,7 +16,7 @@ CHAT: dict[str, tuple[dict[str, Any], str, str]] = {
     "audio": ({"modalities": ["text", "audio"]}, "modalities", '["text"]'),
     "voice": ({"audio": {"voice": "x", "format": "wav"}}, "audio", "leave it out"),
     "custom tool": ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type", "function"),
-    "allowed tools": ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.type", "required"),
+    "custom choice": ({"tool_choice": {"type": "custom"}}, "tool_choice.type", "required"),
     "limit of Responses": ({"max_output_tokens": 5}, "max_output_tokens", "max_completion_tokens"),
     "custom call": (
         {"messages": [{"role": "assistant", "tool_calls": [{"id": "x", "type": "custom", "custom": {"name": "f"}}]}]},

@@ -32,7 +32,7 @@ async def test_refusal_stays_one_when_only_the_stored_turn_is_left(
     gateway: Gateway, model: ScriptedModelServer, db: asyncpg.Connection
 ) -> None:
     model.script_answers(REFUSAL)
-    first = (await gateway.post("/v1/responses", {"input": "Help me.", "tools": []})).body
+    first = (await gateway.post("/v1/responses", {"input": "Help me.", "x_gateway": {"tools": "none"}})).body
     before = (await gateway.get(f"/v1/responses/{first['id']}")).body
     await db.execute("DELETE FROM turn_events")
     after = (await gateway.get(f"/v1/responses/{first['id']}")).body
@@ -43,9 +43,11 @@ async def test_refusal_stays_one_when_only_the_stored_turn_is_left(
 
 async def test_refusal_is_part_of_the_history(gateway: Gateway, model: ScriptedModelServer) -> None:
     model.script_answers(REFUSAL)
-    first = (await gateway.post("/v1/responses", {"input": "Help me.", "tools": []})).body
+    first = (await gateway.post("/v1/responses", {"input": "Help me.", "x_gateway": {"tools": "none"}})).body
     model.script_answers()
-    await gateway.post("/v1/responses", {"input": "Why?", "tools": [], "previous_response_id": first["id"]})
+    await gateway.post(
+        "/v1/responses", {"input": "Why?", "x_gateway": {"tools": "none"}, "previous_response_id": first["id"]}
+    )
     assert model.requests[0]["messages"][-2] == {"role": "assistant", "content": WORDS}
 
 

@@ -147,7 +147,6 @@ async def test_client_function_call_round_trip(client: openai.AsyncOpenAI, gatew
 @pytest.mark.parametrize(
     ("tools", "expected_tools"),
     [
-        ([], set()),
         ([TOOLS | {"allowed_tools": ["calculator"]}], {"calculator"}),
         ([TOOLS | {"allowed_tools": {"read_only": True}}], {"calculator", "list_tasks", "web_search", "fetch_page"}),
         ([WEATHER], {"get_weather"}),

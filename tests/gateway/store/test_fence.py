@@ -11,7 +11,8 @@ import pytest
 from gateway.agent.turn_log import TurnLog
 from gateway.domain import events as e
 from gateway.domain.errors import TurnTakenOver
-from gateway.domain.messages import BudgetReservation, PendingInput, Question, text_block
+from gateway.domain.messages import PendingInput, Question, text_block
+from gateway.domain.spending import BudgetReservation
 from gateway.store.database import Database
 from gateway.store.journal import statements
 from gateway.store.journal.postgres_journal import PostgresJournal

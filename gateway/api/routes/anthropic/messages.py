@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.api.deps import get_principal, get_turn_service, run_until_disconnect
-from gateway.api.routes.openai.chat_completions import GatewayTools
 from gateway.api.turn_responses import (
+    GatewayToolsHeader,
     IdempotencyKey,
+    build_tool_offer,
     list_model_tools,
     list_server_urls,
     start_turn,
@@ -35,7 +36,7 @@ _CONTENT: dict[int | str, JsonObject] = {
 async def create_message(
     body: MessagesRequest,
     request: Request,
-    x_gateway_tools: GatewayTools = None,
+    x_gateway_tools: GatewayToolsHeader = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Create a message in Anthropic's format.
@@ -56,7 +57,7 @@ async def create_message(
 
 
 @router.post("/count_tokens", summary="Estimate the tokens of a prompt")
-async def count_tokens(body: PromptBody, request: Request, x_gateway_tools: GatewayTools = None) -> JsonObject:
+async def count_tokens(body: PromptBody, request: Request, x_gateway_tools: GatewayToolsHeader = None) -> JsonObject:
     """An estimate of the tokens of a message's prompt.
 
     It includes the gateway's system prompt and the tools on offer.
@@ -68,4 +69,5 @@ async def count_tokens(body: PromptBody, request: Request, x_gateway_tools: Gate
 def _to_turn_request(body: PromptBody, request: Request, tools: str | None, idempotency_key: str | None) -> TurnRequest:
     principal = get_principal(request)
     specs, urls = list_model_tools(request, principal), list_server_urls(request, principal)
-    return body.to_turn_request(specs=specs, urls=urls, tools=tools, idempotency_key=idempotency_key)
+    offer = build_tool_offer(request, principal, body.model, tools)
+    return body.to_turn_request(offer, specs=specs, urls=urls, idempotency_key=idempotency_key)

@@ -6,7 +6,8 @@ from pydantic import BaseModel
 
 from gateway.api.deps import PrincipalDep, SettingsDep, UsageDep
 from gateway.api.usage_views import DailyUsageView, Days
-from gateway.domain.messages import Budget, UsageTotals
+from gateway.domain.messages import Budget
+from gateway.domain.spending import UsageTotals
 from gateway.wire.api_keys import BudgetView
 
 router = APIRouter(prefix="/api/v1", tags=["usage"])

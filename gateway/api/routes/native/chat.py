@@ -4,9 +4,16 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
+from gateway.agent.service import TurnHandle
 from gateway.api.deps import get_principal
 from gateway.api.http.errors import ErrorBody
-from gateway.api.turn_responses import IdempotencyKey, start_native_turn, stream_turn, wait_for_turn
+from gateway.api.turn_responses import (
+    GatewayToolsHeader,
+    IdempotencyKey,
+    start_native_turn,
+    stream_turn,
+    wait_for_turn,
+)
 from gateway.domain.messages import JsonObject
 from gateway.wire.native import ChatRequest, ChatResponse, build_chat_response, stream_events
 
@@ -45,6 +52,7 @@ async def chat_stream(
     body: ChatRequest,
     request: Request,
     response: Response,
+    x_gateway_tools: GatewayToolsHeader = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Run a turn and stream its events.
@@ -53,25 +61,33 @@ async def chat_stream(
     `Idempotency-Key` streams the earlier turn from its first event. With `stream` false, the answer is that of
     `/api/v1/chat`.
     """
-    return await _answer(body, request, response, idempotency_key, streams=body.stream is not False)
+    turn = await _start(body, request, x_gateway_tools, idempotency_key)
+    return await _answer(turn, request, response, streams=body.stream is not False)
 
 
 @router.post("/chat", summary="Run a turn and return its answer", responses=_ERRORS, response_model=ChatResponse)
 async def chat(
-    body: ChatRequest, request: Request, response: Response, idempotency_key: IdempotencyKey = None
+    body: ChatRequest,
+    request: Request,
+    response: Response,
+    x_gateway_tools: GatewayToolsHeader = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Run a turn and return its answer.
 
     The response comes when the turn has ended, or when it waits for a person. A repeated `Idempotency-Key` returns the
     earlier turn. With `stream` true, the answer is that of `/api/v1/chat/stream`.
     """
-    return await _answer(body, request, response, idempotency_key, streams=body.stream is True)
+    turn = await _start(body, request, x_gateway_tools, idempotency_key)
+    return await _answer(turn, request, response, streams=body.stream is True)
 
 
-async def _answer(
-    body: ChatRequest, request: Request, response: Response, idempotency_key: str | None, *, streams: bool
-) -> Response:
-    turn = await start_native_turn(body, request, get_principal(request), idempotency_key=idempotency_key)
+async def _start(body: ChatRequest, request: Request, tools: str | None, idempotency_key: str | None) -> TurnHandle:
+    principal = get_principal(request)
+    return await start_native_turn(body, request, principal, tools_header=tools, idempotency_key=idempotency_key)
+
+
+async def _answer(turn: TurnHandle, request: Request, response: Response, *, streams: bool) -> Response:
     if streams:
         return stream_turn(turn, request, partial(stream_events, str(turn.id)))
     answer = build_chat_response(await wait_for_turn(turn, request, response)).model_dump_json(by_alias=True)

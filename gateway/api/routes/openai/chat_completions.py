@@ -5,12 +5,20 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
+from msgspec.structs import replace
 
-from gateway.api.deps import CatalogDep, PrincipalDep, get_principal
-from gateway.api.turn_responses import IdempotencyKey, start_turn, stream_turn, wait_for_turn
+from gateway.api.deps import CatalogDep, PrincipalDep, SettingsDep, get_principal
+from gateway.api.turn_responses import (
+    GatewayToolsHeader,
+    IdempotencyKey,
+    build_tool_offer,
+    start_turn,
+    stream_turn,
+    wait_for_turn,
+)
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.messages import JsonObject
-from gateway.ports.model import ModelInfo
+from gateway.ports.model import PLAIN_SUFFIX, ModelInfo
 from gateway.wire.anthropic.models import build_model, build_model_list
 from gateway.wire.openai.completions import CompletionRequest, TextChunkWriter, build_text_completion
 from gateway.wire.openai_chat import ChatCompletionRequest
@@ -20,13 +28,6 @@ router = APIRouter(tags=["OpenAI"])
 PREFIXES = ("/v1", "/openai/v1")
 """Groq's SDK uses the second prefix."""
 
-GatewayTools = Annotated[
-    str | None,
-    Header(
-        max_length=8_192,
-        description="Allowed gateway tools: `all`, `none`, or names separated by commas. Overrides `x_gateway.tools`.",
-    ),
-]
 AnthropicVersion = Annotated[
     str | None, Header(max_length=100, description="Any value: the answer has Anthropic's shape.")
 ]
@@ -47,15 +48,18 @@ async def chat_completions(
     body: ChatCompletionRequest,
     request: Request,
     response: Response,
-    x_gateway_tools: GatewayTools = None,
+    x_gateway_tools: GatewayToolsHeader = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Create a chat completion in OpenAI's format.
 
-    Gateway tools run in the gateway. Calls of the client's own tools are returned to the client.
+    Gateway tools run in the gateway. Calls of the client's own tools are returned to the client. A request with tools
+    of its own gets no gateway tools, unless it asks for them with `x_gateway.tools` or the header.
     """
-    turn_request = body.to_turn_request(tools=x_gateway_tools, idempotency_key=idempotency_key)
-    turn = await start_turn(turn_request, request, get_principal(request))
+    principal = get_principal(request)
+    offer = build_tool_offer(request, principal, body.model, x_gateway_tools)
+    turn_request = body.to_turn_request(offer, idempotency_key=idempotency_key)
+    turn = await start_turn(turn_request, request, principal)
     dialect = ChatDialect(groq=_is_groq_client(request), functions=body.uses_functions)
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -70,15 +74,16 @@ async def completions(
     body: CompletionRequest,
     request: Request,
     response: Response,
-    x_gateway_tools: GatewayTools = None,
+    x_gateway_tools: GatewayToolsHeader = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Answer a prompt in OpenAI's older format.
 
     The prompt is the user message of a turn: chat models answer it and do not continue its text.
     """
-    turn_request = body.to_turn_request(tools=x_gateway_tools, idempotency_key=idempotency_key)
-    turn = await start_turn(turn_request, request, get_principal(request))
+    principal = get_principal(request)
+    offer = build_tool_offer(request, principal, body.model, x_gateway_tools)
+    turn = await start_turn(body.to_turn_request(offer, idempotency_key=idempotency_key), request, principal)
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         chunks = TextChunkWriter(include_usage=usage, prefix=body.echoed_prompt)
@@ -96,6 +101,7 @@ def _is_groq_client(request: Request) -> bool:
 async def list_models(
     principal: PrincipalDep,
     catalog: CatalogDep,
+    settings: SettingsDep,
     anthropic_version: AnthropicVersion = None,
     limit: Annotated[int, Query(ge=1, le=1_000, description="Of a page in Anthropic's format.")] = 1_000,
     after_id: Annotated[str | None, Query(max_length=200)] = None,
@@ -103,9 +109,12 @@ async def list_models(
 ) -> JsonObject:
     """The models that you may use.
 
-    A request with the header `anthropic-version` gets them in Anthropic's shape, in pages.
+    A request with the header `anthropic-version` gets them in Anthropic's shape, in pages. With the setting
+    LIST_PLAIN_MODELS, each is listed a second time as `NAME:plain`, which has no gateway tools.
     """
     models = [model for model in catalog.list_models() if principal.can_use_model(model.id)]
+    if settings.list_plain_models:
+        models += [replace(model, id=model.id + PLAIN_SUFFIX) for model in models]
     if anthropic_version is not None:
         return build_model_list(models, limit=limit, after=after_id, before=before_id)
     return {"object": "list", "data": [_build_model(model) for model in models]}
@@ -116,9 +125,11 @@ async def get_model(
     model: str, principal: PrincipalDep, catalog: CatalogDep, anthropic_version: AnthropicVersion = None
 ) -> JsonObject:
     """A model of the catalog."""
-    info = next((info for info in catalog.list_models() if info.id == model and principal.can_use_model(model)), None)
+    name, _ = catalog.split_plain(model)
+    info = next((info for info in catalog.list_models() if info.id == name and principal.can_use_model(name)), None)
     if info is None:
         raise ModelNotFound(f"The model {model[:200]!r} does not exist.", param="model")
+    info = replace(info, id=model)
     return build_model(info) if anthropic_version is not None else _build_model(info)
 
 

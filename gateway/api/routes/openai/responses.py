@@ -24,7 +24,9 @@ from gateway.api.deps import (
 )
 from gateway.api.http.json_lists import build_list_response
 from gateway.api.turn_responses import (
+    GatewayToolsHeader,
     IdempotencyKey,
+    build_tool_offer,
     list_model_tools,
     list_server_urls,
     start_turn,
@@ -57,11 +59,13 @@ _CONTENT: dict[int | str, JsonObject] = {
 async def create_response(
     body: ResponseRequest,
     request: Request,
+    x_gateway_tools: GatewayToolsHeader = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Create a response in the format of OpenAI's Responses API.
 
-    Calls of gateway tools are MCP items. `tools` of type `mcp` select the gateway's MCP servers and their tools. An
+    Calls of gateway tools are MCP items. `tools` of type `mcp` select the gateway's MCP servers and their tools; a
+    request with other tools alone gets no gateway tools, unless `x_gateway.tools` or the header says otherwise. An
     `mcp_approval_response` continues the turn that asked for approval, and returns the rest of it as a new response.
     """
     principal = get_principal(request)
@@ -73,7 +77,8 @@ async def create_response(
         if body.references:
             body = body.replace_references(await _find_items(body.references, request))
         specs, urls = list_model_tools(request, principal), list_server_urls(request, principal)
-        turn_request = body.to_turn_request(specs=specs, urls=urls, idempotency_key=idempotency_key)
+        offer = build_tool_offer(request, principal, body.model, x_gateway_tools)
+        turn_request = body.to_turn_request(offer, specs=specs, urls=urls, idempotency_key=idempotency_key)
         turn = await _start_turn(turn_request, request)
     create_writer = partial(_create_writer, turn, request, part)
     if body.stream:
@@ -99,7 +104,11 @@ async def _start_turn(turn_request: TurnRequest, request: Request) -> TurnHandle
 
 @router.post("/input_tokens", summary="Estimate the tokens of a response's input")
 async def count_input_tokens(
-    body: ResponseRequest, request: Request, conversations: ConversationsDep, contents: TurnContentsDep
+    body: ResponseRequest,
+    request: Request,
+    conversations: ConversationsDep,
+    contents: TurnContentsDep,
+    x_gateway_tools: GatewayToolsHeader = None,
 ) -> JsonObject:
     """An estimate of the tokens of the prompt.
 
@@ -109,7 +118,8 @@ async def count_input_tokens(
     if body.references:
         body = body.replace_references(await _find_items(body.references, request))
     specs, urls = list_model_tools(request, principal), list_server_urls(request, principal)
-    turn_request = body.to_turn_request(specs=specs, urls=urls)
+    offer = build_tool_offer(request, principal, body.model, x_gateway_tools)
+    turn_request = body.to_turn_request(offer, specs=specs, urls=urls)
     head: UUID | None = None
     if body.previous_response_id is not None:
         head = (await _find_response(body.previous_response_id, request))[0].id

@@ -1,0 +1,34 @@
+"""Indexes of messages in the errors of model servers.
+
+The servers count the gateway's own messages, too.
+"""
+
+import re
+
+from gateway.domain.errors import ModelRequestRefused
+from gateway.llm.chat_body import list_client_indexes
+from gateway.ports.model import ModelCall
+
+_MESSAGE_PATH = re.compile(r"\bmessages(\.\[|\[|\.)(\d{1,6})(\]?)")
+
+
+def name_client_messages(error: ModelRequestRefused, call: ModelCall) -> ModelRequestRefused:
+    """Return the error with the client's indexes of messages.
+
+    A message that is not the client's loses its index.
+    """
+    if type(error) is not ModelRequestRefused or not _MESSAGE_PATH.search(error.message):
+        return error
+    indexes = list_client_indexes(call)
+    named: list[int] = []
+
+    def replace_index(path: re.Match[str]) -> str:
+        sent = int(path[2])
+        index = indexes[sent] if sent < len(indexes) else None
+        if index is None:
+            return "messages"
+        named.append(index)
+        return f"messages{path[1]}{index}{path[3]}"
+
+    message = _MESSAGE_PATH.sub(replace_index, error.message)
+    return ModelRequestRefused(message, param=f"messages.{named[0]}" if named else error.param)

@@ -1,0 +1,1 @@
+"""Kinds of columns, and tables of single topics."""

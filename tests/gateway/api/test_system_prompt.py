@@ -1,0 +1,104 @@
+"""Tests of the system prompt, and of message indexes in errors."""
+
+from typing import Any
+
+import pytest
+
+from gateway.agent.prompt import PROMPT_WITHOUT_TOOLS, RESULTS_ARE_DATA, SYSTEM_PROMPT
+from gateway.simulator import Simulator
+from gateway.simulator.faults import Fault
+from tests.stack import Gateway, JsonObject, serve_gateway
+
+pytestmark = pytest.mark.faults
+
+OWN = "Answer like a camel."
+USER: JsonObject = {"role": "user", "content": "Hello."}
+WITH_OWN: dict[str, tuple[str, JsonObject]] = {
+    "chat completions": ("/v1/chat/completions", {"messages": [{"role": "system", "content": OWN}, USER]}),
+    "developer": ("/v1/chat/completions", {"messages": [{"role": "developer", "content": OWN}, USER]}),
+    "responses": ("/v1/responses", {"input": "Hello.", "instructions": OWN}),
+    "messages": ("/v1/messages", {"messages": [USER], "max_tokens": 50, "system": OWN}),
+    "native": ("/api/v1/chat", {"messages": [USER], "system": OWN}),
+}
+NO_TOOLS = {"X-Gateway-Tools": "none"}
+
+
+def get_system_prompt(simulator: Simulator) -> str | None:
+    head = simulator.requests[-1]["messages"][0]
+    return head["content"] if head["role"] == "system" else None
+
+
+@pytest.mark.parametrize("name", WITH_OWN)
+async def test_built_in_prompt_is_sent_only_without_one_of_the_client(gateway: Gateway, name: str) -> None:
+    path, body = WITH_OWN[name]
+    assert (await gateway.post(path, body, headers=NO_TOOLS)).status == 200
+    assert get_system_prompt(gateway.simulator) == OWN
+    assert (await gateway.post(path, body)).status == 200
+    prompt = get_system_prompt(gateway.simulator) or ""
+    assert prompt.startswith(RESULTS_ARE_DATA)
+    assert prompt.endswith(OWN)
+    assert "helpful assistant" not in prompt
+
+
+async def test_request_without_a_system_prompt_gets_the_built_in_one(gateway: Gateway) -> None:
+    await gateway.chat("Hello.")
+    prompt = get_system_prompt(gateway.simulator) or ""
+    assert prompt.startswith(SYSTEM_PROMPT)
+    assert prompt.count(RESULTS_ARE_DATA) == 1
+    await gateway.chat("Hello.", tools=[])
+    assert get_system_prompt(gateway.simulator) == PROMPT_WITHOUT_TOOLS
+
+
+async def test_policy_always_sends_the_built_in_prompt_before_that_of_the_client(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    async with serve_gateway(database_url, simulator, tools_url, system_prompt_policy="always") as gateway:
+        for path, body in WITH_OWN.values():
+            await gateway.post(path, body)
+            prompt = get_system_prompt(simulator) or ""
+            assert prompt.startswith(SYSTEM_PROMPT)
+            assert prompt.endswith(OWN)
+
+
+@pytest.mark.parametrize("policy", ["fallback", "always"])
+async def test_prompt_of_the_operator_is_always_first(
+    database_url: str, simulator: Simulator, tools_url: str, policy: str
+) -> None:
+    settings: dict[str, Any] = {"agent_system_prompt": "We sell milk.", "system_prompt_policy": policy}
+    async with serve_gateway(database_url, simulator, tools_url, **settings) as gateway:
+        for path, body in WITH_OWN.values():
+            await gateway.post(path, body)
+            prompt = get_system_prompt(simulator) or ""
+            assert prompt.startswith(f"We sell milk.\n\n{RESULTS_ARE_DATA}")
+            assert prompt.endswith(OWN)
+            await gateway.post(path, body, headers=NO_TOOLS)
+            assert get_system_prompt(simulator) == f"We sell milk.\n\n{OWN}"
+
+
+# --- indexes of messages in errors
+
+
+@pytest.mark.parametrize("form", ["messages.{}.content", "messages[{}].content", "messages.[{}].content"])
+@pytest.mark.parametrize("has_system", [False, True])
+async def test_error_of_the_models_server_names_the_clients_message(
+    gateway: Gateway, form: str, has_system: bool
+) -> None:
+    texts = [{"role": "user", "content": f"Hello {number}."} for number in range(3)]
+    messages = [*([{"role": "system", "content": OWN}] if has_system else []), *texts]
+    for client_index, text in enumerate(messages):
+        sent_index = client_index if has_system else client_index + 1  # after the gateway's own message
+        if text["role"] == "system":
+            continue
+        error = {"message": f"'{form.format(sent_index)}': bad", "type": "invalid_request_error"}
+        gateway.simulator.faults.add_faults(Fault(kind="status", status=400, body={"error": error}))
+        reply = await gateway.post("/v1/chat/completions", {"messages": messages})
+        assert reply.status == 400
+        assert f"'{form.format(client_index)}': bad" in reply.body["error"]["message"]
+        assert reply.body["error"]["param"] == f"messages.{client_index}"
+
+
+async def test_error_about_a_message_of_the_gateway_names_no_index(gateway: Gateway) -> None:
+    error = {"message": "'messages.0.content': bad", "type": "invalid_request_error"}
+    gateway.simulator.faults.add_faults(Fault(kind="status", status=400, body={"error": error}))
+    reply = await gateway.post("/v1/chat/completions", {"messages": [USER]})
+    assert "'messages.content': bad" in reply.body["error"]["message"]
