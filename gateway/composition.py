@@ -64,7 +64,9 @@ from gateway.store.search.indexer import SearchIndexer
 from gateway.store.turns import TurnStore, prune_forever
 from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
+from gateway.store.webhooks.queue import WebhookStore
 from gateway.store.workers import WorkerStore
+from gateway.webhooks.deliverer import create_deliverer
 from gateway_runtime.cached_value import CachedValue
 from gateway_runtime.postgres.connections import ConnectionTimeouts
 
@@ -89,6 +91,7 @@ class Store:
     redactor: Redactor
     cipher: Cipher
     identity_keys: IdentityKeys
+    webhooks: WebhookStore
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ async def build_gateway(
             max_memory_bytes=settings.shed_memory_bytes or find_memory_limit(settings.gateway_workers),
         )
         _supervise(load.task, tasks, stack)
+        if settings.webhook_hosts:
+            _supervise(create_deliverer(settings, store.webhooks).task, tasks, stack)
         agent = build_agent(settings, timeouts, worker_id, store, llm, tools, lease, tasks, load, rates)
         turn_service = await stack.enter_async_context(agent)
         mcp = McpEndpoint(
@@ -186,29 +191,22 @@ def _set_stores(state: State, store: Store) -> None:
     state.usage = store.usage
     state.usage_reports = UsageReports(store.database)
     state.servers = store.servers
+    state.webhooks = store.webhooks
     state.identity_jwks = store.identity_keys.get_jwks()
 
 
 def _build_storage_health(
     settings: Settings, timeouts: Timeouts, store: Store, lease: WorkerLease, stack: AsyncExitStack
 ) -> StorageHealth:
-    assert settings.postgres_url is not None
-    health = StorageHealth(
-        settings.postgres_url,
-        store.journal,
-        lambda: lease.is_valid,
-        limits=store.database.connector.limits,
-        max_age_seconds=timeouts.health,
-    )
+    url, limits = settings.postgres_url, store.database.connector.limits
+    assert url is not None
+    health = StorageHealth(url, store.journal, lambda: lease.is_valid, limits=limits, max_age_seconds=timeouts.health)
     stack.push_async_callback(health.close)
     return health
 
 
 async def _stop(mcp: McpEndpoint, turn_service: TurnService, grace_seconds: float) -> None:
-    """End all streams, each with its last message.
-
-    Turns that do not end in time are handed over.
-    """
+    """End all streams with their last messages, and hand over late turns."""
     mcp.stop_listening()
     await turn_service.stop(grace_seconds)
 
@@ -280,6 +278,7 @@ async def build_store(
             redactor=redactor,
             cipher=cipher,
             identity_keys=IdentityKeys(secrets),
+            webhooks=WebhookStore(database),
         )
 
 

@@ -15,6 +15,7 @@ from gateway.settings.models import ModelSettings
 from gateway.settings.server import ServerSettings
 from gateway.settings.storage import StorageSettings
 from gateway.settings.values import LOCAL_HOSTS, is_loopback
+from gateway.settings.webhooks import WebhookSettings
 from gateway_runtime.errors import ConfigError
 from gateway_runtime.placeholders import is_placeholder
 from gateway_runtime.private_files import read_secret
@@ -42,6 +43,7 @@ class Settings(
     LimitSettings,
     StorageSettings,
     AccessSettings,
+    WebhookSettings,
     ServerSettings,
     ConsoleLinkSettings,
 ):

@@ -10,7 +10,8 @@ from sqlalchemy import pool, text
 from sqlalchemy.engine import Connection
 from sqlmodel import SQLModel
 
-import gateway.store.models  # noqa: F401
+import gateway.store.models
+import gateway.store.tables.webhooks  # noqa: F401
 import tools_server.http_tools.models
 import tools_server.tasks.models  # noqa: F401
 from gateway.config import load_settings

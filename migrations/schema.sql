@@ -635,6 +635,65 @@ CREATE INDEX ix_turns_request_hash ON turns (request_hash) WHERE request_hash IS
 
 UPDATE alembic_version SET version_num='gateway_0025' WHERE alembic_version.version_num = 'gateway_0024';
 
+-- Running upgrade gateway_0025 -> gateway_0026
+
+CREATE TABLE webhook_messages (
+    id UUID NOT NULL, 
+    turn_id UUID NOT NULL, 
+    owner TEXT NOT NULL, 
+    url TEXT NOT NULL, 
+    event TEXT NOT NULL, 
+    payload TEXT NOT NULL, 
+    attempts INTEGER DEFAULT '0' NOT NULL, 
+    error TEXT, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    next_attempt_at TIMESTAMP WITH TIME ZONE DEFAULT now(), 
+    delivered_at TIMESTAMP WITH TIME ZONE, 
+    failed_at TIMESTAMP WITH TIME ZONE, 
+    PRIMARY KEY (id), 
+    FOREIGN KEY(turn_id) REFERENCES turns (id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_webhook_messages_turn ON webhook_messages (turn_id);
+
+CREATE INDEX ix_webhook_messages_owner ON webhook_messages (owner, failed_at);
+
+CREATE INDEX ix_webhook_messages_due ON webhook_messages (next_attempt_at) WHERE next_attempt_at IS NOT NULL;
+
+CREATE FUNCTION queue_webhook(turn turns, event text, data jsonb) RETURNS void LANGUAGE sql AS $$
+INSERT INTO webhook_messages (id, turn_id, owner, url, event, payload)
+VALUES (gen_random_uuid(), turn.id, turn.owner, turn.options->>'webhook_url', event, jsonb_build_object(
+    'type', event,
+    'timestamp', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+    'data', jsonb_build_object('turn_id', turn.id, 'conversation_id', turn.conversation_id) || data)::text) $$;
+
+CREATE FUNCTION queue_webhook_of_end() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM queue_webhook(NEW, 'turn.' || NEW.status, jsonb_build_object('status', NEW.status)
+        || CASE WHEN NEW.error IS NULL THEN '{}'::jsonb ELSE jsonb_build_object('error_code', NEW.error->>'code') END);
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION queue_webhook_of_input() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE turn turns;
+BEGIN
+    SELECT * INTO turn FROM turns WHERE id = NEW.turn_id AND options ? 'webhook_url';
+    IF FOUND THEN
+        PERFORM queue_webhook(turn, 'input.required', jsonb_build_object('input_id', NEW.id, 'call_id', NEW.call_id));
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER turns_webhook AFTER UPDATE OF status ON turns FOR EACH ROW
+        WHEN (OLD.status IS DISTINCT FROM NEW.status AND NEW.status IN ('completed', 'failed', 'cancelled')
+              AND NEW.options ? 'webhook_url')
+        EXECUTE FUNCTION queue_webhook_of_end();
+
+CREATE TRIGGER turn_inputs_webhook AFTER INSERT ON turn_inputs FOR EACH ROW
+        EXECUTE FUNCTION queue_webhook_of_input();
+
+UPDATE alembic_version SET version_num='gateway_0026' WHERE alembic_version.version_num = 'gateway_0025';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

@@ -25,6 +25,7 @@ ALLOWED_IMPORTS: dict[str, set[str]] = {
     "gateway.mcp_client": BASE_IMPORTS | {"gateway.mcp_client"},
     "gateway.store": BASE_IMPORTS | {"gateway.store"},
     "gateway.wire": BASE_IMPORTS | {"gateway.wire"},
+    "gateway.webhooks": BASE_IMPORTS | {"gateway.webhooks"},
     "gateway.agent": BASE_IMPORTS | {"gateway.agent"},
     "gateway.simulator": BASE_IMPORTS | {"gateway.simulator", "gateway.llm.recording"},
     "gateway.api": API_IMPORTS,

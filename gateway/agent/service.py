@@ -17,6 +17,7 @@ from gateway.agent.subscriptions import INPUT_REQUIRED, TurnSubscriptions
 from gateway.agent.turn import ActiveTurn
 from gateway.common.concurrency import LruDict
 from gateway.common.load import LoadMonitor
+from gateway.common.webhook_urls import check_webhook_url
 from gateway.config import Settings
 from gateway.domain.branches import TurnBranch, TurnOrigin
 from gateway.domain.bus import BusKind, BusMessage
@@ -72,6 +73,7 @@ class TurnService:
         self._max_messages = settings.max_messages
         self._max_message_chars = settings.max_message_chars
         self._default_model = settings.default_model
+        self._webhook_hosts = settings.webhook_hosts
         self._started_turns: LruDict[str, UUID] = LruDict(_MAX_STARTED_TURNS)
 
     @property
@@ -238,6 +240,8 @@ class TurnService:
         for index, message in enumerate(request.messages):
             if len(message.text) > self._max_message_chars:
                 raise self._make_too_long(message.text, f"messages.{index}.content")
+        if request.webhook_url is not None:
+            check_webhook_url(request.webhook_url, self._webhook_hosts)
         if request.origin is not None:
             self._check_branch(request, request.origin)
         if request.conversation_id is not None and not is_new_conversation(request.conversation_id):

@@ -35,6 +35,7 @@ from gateway.store.questions import QuestionStore
 from gateway.store.turns import TurnStore
 from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
+from gateway.store.webhooks.queue import WebhookStore
 from gateway_runtime.cached_value import CachedValue
 
 T = TypeVar("T")
@@ -93,6 +94,7 @@ QuestionsDep = Annotated[QuestionStore, _depends_on_part("questions")]
 ServerAdminDep = Annotated[ServerAdmin, _depends_on_part("registry")]
 StorageHealthDep = Annotated[StorageHealth, _depends_on_part("storage_health")]
 ServersDep = Annotated[ServerStore, _depends_on_part("servers")]
+WebhooksDep = Annotated[WebhookStore, _depends_on_part("webhooks")]
 SettingsDep = Annotated[Settings, _depends_on_part("settings")]
 StartTimeDep = Annotated[float, _depends_on_part("started_at")]
 TasksDep = Annotated[TaskRegistry, _depends_on_part("tasks")]

@@ -274,7 +274,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     stored. With `drop_unsupported`, parameters that the model does not support are dropped with a warning. With
     `cache_ttl`, an answer to an equal request may be reused for that many seconds. `echo` is stored for the wire
     format, which returns it when the turn is read. `origin` and `follow_ups` belong to forks and replays. Equal
-    requests of a caller have the same `request_hash`.
+    requests of a caller have the same `request_hash`. `webhook_url` is told when the turn ends or asks.
     """
 
     messages: tuple[Message, ...]
@@ -301,6 +301,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     origin: TurnOrigin | None = None
     follow_ups: tuple[FollowUp, ...] = ()
     request_hash: str | None = None
+    webhook_url: str | None = None
 
     @property
     def prompt(self) -> str:

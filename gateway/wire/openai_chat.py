@@ -63,6 +63,9 @@ class GatewayOptions(RequestModel):
     )
     on_disconnect: Literal["cancel", "continue"] | None = Field(default=None, description="Default: cancel.")
     cache: CacheOptions | None = None
+    webhook_url: str | None = Field(
+        default=None, max_length=2_000, description="URL that is told of the turn's end and of its questions."
+    )
 
 
 class ChatCompletionRequest(RequestModel):
@@ -178,6 +181,7 @@ class ChatCompletionRequest(RequestModel):
             response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
             metadata=self.metadata or {},
             warnings=() if self.web_search_options is None else (_NO_WEB_SEARCH,),
+            webhook_url=options.webhook_url,
         )
 
     @property

@@ -81,6 +81,9 @@ class ResponseGatewayOptions(RequestModel):
         default=None,
         description="Gateway tools that may be used. Default: all, and none where the request has tools of its own.",
     )
+    webhook_url: str | None = Field(
+        default=None, max_length=2_000, description="URL that is told of the turn's end and of its questions."
+    )
 
 
 class ResponseRequest(RequestModel):
@@ -216,6 +219,7 @@ class ResponseRequest(RequestModel):
             client_tools=tuple(build_client_tool(tool.name, tool.description, tool.parameters) for tool in functions),
             response_format=self._parse_response_format(),
             metadata=self.metadata or {},
+            webhook_url=self.x_gateway.webhook_url if self.x_gateway else None,
             approve=approve,
             warnings=tuple(self._list_warnings()),
             echo=self._build_echo(specs if selected is None else [spec for spec in specs if spec.name in selected]),

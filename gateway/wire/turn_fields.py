@@ -144,6 +144,9 @@ class TurnFields(RequestModel):
     store: bool = Field(
         default=True, description="If false, only usage figures are stored: no prompt, no text and no events."
     )
+    webhook_url: str | None = Field(
+        default=None, max_length=2_000, description="URL that is told of the turn's end and of its questions."
+    )
     cache: CacheOptions | None = Field(
         default=None, description="Reuse the answer to an equal request of the same user. Default: call the model."
     )
@@ -208,6 +211,7 @@ class TurnFields(RequestModel):
             approval=self.approval,
             store=self.store,
             drop_unsupported=self.drop_unsupported,
+            webhook_url=self.webhook_url,
             cache_ttl=self.cache.ttl if self.cache else None,
             parent_turn_id=self.parent_turn_id,
             response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,

@@ -20,6 +20,7 @@ from gateway.api.routes.native import (
     tools,
     turns,
     usage,
+    webhooks,
 )
 from gateway.api.routes.openai import chat_completions, responses
 from gateway.api.routes.openai import conversations as openai_conversations
@@ -39,6 +40,7 @@ def register_routes(app: FastAPI) -> None:
         conversations,
         history,
         usage,
+        webhooks,
         mcp_servers,
         mcp_resources,
         mcp_sign_in,

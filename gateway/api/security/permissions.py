@@ -102,6 +102,7 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/api/v1/mcp/prompts"): _TOOLS,
     ("POST", "/api/v1/mcp/prompts/{name}"): _TOOLS,
     ("GET", "/api/v1/models"): ANYONE,
+    ("GET", "/api/v1/webhooks/failures"): _READ,
     ("POST", "/api/v1/turns/{turn_id}/feedback"): _CHANGE,
     ("GET", "/api/v1/usage"): _READ,
     ("GET", "/api/v1/budget"): _READ,

@@ -40,6 +40,7 @@ class EphemeralJournal(Journal):
             store=False,
             idempotency_key=turn.request.idempotency_key,
             parent_turn_id=turn.request.parent_turn_id,
+            webhook_url=turn.request.webhook_url,
         )
         await self._journal.begin_turn(
             msgspec.structs.replace(turn, request=request), NullEventSource(turn.id, turn.epoch)

@@ -154,6 +154,7 @@ class PromptBody(RequestModel):
             response_format=self._parse_response_format(),
             drop_unsupported=True,
             cache_ttl=options.cache.ttl if options.cache else None,
+            webhook_url=options.webhook_url,
         )
 
     def _build_parameters(self) -> Parameters:

@@ -96,6 +96,7 @@ class CompletionRequest(RequestModel):
             idempotency_key=idempotency_key,
             approval=options.approval or "never",
             cache_ttl=options.cache.ttl if options.cache else None,
+            webhook_url=options.webhook_url,
         )
 
 

@@ -34,6 +34,7 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("POST", "/api/v1/turns/{turn_id}/fork"): ("owned", {"after_step": 0, "message": "hello"}),
     ("POST", "/api/v1/turns/{turn_id}/replay"): ("owned", {}),
     ("GET", "/api/v1/turns/{turn_id}/compare/{other_id}"): ("owned", None),
+    ("GET", "/api/v1/webhooks/failures"): ("own list", None),
     ("GET", "/api/v1/conversations"): ("own list", None),
     ("GET", "/api/v1/conversations/{conversation_id}"): ("owned", None),
     ("GET", "/api/v1/conversations/{conversation_id}/export"): ("owned", None),
