@@ -237,7 +237,8 @@ async def test_chat_only_key_gets_no_tool_history_of_another_key(keyring: Keyrin
     )
     weather = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
     prompt = {"role": "user", "content": "What is the secret sum?"}
-    body = {"model": "openai/gpt-oss-120b", "messages": [prompt], "tools": [weather]}
+    options = {"tools": [weather], "x_gateway": {"tools": "all"}}
+    body = {"model": "openai/gpt-oss-120b", "messages": [prompt], **options}
 
     async def ask_again(headers: dict[str, str]) -> str:
         gateway.simulator.faults.add_faults(Fault(kind="tool_calls", calls=calls))

@@ -493,7 +493,7 @@ ERRORS: list[tuple[int, Any, tuple[int, str, str]]] = [
     (404, message("No endpoints found that support tool use."), (*NO_MODEL[:2], "support tool use")),
     (404, {"object": "error", "message": "The model `x` does not exist.", "code": 404}, NO_MODEL),
     (404, {"error": {"code": "DeploymentNotFound", "message": "The API deployment does not exist."}}, NO_MODEL),
-    (422, {"detail": [{"loc": ["body", "messages", 0], "msg": "Bad"}]}, (*REFUSED, "body.messages.0: Bad")),
+    (422, {"detail": [{"loc": ["body", "messages", 1], "msg": "Bad"}]}, (*REFUSED, "body.messages.0: Bad")),
     (422, {"error": {"detail": [{"loc": ["body", "n"], "msg": "Bad"}]}}, (*REFUSED, "body.n: Bad")),
     (422, {"errors": [{"loc": ["n"], "msg": "Bad"}]}, (*REFUSED, "n: Bad")),
     (422, {"detail": [{"msg": "Bad"}]}, (*REFUSED, "Bad")),
