@@ -232,6 +232,7 @@ class AgentLoop:
             reads_text_calls=context.response_format is None,
             require_lease=turn.require_lease,
             client_indexes=context.client_indexes,
+            message_paths=context.message_paths,
         )
 
     async def _ask_model(

@@ -75,7 +75,7 @@ class ModelContext(msgspec.Struct, frozen=True):
     """The part of a model call that all steps share.
 
     `messages` are the system message, the history and those of the request, whose indexes there are the
-    `client_indexes`; `find_tools` searches the `hidden` tools.
+    `client_indexes`, and whose names in errors the `message_paths`; `find_tools` searches the `hidden` tools.
     The model summarizes the `overflow` of the history before the first step, with `summary_effort` of reasoning.
     """
 
@@ -91,6 +91,7 @@ class ModelContext(msgspec.Struct, frozen=True):
     overflow: HistoryOverflow | None = None
     summary_effort: str | None = None
     client_indexes: tuple[int | None, ...] = ()
+    message_paths: tuple[str, ...] = ()
 
     def insert_summary(self, message: Message) -> "ModelContext":
         """Return the context with a summary before its other messages.

@@ -183,6 +183,7 @@ class PromptBuilder:
             model=model.id,
             messages=sent_messages,
             client_indexes=tuple(indexes.get(id(message)) for message in sent_messages),
+            message_paths=request.message_paths,
             tools=selection.tools,
             hidden=selection.hidden,
             tool_choice=selection.choice,

@@ -239,7 +239,9 @@ class TurnService:
             )
         for index, message in enumerate(request.messages):
             if len(message.text) > self._max_message_chars:
-                raise self._make_too_long(message.text, f"messages.{index}.content")
+                paths = request.message_paths
+                path = paths[index] if index < len(paths) else f"messages.{index}"
+                raise self._make_too_long(message.text, f"{path}.content" if "." in path else path)
         if request.webhook_url is not None:
             check_webhook_url(request.webhook_url, self._webhook_hosts)
         if request.origin is not None:

@@ -274,7 +274,8 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     stored. With `drop_unsupported`, parameters that the model does not support are dropped with a warning. With
     `cache_ttl`, an answer to an equal request may be reused for that many seconds. `echo` is stored for the wire
     format, which returns it when the turn is read. `origin` and `follow_ups` belong to forks and replays. Equal
-    requests of a caller have the same `request_hash`. `webhook_url` is told when the turn ends or asks.
+    requests of a caller have the same `request_hash`. `webhook_url` is told when the turn ends or asks. `message_paths`
+    are the client's names of the messages in errors, if these are not its own list `messages`.
     """
 
     messages: tuple[Message, ...]
@@ -302,6 +303,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     follow_ups: tuple[FollowUp, ...] = ()
     request_hash: str | None = None
     webhook_url: str | None = None
+    message_paths: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:

@@ -43,13 +43,17 @@ def _join_system_messages(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def list_client_indexes(call: ModelCall) -> list[int | None]:
-    """Return the client's indexes of the messages of a call."""
+    """Return the client's indexes of the messages of a call.
+
+    A joined system message has the index of the client's first one.
+    """
     padding = [None] * (len(call.messages) - len(call.client_indexes))
     indexes = [*call.client_indexes, *padding]
     if _join_system_messages(call.messages) is call.messages:
         return indexes
-    pairs = zip(call.messages, indexes, strict=True)
-    return [None, *(index for message, index in pairs if message.role != "system")]
+    pairs = list(zip(call.messages, indexes, strict=True))
+    joined = [index for message, index in pairs if message.role == "system" and index is not None]
+    return [joined[0] if joined else None, *(index for message, index in pairs if message.role != "system")]
 
 
 def _make_messages(messages: Iterable[Message], *, with_extra_content: bool) -> list[JsonObject]:

@@ -17,7 +17,8 @@ class ModelCall(msgspec.Struct, frozen=True):
     `response_format` has OpenAI's shape and excludes tools. `user` is the caller. `allowed_models` are globs over the
     models that the caller may use; None: all. `reads_text_calls`: a text that is nothing but tool calls becomes calls.
     `require_lease` runs right before each request to the model's server. `client_indexes` are the client's indexes of
-    the first messages; None: the message is not the client's.
+    the first messages; None: the message is not the client's. `message_paths` are the client's names of its messages,
+    if these are not `messages.0` and so on.
     """
 
     model: str
@@ -31,6 +32,7 @@ class ModelCall(msgspec.Struct, frozen=True):
     reads_text_calls: bool = True
     require_lease: StartCheck = allow_start
     client_indexes: tuple[int | None, ...] = ()
+    message_paths: tuple[str, ...] = ()
 
     def estimate_tokens(self) -> int:
         """Estimate the prompt's tokens: an exact count would need each model's tokenizer."""

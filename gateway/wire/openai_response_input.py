@@ -147,32 +147,38 @@ def parse_content(content: str | ItemList[JsonObject]) -> str | ItemList[JsonObj
 
 
 def to_messages(items: str | list[InputItem]) -> list[Message]:
-    """Convert input items to messages.
+    """Convert input items to messages."""
+    return [message for message, _ in to_named_messages(items)]
+
+
+def to_named_messages(items: str | list[InputItem]) -> list[tuple[Message, str]]:
+    """Convert input items to messages with their paths.
 
     Consecutive calls become one message of the assistant.
     """
     if isinstance(items, str):
-        return [Message("user", items)]
+        return [(Message("user", items), "input")]
     # With ids of client calls, the gateway restores the calls of its own tools beside them, so these are skipped here.
     restores_history = any(
         isinstance(item, FunctionCallItem) and CLIENT_CALL_ID.fullmatch(item.call_id) for item in items
     )
-    messages: list[Message] = []
-    for item in items:
+    messages: list[tuple[Message, str]] = []
+    for index, item in enumerate(items):
+        path = f"input.{index}"
         match item:
             case MessageItem():
                 role: Role = "system" if item.role == "developer" else item.role
-                messages.append(Message(role, parse_content(item.content)))
+                messages.append((Message(role, parse_content(item.content)), path))
             case FunctionCallItem():
                 call = ToolCall(item.call_id, item.name, item.arguments, extra_content=item.extra_content)
-                _add_call(messages, call)
+                _add_call(messages, call, path)
             case FunctionCallOutputItem():
                 output = item.output if isinstance(item.output, str) else parse_content(item.output)
-                messages.append(Message("tool", output, tool_call_id=item.call_id))
+                messages.append((Message("tool", output, tool_call_id=item.call_id), path))
             case McpCallItem() if not restores_history:
-                messages.append(Message("assistant", None, (ToolCall(item.id, item.name, item.arguments),)))
+                messages.append((Message("assistant", None, (ToolCall(item.id, item.name, item.arguments),)), path))
                 result = item.output if item.error is None else f"Error: {item.error}"
-                messages.append(Message("tool", result or "(no output)", tool_call_id=item.id))
+                messages.append((Message("tool", result or "(no output)", tool_call_id=item.id), path))
             case _:
                 pass
     if not messages:
@@ -180,8 +186,9 @@ def to_messages(items: str | list[InputItem]) -> list[Message]:
     return messages
 
 
-def _add_call(messages: list[Message], call: ToolCall) -> None:
-    if messages and messages[-1].role == "assistant" and (messages[-1].tool_calls or messages[-1].content):
-        messages[-1] = msgspec.structs.replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
+def _add_call(messages: list[tuple[Message, str]], call: ToolCall, path: str) -> None:
+    last, last_path = messages[-1] if messages else (None, path)
+    if last is not None and last.role == "assistant" and (last.tool_calls or last.content):
+        messages[-1] = (msgspec.structs.replace(last, tool_calls=(*last.tool_calls, call)), last_path)
     else:
-        messages.append(Message("assistant", None, (call,)))
+        messages.append((Message("assistant", None, (call,)), path))

@@ -23,7 +23,7 @@ from gateway.wire.openai_response_input import (
     McpCallItem,
     ReferenceItem,
     parse_items,
-    to_messages,
+    to_named_messages,
 )
 from gateway.wire.openai_response_tools import (
     AllowedToolsChoice,
@@ -203,8 +203,10 @@ class ResponseRequest(RequestModel):
             message = "conversation: send it or previous_response_id, not both."
             raise InvalidRequest(message, param="conversation")
         functions = [tool for tool in self._list_tools() if isinstance(tool, FunctionTool)]
+        messages, paths = zip(*to_named_messages(self.input), strict=True)
         return TurnRequest(
-            messages=tuple(to_messages(self.input)),
+            messages=messages,
+            message_paths=paths,
             model=self.model or "",
             parameters=parameters,
             tools=selected,

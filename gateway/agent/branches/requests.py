@@ -41,6 +41,8 @@ def build_branch_request(turn_id: UUID, request: TurnRequest, branch: TurnBranch
         warnings=(),
         cache_ttl=None,
         echo=None,
+        webhook_url=None,
+        message_paths=(),
         metadata={},
     )
 

@@ -163,6 +163,7 @@ def build_begin_row(turn: TurnRecord, worker_id: UUID) -> Row:
         "user_label": None,
         "idempotency_key": None,
         "request_hash": None,
+        "message_paths": (),
     }
     options = msgspec.to_builtins(msgspec.structs.replace(request, **columns))
     for name in ("messages", "model", "conversation_id"):

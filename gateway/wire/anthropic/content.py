@@ -1,6 +1,6 @@
 """Messages of the model, read from Anthropic's content blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import msgspec
@@ -18,8 +18,8 @@ _MAX_SHOWN_LENGTH = 80
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
-def to_messages(bodies: list[tuple[str, str | list[JsonObject]]]) -> list[Message]:
-    """Convert pairs of role and content, in order.
+def to_named_messages(bodies: list[tuple[str, str | list[JsonObject]]]) -> list[tuple[Message, str]]:
+    """Convert pairs of role and content to messages with their paths.
 
     With calls of the client's own tools that this gateway has made, the gateway restores the calls of its own tools
     beside them, so their blocks are skipped here.
@@ -33,15 +33,10 @@ def to_messages(bodies: list[tuple[str, str | list[JsonObject]]]) -> list[Messag
             block.get("type") == "tool_use" and CLIENT_CALL_ID.fullmatch(str(block.get("id"))) for block in blocks
         )
     )
-    messages: list[Message] = []
+    messages: list[tuple[Message, str]] = []
     for number, (role, content) in enumerate(bodies):
-        path = f"messages.{number}.content"
-        if role == "assistant":
-            messages += reader.read_answer(content, path)
-        elif role == "system":
-            messages.append(Message("system", read_text(content, path)))
-        else:
-            messages += reader.read_request(content, path)
+        name = f"messages.{number}"
+        messages += [(message, name) for message in reader.read_message(role, content, f"{name}.content")]
     return messages
 
 
@@ -66,6 +61,12 @@ class _BlockReader:
 
     def __init__(self, *, skips_hosted_calls: bool) -> None:
         self._skips_hosted_calls = skips_hosted_calls
+
+    def read_message(self, role: str, content: str | list[JsonObject], path: str) -> Iterable[Message]:
+        """Return the messages of a body."""
+        if role == "assistant":
+            return self.read_answer(content, path)
+        return [Message("system", read_text(content, path))] if role == "system" else self.read_request(content, path)
 
     def read_request(self, content: str | list[JsonObject], path: str) -> Iterator[Message]:
         """Yield results of tools, and then the user's message.

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Message, Parameters, ToolChoice, ToolSpec, TurnRequest
-from gateway.wire.anthropic.content import read_text, to_messages
+from gateway.wire.anthropic.content import read_text, to_named_messages
 from gateway.wire.client_tools import build_client_tool
 from gateway.wire.openai_chat import GatewayOptions
 from gateway.wire.tool_offer import ToolOffer
@@ -136,10 +136,12 @@ class PromptBody(RequestModel):
         """
         options = self.x_gateway or GatewayOptions()
         system = read_text(self.system, "system")
-        messages = to_messages([(message.role, message.content) for message in self.messages])
+        named = to_named_messages([(message.role, message.content) for message in self.messages])
+        named = [*([(Message("system", system), "system")] if system else []), *named]
         own_tools = [tool for tool in self.tools or () if tool.type in (None, "custom")]
         return TurnRequest(
-            messages=(*((Message("system", system),) if system else ()), *messages),
+            messages=tuple(message for message, _ in named),
+            message_paths=tuple(path for _, path in named),
             model=self.model or "",
             parameters=self._build_parameters(),
             tools=offer.select(self._list_named_tools(specs, urls), brings_tools=bool(self.tools)),

@@ -97,6 +97,55 @@ async def test_error_of_the_models_server_names_the_clients_message(
         assert reply.body["error"]["param"] == f"messages.{client_index}"
 
 
+CALL_ID = "call_1"
+ANTHROPIC_MESSAGES: list[JsonObject] = [
+    USER,
+    {"role": "assistant", "content": [{"type": "tool_use", "id": CALL_ID, "name": "get_weather", "input": {}}]},
+    {
+        "role": "user",
+        "content": [
+            {"type": "tool_result", "tool_use_id": CALL_ID, "content": "Sunny."},
+            {"type": "text", "text": "And now?"},
+        ],
+    },
+]
+RESPONSES_ITEMS: list[JsonObject] = [
+    USER,
+    {"type": "function_call", "call_id": CALL_ID, "name": "get_weather", "arguments": "{}"},
+    {"type": "function_call", "call_id": "call_2", "name": "get_weather", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": CALL_ID, "output": "Sunny."},
+    {"type": "function_call_output", "call_id": "call_2", "output": "Rainy."},
+]
+NAMED: list[tuple[str, JsonObject, list[str | None]]] = [
+    (
+        "/v1/messages",
+        {"messages": ANTHROPIC_MESSAGES, "system": OWN, "max_tokens": 9},
+        ["system", "messages.0", "messages.1", "messages.2", "messages.2"],
+    ),
+    ("/v1/messages", {"messages": ANTHROPIC_MESSAGES, "max_tokens": 9}, [None, "messages.0", "messages.1"]),
+    ("/v1/responses", {"input": "Hello."}, [None, "input"]),
+    ("/v1/responses", {"input": RESPONSES_ITEMS, "instructions": OWN}, [None, "input.0", "input.1", "input.3"]),
+    (
+        "/v1/chat/completions",
+        {"messages": [USER, {"role": "system", "content": OWN}, USER]},
+        ["messages.1", "messages.0", "messages.2"],  # the gateway sends system messages first
+    ),
+]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("path", "body", "names"), NAMED)
+async def test_error_of_the_models_server_has_the_clients_name_of_its_message(
+    gateway: Gateway, path: str, body: JsonObject, names: list[str | None]
+) -> None:
+    for sent_index, name in enumerate(names):
+        error = {"message": f"'messages[{sent_index}].content': bad", "type": "invalid_request_error"}
+        gateway.simulator.faults.add_faults(Fault(kind="status", status=400, body={"error": error}))
+        message = (await gateway.post(path, body)).body["error"]["message"]
+        list_name, _, number = (name or "messages").rpartition(".")
+        assert f"'{f'{list_name}[{number}]' if list_name else number}.content': bad" in message
+
+
 async def test_error_about_a_message_of_the_gateway_names_no_index(gateway: Gateway) -> None:
     error = {"message": "'messages.0.content': bad", "type": "invalid_request_error"}
     gateway.simulator.faults.add_faults(Fault(kind="status", status=400, body={"error": error}))
