@@ -214,7 +214,8 @@ def build_finish_row(fence: Fence, outcome: TurnOutcome) -> Row:
 def _build_search_terms(outcome: TurnOutcome) -> tuple[str | None, str | None]:
     """Build the terms of a short turn.
 
-    They are words for PostgreSQL's parser, or a vector. Those of a long one take milliseconds, so `SearchIndexer` adds them.
+    They are words for PostgreSQL's parser, or a vector. Those of a long one take milliseconds, so `SearchIndexer` adds
+    them.
     """
     if outcome.prompt is None or len(outcome.prompt) + len(outcome.response) > _MAX_INDEXED_LENGTH:
         return None, None
