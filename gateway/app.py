@@ -27,7 +27,14 @@ from gateway.server.asgi import SelfConfiguredApplication
 
 log = get_logger(__name__)
 
-_EXPOSED_HEADERS = ("X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Mcp-Session-Id", "Retry-After")
+_EXPOSED_HEADERS = (
+    "X-Request-ID",
+    "X-Turn-Id",
+    "X-Gateway-Cache",
+    "X-Gateway-Warnings",
+    "Mcp-Session-Id",
+    "Retry-After",
+)
 
 
 def create_app(

@@ -31,6 +31,8 @@ _SECURITY_HEADERS = (
 )
 _API_HEADERS = (*_SECURITY_HEADERS, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
 _HSTS_HEADER = (b"strict-transport-security", b"max-age=31536000")
+REMOVED_SLASHES_SCOPE_KEY = "gateway_runtime.removed_slashes"
+"""Scope key of the number of slashes that a path lost at its end."""
 
 
 def get_security_headers(*, over_tls: bool, page: bool = False) -> tuple[tuple[bytes, bytes], ...]:
@@ -40,10 +42,15 @@ def get_security_headers(*, over_tls: bool, page: bool = False) -> tuple[tuple[b
 
 
 def remove_last_slash(scope: MutableMapping[str, Any]) -> None:
-    """Make a path with a last slash the path without it."""
-    if len(scope["path"]) > 1 and scope["path"].endswith("/"):
-        scope["path"] = scope["path"].rstrip("/") or "/"
+    """Make a path with a last slash the path without it.
+
+    The scope keeps the number of removed slashes, from which pages with relative links tell where a browser is.
+    """
+    path = scope["path"]
+    if len(path) > 1 and path.endswith("/"):
+        scope["path"] = path.rstrip("/") or "/"
         scope["raw_path"] = scope.get("raw_path", b"").rstrip(b"/") or b"/"
+        scope[REMOVED_SLASHES_SCOPE_KEY] = len(path) - len(scope["path"])
 
 
 class RequestRefused(Exception):

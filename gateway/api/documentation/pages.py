@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from fastapi import APIRouter, HTTPException
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+
+from gateway_runtime.http_protocol import REMOVED_SLASHES_SCOPE_KEY
 
 router = APIRouter(include_in_schema=False)
 
@@ -44,21 +46,21 @@ _OAUTH2_REDIRECT = _PAGE.format(head="", body='<script src="assets/oauth2-redire
 
 
 @router.api_route("/docs", methods=_METHODS, response_class=HTMLResponse)
-async def show_swagger_ui() -> HTMLResponse:
+async def show_swagger_ui(request: Request) -> Response:
     """Show the OpenAPI document in Swagger UI."""
-    return HTMLResponse(_SWAGGER_UI, headers=_HEADERS)
+    return _show_page(request, _SWAGGER_UI)
 
 
 @router.api_route("/docs/oauth2-redirect", methods=_METHODS, response_class=HTMLResponse)
-async def show_oauth2_redirect() -> HTMLResponse:
+async def show_oauth2_redirect(request: Request) -> Response:
     """Return the page that ends a sign-in of Swagger UI."""
-    return HTMLResponse(_OAUTH2_REDIRECT, headers=_HEADERS)
+    return _show_page(request, _OAUTH2_REDIRECT)
 
 
 @router.api_route("/redoc", methods=_METHODS, response_class=HTMLResponse)
-async def show_redoc() -> HTMLResponse:
+async def show_redoc(request: Request) -> Response:
     """Show the OpenAPI document in Redoc."""
-    return HTMLResponse(_REDOC, headers=_HEADERS)
+    return _show_page(request, _REDOC)
 
 
 @router.api_route("/docs/assets/{name}", methods=_METHODS, response_class=Response)
@@ -67,3 +69,14 @@ async def get_asset(name: str) -> FileResponse:
     if name not in _MEDIA_TYPES:
         raise HTTPException(404)
     return FileResponse(_ASSETS / name, media_type=_MEDIA_TYPES[name], headers=_ASSET_HEADERS)
+
+
+def _show_page(request: Request, page: str) -> Response:
+    """Return a page, at its address without a last slash.
+
+    With a last slash, its relative links would lead elsewhere.
+    """
+    if slashes := request.scope.get(REMOVED_SLASHES_SCOPE_KEY, 0):
+        name = request.url.path.rpartition("/")[2]
+        return RedirectResponse("../" * slashes + name, headers=_HEADERS)
+    return HTMLResponse(page, headers=_HEADERS)

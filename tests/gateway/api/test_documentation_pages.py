@@ -50,6 +50,16 @@ async def test_page_loads_only_files_of_the_gateway(shared_gateway: Gateway, pag
     assert "<script>" not in body.decode()
 
 
+@pytest.mark.parametrize("page", ["/docs", "/redoc", "/docs/oauth2-redirect"])
+@pytest.mark.parametrize("slashes", ["/", "//"])
+async def test_page_with_a_last_slash_is_shown_where_its_links_lead(
+    shared_gateway: Gateway, page: str, slashes: str
+) -> None:
+    url = f"{shared_gateway.base_url}{page}"
+    async with shared_gateway.session.get(url + slashes) as response:
+        assert (response.status, str(response.url)) == (200, url)
+
+
 @pytest.mark.parametrize(
     "name", ["README.md", "swagger-ui.LICENSE.txt", "..%2fpages.py", "%2e%2e%2fpages.py", "missing.js"]
 )
