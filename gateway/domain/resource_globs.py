@@ -1,4 +1,4 @@
-"""Globs over URIs of resources, which a server may read in more than one way."""
+"""Globs over URIs of resources, however their servers read them."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
