@@ -29,12 +29,15 @@ log = get_logger(__name__)
 
 _EXPOSED_HEADERS = (
     "X-Request-ID",
+    "Request-Id",
     "X-Turn-Id",
     "X-Gateway-Cache",
     "X-Gateway-Warnings",
     "Mcp-Session-Id",
+    "WWW-Authenticate",
     "Retry-After",
 )
+"""Headers that pages of other origins may read, beside those of rate limits."""
 
 
 def create_app(

@@ -32,7 +32,7 @@ _SECURITY_HEADERS = (
 _API_HEADERS = (*_SECURITY_HEADERS, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
 _HSTS_HEADER = (b"strict-transport-security", b"max-age=31536000")
 REMOVED_SLASHES_SCOPE_KEY = "gateway_runtime.removed_slashes"
-"""Scope key of the number of slashes that a path lost at its end."""
+"""Scope key of the number of slashes removed from a path's end."""
 
 
 def get_security_headers(*, over_tls: bool, page: bool = False) -> tuple[tuple[bytes, bytes], ...]:

@@ -69,6 +69,8 @@ async def test_dev_allows_development_servers_on_loopback(dev_gateway: Gateway, 
     for reply in (await post(dev_gateway, origin), await send_preflight(dev_gateway, origin)):
         assert reply.status == 200
         assert reply.headers["Access-Control-Allow-Origin"] == origin
+    exposed = (await post(dev_gateway, origin)).headers["Access-Control-Expose-Headers"]
+    assert {"X-Turn-Id", "X-Gateway-Warnings", "WWW-Authenticate", "Retry-After"} <= set(exposed.split(", "))
 
 
 @pytest.mark.parametrize(
