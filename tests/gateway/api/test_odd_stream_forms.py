@@ -461,12 +461,12 @@ ERRORS: list[tuple[int, Any, tuple[int, str, str]]] = [
             "max_tokens is too large: 32000. This model supports at most 16384 completion tokens",
             "Tool name exceeds the maximum length of 64",
             "Image input exceeds the maximum size of 5 MB",
-            "Failed to parse tool call arguments as JSON in messages[3]",
             "Error parsing JSON body: unexpected token while parsing tool call definitions",
             "messages with role 'tool' must be a response to a preceeding message with 'tool_calls'",
             "Function call is missing a thought_signature in functionCall parts",
         )
     ),
+    (400, message("Failed to parse arguments as JSON in messages[1]"), (*REFUSED, "as JSON in messages[0]")),
     (
         400,
         {"error": {"code": "string_above_max_length", "message": "'messages[1].tool_calls[0].id' too long"}},
