@@ -7,7 +7,13 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway_runtime.errors import ConfigError
-from gateway_runtime.settings.hosts import is_host_allowed, normalize_host_pattern, normalize_origin, split_list
+from gateway_runtime.settings.hosts import (
+    find_bind_host,
+    is_host_allowed,
+    normalize_host_pattern,
+    normalize_origin,
+    split_list,
+)
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
@@ -34,6 +40,7 @@ class ConsoleSettings(BaseSettings):
     console_public_url: Annotated[str | None, BeforeValidator(_normalize_url)] = None
     console_allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_normalize_hosts)] = ()
     console_allow_anonymous: bool = False
+    console_bind: str | None = None
     console_gateway_cert_file: Path | None = None
     console_session_seconds: float = Field(default=28_800.0, gt=0, le=604_800)
     console_max_sessions: int = Field(default=1_000, ge=1, le=100_000)
@@ -70,7 +77,13 @@ def load_console_settings() -> ConsoleSettings:
         ConfigError: a setting is invalid.
     """
     try:
-        return ConsoleSettings()
+        settings = ConsoleSettings()
     except ValidationError as error:
         problems = [f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
         raise ConfigError("\n".join(problems)) from None
+    bind = settings.console_bind
+    if settings.console_allow_anonymous and bind is not None and find_bind_host(bind) not in _LOOPBACK:
+        raise ConfigError(
+            f"CONSOLE_BIND: {bind} can be reached from other machines: CONSOLE_ALLOW_ANONYMOUS does not apply there"
+        )
+    return settings

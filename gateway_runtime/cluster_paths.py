@@ -8,6 +8,7 @@ import hashlib
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from gateway_runtime.private_files import check_private_directory, make_data_dir
 
 SYSTEM_USER = "agent-gateway-pg"
 SYSTEM_HOME = Path("/var/lib/agent-gateway")
+_OTHER_HOME = Path("/var/tmp/agent-gateway")  # noqa: S108 - used only if root made it, and nobody else may write to it
 SOCKET_NAME = ".s.PGSQL.5432"
 _LIBRARY_PLACES = ("usr/lib/*-linux-gnu*", "usr/lib64", "usr/lib")
 _MAX_SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
@@ -203,12 +205,14 @@ def _find_system_user(notes: list[str]) -> pwd.struct_passwd:
 
 
 def _find_system_home() -> Path:
-    for home in (SYSTEM_HOME, Path("/var/tmp/agent-gateway")):  # noqa: S108 - created by root, used only if root owns it
+    for home in (SYSTEM_HOME, _OTHER_HOME):
         try:
             home.mkdir(mode=0o755, parents=True, exist_ok=True)
         except OSError:
             continue
-        if home.stat().st_uid == os.geteuid():
+        status = home.lstat()
+        is_writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not is_writable:
             return home
     raise EmbeddedPostgresError(
         f"The database has no usable directory: {SYSTEM_HOME} could not be created. Set GATEWAY_DATA_DIR."

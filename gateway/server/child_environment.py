@@ -52,6 +52,7 @@ CONSOLE_VARIABLES = frozenset(
     {
         "CONSOLE_ALLOWED_HOSTS",
         "CONSOLE_ALLOW_ANONYMOUS",
+        "CONSOLE_BIND",
         "CONSOLE_HOST",
         "CONSOLE_MAX_SESSIONS",
         "CONSOLE_PORT",

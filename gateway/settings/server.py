@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings
 
 from gateway_runtime.errors import ConfigError
 from gateway_runtime.renamed_settings import read_parent_fd
-from gateway_runtime.settings.hosts import normalize_origin
+from gateway_runtime.settings.hosts import find_bind_host, normalize_origin
 from gateway_runtime.tls import TlsFiles
 from gateway_runtime.trusted_certificates import check_certificate_variables
 
@@ -142,11 +142,11 @@ class ServerSettings(BaseSettings):
     def bind_host(self) -> str | None:
         """The host part of GATEWAY_BIND; None without it.
 
-        A container's port is published at that address of its host. A port alone is published at all addresses.
+        A container's port is published at that address of its host.
         """
         if self.gateway_bind is None:
             return None
-        return self.gateway_bind.rpartition(":")[0].strip("[]") or "0.0.0.0"  # noqa: S104
+        return find_bind_host(self.gateway_bind)
 
     @property
     def published_url(self) -> str:

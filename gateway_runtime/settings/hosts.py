@@ -8,13 +8,21 @@ from fnmatch import fnmatchcase
 from ipaddress import IPv6Address
 from urllib.parse import SplitResult, urlsplit
 
-__all__ = ["is_host_allowed", "normalize_host_pattern", "normalize_origin", "split_list"]
+__all__ = ["find_bind_host", "is_host_allowed", "normalize_host_pattern", "normalize_origin", "split_list"]
 
 _HOST_PATTERN = re.compile(r"\*|[a-z0-9_*?-]+(\.[a-z0-9_*?-]+)*")
 _HOST_HEADER = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::([0-9]{0,5}))?")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _MAX_PORT = 65_535
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def find_bind_host(bind: str) -> str:
+    """Return the host at which a container's port is published.
+
+    A port alone is published at all addresses.
+    """
+    return bind.rpartition(":")[0].strip("[]") or "0.0.0.0"  # noqa: S104
 
 
 def split_list(value: object) -> object:

@@ -184,6 +184,16 @@ def test_anonymous_gateway_is_not_published(directory: Path, bind: str) -> None:
     assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("bind", ["0.0.0.0:8002", "[::]:8002", "192.168.0.5:8002", "8002"])
+def test_anonymous_console_is_not_published(directory: Path, bind: str) -> None:
+    variables = get_variables(directory, "console", {"CONSOLE_ALLOW_ANONYMOUS": "true", "CONSOLE_BIND": bind})
+    ended = subprocess.run(
+        gateway_command("console"), cwd=directory, env=clean_environment(**variables), capture_output=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr.count(b"\n")) == (2, 1)
+    assert ended.stderr.startswith(f"CONSOLE_BIND: {bind} can be reached from other machines".encode())
+
+
 async def test_published_gateway_makes_a_key(directory: Path) -> None:
     service = GatewayService(directory, GATEWAY_BIND="0.0.0.0:8000")
     async with service.run() as output:

@@ -183,6 +183,26 @@ def test_cluster_moves_if_postgres_cannot_enter_the_directory(data_dir: Path, mo
     assert closed.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root uses the directory")
+@pytest.mark.parametrize("kind", ["link to a shared directory", "writable", "another user's"])
+def test_directory_that_another_user_made_has_no_programs(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    home, shared = data_dir / "var", data_dir / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    if kind.startswith("link"):
+        home.symlink_to(shared)
+    else:
+        home.mkdir()
+        home.chmod(0o777 if kind == "writable" else 0o755)
+        os.chown(home, 0 if kind == "writable" else 65_534, -1)
+    for name in ("SYSTEM_HOME", "_OTHER_HOME"):
+        monkeypatch.setattr(cluster_paths, name, home)
+    with pytest.raises(embedded_postgres.EmbeddedPostgresError, match="no usable directory"):
+        cluster_paths._find_system_home()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has programs that Postgres's user cannot run")
 def test_programs_that_postgres_cannot_reach_are_copied_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, closed = data_dir / "var", data_dir / "root"
