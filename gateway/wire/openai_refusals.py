@@ -10,15 +10,40 @@ from gateway.wire.openai_response_input import get_item_type
 from gateway.wire.openai_response_tools import IGNORED_TOOL_TYPES
 from gateway.wire.request_fields import UNSUPPORTED, make_unsupported, refuse_unsupported_field
 
-_CHAT_FIELDS = {name: UNSUPPORTED[name].advice for name in ("audio", "documents", "search_settings")} | {
+_LEAVE_OUT = "leave it out"
+_RESPONSES_ONLY = "leave it out, or send the request to /v1/responses"
+_CHAT_FIELDS = {
+    name: UNSUPPORTED[name].advice
+    for name in ("audio", "documents", "search_settings", "input", "reasoning", "suffix", "echo", "best_of")
+} | {
+    "instructions": "send a message of the role system",
+    "text": "send response_format",
+    "prompt": "send messages, or send it to /v1/completions",
+    "conversation": "send the earlier messages, or x_gateway.conversation_id",
+    "previous_response_id": "send the earlier messages, or x_gateway.parent_turn_id",
+    "background": _RESPONSES_ONLY,
+    "include": _LEAVE_OUT,
+    "max_tool_calls": _LEAVE_OUT,
+    "truncation": _LEAVE_OUT,
     "max_output_tokens": "send max_completion_tokens",
     "exclude_domains": UNSUPPORTED["search_settings"].advice,
     "include_domains": UNSUPPORTED["search_settings"].advice,
-    "compound_custom": "leave it out",
+    "compound_custom": _LEAVE_OUT,
 }
 IGNORED_IF_EMPTY = frozenset(_CHAT_FIELDS) | {"max_completion_tokens"}
 """Further fields of chat completions that change nothing when empty."""
 _RESPONSE_FIELDS = {
+    name: UNSUPPORTED[name].advice
+    for name in ("n", "logprobs", "logit_bias", "audio", "modalities", "prediction", "web_search_options")
+} | {
+    "stop": _LEAVE_OUT,
+    "seed": _LEAVE_OUT,
+    "frequency_penalty": _LEAVE_OUT,
+    "presence_penalty": _LEAVE_OUT,
+    "reasoning_effort": "send reasoning.effort",
+    "verbosity": "send text.verbosity",
+    "system": "send instructions",
+    "function_call": "send tool_choice",
     "prompt": "stored prompts are unknown here: send their text as instructions and input",
     "messages": "send input",
     "max_tokens": "send max_output_tokens",
@@ -27,6 +52,7 @@ _RESPONSE_FIELDS = {
     "functions": UNSUPPORTED["functions"].advice,
     "context_management": "leave it out: old turns are left out where a conversation is longer than the model's window",
 }
+_OTHER_FORM = "is in the form of another API"
 _MAX_BIASES = 300
 """More are refused by their number."""
 _ITEM_ADVICE = {
@@ -70,6 +96,9 @@ def refuse_unsupported_chat(body: Any) -> Any:
         refuse_unsupported_field("modalities", modalities)
     _refuse_tool_types(fields, {"function"})
     _refuse_choice(fields, {"function", "allowed_tools"})
+    for path, function in _list_functions(fields):
+        if "function" not in function and "name" in function:
+            raise make_unsupported(f"{path}.name", "send its members in a function", _OTHER_FORM)
     for number, message in enumerate(_list_values(fields.get("messages"))):
         if isinstance(message, dict):
             _refuse_message(cast(JsonObject, message), f"messages.{number}")
@@ -94,7 +123,22 @@ def refuse_unsupported_response(body: Any) -> Any:
             raise make_unsupported(f"input.{number}.type", advice, f"items of the type {kind[:80]!r} are not supported")
     _refuse_tool_types(fields, {"function", "mcp"}, IGNORED_TOOL_TYPES)
     _refuse_choice(fields, {"function", "mcp", "allowed_tools"})
+    for path, function in _list_functions(fields):
+        if "function" in function:
+            raise make_unsupported(f"{path}.function", "send its members beside the type", _OTHER_FORM)
+    for number, tool in enumerate(_list_values(fields.get("tools"))):
+        if isinstance(tool, dict) and cast(JsonObject, tool).get("connector_id") is not None:
+            advice = "send the server_label of a configured server"
+            raise make_unsupported(f"tools.{number}.connector_id", advice)
     return fields
+
+
+def _list_functions(fields: JsonObject) -> list[tuple[str, JsonObject]]:
+    """List the functions of the tools and the choice, by path."""
+    values = [(f"tools.{number}", tool) for number, tool in enumerate(_list_values(fields.get("tools")))]
+    values.append(("tool_choice", fields.get("tool_choice")))
+    objects = [(path, cast(JsonObject, value)) for path, value in values if isinstance(value, dict)]
+    return [(path, value) for path, value in objects if value.get("type") == "function"]
 
 
 def _refuse_choice(fields: JsonObject, supported: set[str]) -> None:

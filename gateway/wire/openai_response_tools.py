@@ -8,7 +8,15 @@ from gateway.domain.messages import JsonObject, ToolSpec
 from gateway.wire.client_tools import ToolName
 from gateway_runtime.requests.model import ItemList, RequestModel
 
-IgnoredToolType = Literal["namespace", "web_search", "web_search_preview", "custom", "tool_search"]
+IgnoredToolType = Literal[
+    "namespace",
+    "web_search",
+    "web_search_2025_08_26",
+    "web_search_preview",
+    "web_search_preview_2025_03_11",
+    "custom",
+    "tool_search",
+]
 IGNORED_TOOL_TYPES: tuple[str, ...] = get_args(IgnoredToolType)
 
 
@@ -20,6 +28,7 @@ class FunctionTool(RequestModel):
     description: str | None = Field(default=None, max_length=32_768)
     parameters: JsonObject | None = None
     strict: bool | None = None
+    defer_loading: object = Field(default=None, exclude=True, description="Left out: the model gets all tools.")
 
 
 class ToolNames(RequestModel):
@@ -47,6 +56,7 @@ class McpTool(RequestModel):
     require_approval: Literal["always", "never"] | ApprovalFilter | None = None
     headers: object = Field(default=None, exclude=True, description="Left out: the gateway has its own credentials.")
     authorization: object = Field(default=None, exclude=True, description="Left out, like `headers`.")
+    defer_loading: object = Field(default=None, exclude=True, description="Left out: the model gets all tools.")
 
 
 class IgnoredTool(BaseModel):

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.api.http.request_context import ANTHROPIC_PREFIX, STARTED_SCOPE_KEY
 from gateway.api.security.permissions import list_methods
 from gateway.common.logging import get_logger, request_id
-from gateway.common.validation_errors import describe_problem
+from gateway.common.validation_errors import describe_problem, list_causes, remove_tags
 from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge, ServerStopping
 from gateway.domain.messages import JsonObject
 from gateway.wire.anthropic import answers as anthropic
@@ -37,9 +37,12 @@ _CODES = {
 }
 
 _UNION_TAG = re.compile(
-    rf"{UNION_TAG_PREFIX}.*|Named\w*Choice|\w+Body|(constrained-)?(str|int|float|bool|none|list|dict)"
+    rf"{UNION_TAG_PREFIX}.*|\w+Choice|\w+Body|(constrained-)?(str|int|float|bool|none|list|dict)"
     r"|(list|dict|literal|nullable|function-\w+)\[.*\]"
 )
+
+
+_ROUTE_ADVICE = "; this API has chat/completions, completions, responses, conversations, messages and models under /v1."
 
 
 class ErrorDetail(BaseModel):
@@ -102,13 +105,14 @@ def _gateway_error(request: Request, error: Exception) -> JSONResponse:
 def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = error.errors()
-    first = problems[0]
-    if first["type"] == "json_invalid":
+    if problems[0]["type"] == "json_invalid":
         return error_response(request, 422, InvalidRequest.code, "The body is not valid JSON.")
-    source, *location = first["loc"]  # the source: body, query, path, header or cookie
-    param, reason = describe_problem(first, _remove_union_tags(location))
-    paths = {describe_problem(problem, _remove_union_tags(problem["loc"][1:]))[0] for problem in problems}
-    message = f"{param or source}: {reason}"
+    locations = [remove_tags(_remove_union_tags(problem["loc"][1:]), error.body) for problem in problems]
+    causes = list_causes(problems, locations)
+    first, location = causes[0]
+    param, reason = describe_problem(first, location)
+    paths = {describe_problem(*cause)[0] for cause in causes}
+    message = f"{param or first['loc'][0]}: {reason}"  # the source: body, query, path, header or cookie
     if (others := len(paths) - 1) > 0:
         message += f" (and {others} more problem{'s' if others > 1 else ''})"
     openai_code = LIMIT_CODES.get(first["type"])
@@ -130,11 +134,13 @@ def http_error(request: Request, error: Exception) -> JSONResponse:
         return error_response(request, 422, InvalidRequest.code, "The body is not valid JSON.")
     code = _CODES.get(error.status_code, "http_error")
     route = f"{request.method} {request.url.path}: " if error.status_code in (404, 405) else ""
-    message = f"{route}{error.detail}"
-    response = error_response(request, error.status_code, code, message)
+    advice, methods = "", ", ".join(list_methods(request.url.path)) if error.status_code == 405 else ""
+    if request.url.path.startswith(("/v1/", "/openai/v1/")):
+        advice = f"; send {methods}." if methods else _ROUTE_ADVICE if error.status_code == 404 else ""
+    response = error_response(request, error.status_code, code, f"{route}{error.detail}{advice}")
     response.headers.update(error.headers or {})
     if error.status_code == 405:
-        response.headers["Allow"] = ", ".join(list_methods(request.url.path))
+        response.headers["Allow"] = methods
     return response
 
 

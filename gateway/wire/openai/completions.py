@@ -16,7 +16,10 @@ from gateway_runtime.requests.model import ItemList, RequestModel
 _OBJECT = "text_completion"
 _ONE_ANSWER = Unsupported("one request gives one answer: send the request again for another", (1,))
 _NO_PROBABILITIES = Unsupported("leave it out: answers have no probabilities", (0,))
+_CHAT_ONLY = Unsupported("send the request to /v1/chat/completions")
 _UNSUPPORTED = {
+    **dict.fromkeys(("messages", "tools", "tool_choice", "response_format", "reasoning_effort"), _CHAT_ONLY),
+    "max_completion_tokens": Unsupported("send max_tokens"),
     "n": _ONE_ANSWER,
     "best_of": _ONE_ANSWER,
     "logprobs": _NO_PROBABILITIES,

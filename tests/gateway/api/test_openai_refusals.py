@@ -17,6 +17,10 @@ CHAT: dict[str, tuple[dict[str, Any], str, str]] = {
     "voice": ({"audio": {"voice": "x", "format": "wav"}}, "audio", "leave it out"),
     "custom tool": ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type", "function"),
     "custom choice": ({"tool_choice": {"type": "custom"}}, "tool_choice.type", "required"),
+    "instructions": ({"instructions": "x"}, "instructions", "role system"),
+    "reasoning of Responses": ({"reasoning": {"effort": "low"}}, "reasoning", "reasoning_effort"),
+    "earlier response": ({"previous_response_id": "x"}, "previous_response_id", "x_gateway.parent_turn_id"),
+    "tool of Responses": ({"tools": [{"type": "function", "name": "f"}]}, "tools.0.name", "in a function"),
     "limit of Responses": ({"max_output_tokens": 5}, "max_output_tokens", "max_completion_tokens"),
     "custom call": (
         {"messages": [{"role": "assistant", "tool_calls": [{"id": "x", "type": "custom", "custom": {"name": "f"}}]}]},
@@ -32,6 +36,23 @@ RESPONSES: dict[str, tuple[dict[str, Any], str, str]] = {
     "file search": ({"input": "x", "tools": [{"type": "file_search"}]}, "tools.0.type", "function or mcp"),
     "hosted choice": ({"input": "x", "tool_choice": {"type": "file_search"}}, "tool_choice.type", "required"),
     "limit of chats": ({"input": "x", "max_tokens": 5}, "max_tokens", "max_output_tokens"),
+    "stop": ({"input": "x", "stop": ["a"]}, "stop", "leave it out"),
+    "effort of chats": ({"input": "x", "reasoning_effort": "low"}, "reasoning_effort", "reasoning.effort"),
+    "tool of chats": (
+        {"input": "x", "tools": [{"type": "function", "function": {"name": "f"}}]},
+        "tools.0.function",
+        "beside the type",
+    ),
+    "choice of chats": (
+        {"input": "x", "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        "tool_choice.function",
+        "beside the type",
+    ),
+    "connector": (
+        {"input": "x", "tools": [{"type": "mcp", "server_label": "x", "connector_id": "y"}]},
+        "tools.0.connector_id",
+        "server_label",
+    ),
     "format of chats": ({"input": "x", "response_format": {"type": "json_object"}}, "response_format", "text.format"),
 }
 
@@ -56,6 +77,68 @@ async def test_response_field_is_refused_with_what_to_send(
     assert (reply.status, error["code"], error["param"]) == (400, "unsupported_parameter", param)
     assert error["message"].startswith(f"{param}: ")
     assert advice in error["message"]
+
+
+TEXTS: dict[str, tuple[dict[str, Any], str]] = {
+    "max_completion_tokens": ({"max_completion_tokens": 5}, "send max_tokens"),
+    "messages": ({"messages": MESSAGES}, "/v1/chat/completions"),
+    "response_format": ({"response_format": {"type": "json_object"}}, "/v1/chat/completions"),
+}
+
+
+@pytest.mark.parametrize(("body", "advice"), TEXTS.values(), ids=TEXTS)
+async def test_text_completion_field_is_refused_with_what_to_send(
+    shared_gateway: Gateway, body: dict[str, Any], advice: str
+) -> None:
+    error = (await shared_gateway.post("/v1/completions", {"prompt": "Hello.", **body})).body["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", next(iter(body)))
+    assert advice in error["message"]
+
+
+FUNCTION = {"type": "function", "name": "f"}
+INVALID: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "stops": ("chat/completions", {"stop": ["a"] * 5}, "stop", "at most 4"),
+    "choice": ("chat/completions", {"tool_choice": "any"}, "tool_choice", "'required'"),
+    "choice of a response": ("responses", {"input": "x", "tool_choice": "any"}, "tool_choice", "'required'"),
+    "role": ("responses", {"input": [{"role": "x", "content": "x"}]}, "input.0.role", "'user'"),
+    "content": ("responses", {"input": [*MESSAGES, {"role": "user"}]}, "input.1.content", "required"),
+    "approval": (
+        "responses",
+        {"input": [{"type": "mcp_approval_response", "approval_request_id": "x", "approve": True}]},
+        "input.0.approval_request_id",
+        "pattern",
+    ),
+    "type": ("responses", {"input": "x", "tools": [{"name": "f"}]}, "tools.0.type", "required"),
+    "unknown field": ("responses", {"input": "x", "tools": [FUNCTION | {"x": 1}]}, "tools.0.x", "unknown"),
+}
+
+
+@pytest.mark.parametrize(("route", "body", "param", "reason"), INVALID.values(), ids=INVALID)
+async def test_invalid_value_is_refused_under_its_own_name(
+    shared_gateway: Gateway, route: str, body: dict[str, Any], param: str, reason: str
+) -> None:
+    body = {"messages": MESSAGES} | body if "input" not in body else body
+    error = (await shared_gateway.post(f"/v1/{route}", body)).body["error"]
+    assert error["param"] == param
+    assert error["message"].startswith(f"{param}: ")
+    assert reason in error["message"]
+
+
+async def test_route_that_is_not_there_is_refused_with_those_that_are(shared_gateway: Gateway) -> None:
+    error = (await shared_gateway.post("/v1/embeddings", {"input": "x"})).body["error"]
+    assert error["message"].startswith("POST /v1/embeddings: ")
+    assert "chat/completions" in error["message"]
+    reply = await shared_gateway.post("/v1/models", {})
+    assert (reply.status, "send GET" in reply.body["error"]["message"]) == (405, True)
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [FUNCTION | {"defer_loading": True}, {"type": "web_search_2025_08_26"}, {"type": "web_search_preview_2025_03_11"}],
+)
+async def test_documented_tool_that_changes_nothing_is_taken(shared_gateway: Gateway, tool: dict[str, Any]) -> None:
+    reply = await shared_gateway.post("/v1/responses", {"input": "Hello.", "tools": [tool]})
+    assert reply.status == 200, reply.body
 
 
 @pytest.mark.parametrize(
