@@ -162,14 +162,17 @@ class AuthorizationFlow:
     def _require_pkce(self) -> None:
         """Check that the authorization server declares PKCE, as MCP demands.
 
-        Without PKCE, whoever sees a code can redeem it. Protocol 2025-03-26 has servers without metadata, which cannot
-        declare it: the administrator's file may name one.
+        Without PKCE, whoever sees a code can redeem it. Protocol 2025-03-26 has servers without any metadata, which
+        cannot declare it: the administrator's file may name one. Metadata that fail to load do not make a newer server
+        one of these.
 
         Raises:
             UnsafeAuthorizationServer: its metadata does not say so.
         """
-        metadata = self._provider.context.oauth_metadata
-        if metadata is None and not self._config.added_at_run_time:
+        context = self._provider.context
+        metadata = context.oauth_metadata
+        is_legacy = metadata is None and context.protected_resource_metadata is None
+        if is_legacy and not self._config.added_at_run_time:
             log.warning("pkce_not_declared", server=self._config.name)
             return
         if metadata is None or _PKCE_METHOD not in (metadata.code_challenge_methods_supported or ()):

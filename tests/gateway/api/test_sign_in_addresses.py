@@ -56,12 +56,16 @@ async def victim() -> AsyncGenerator[Victim]:
 
 @asynccontextmanager
 async def serve_hostile(
-    metadata_url: str | None = None, redirect: str | None = None, is_legacy: bool = False, **metadata: Any
+    metadata_url: str | None = None,
+    redirect: str | None = None,
+    is_legacy: bool = False,
+    has_issuer_metadata: bool = True,
+    **metadata: Any,
 ) -> AsyncGenerator[str]:
     """Serve an MCP server that demands OAuth; yield its URL.
 
     `metadata_url`: where it says its resource metadata is. `redirect`: where its own resource metadata redirects to.
-    `is_legacy`: it has no metadata at all.
+    `is_legacy`: it has no metadata at all. `has_issuer_metadata`: its authorization server has metadata.
     `metadata` changes the metadata of its authorization server; None removes a field.
     """
 
@@ -97,7 +101,7 @@ async def serve_hostile(
 
     descriptions = [
         Route("/.well-known/oauth-protected-resource/mcp", describe_resource),
-        Route("/.well-known/oauth-authorization-server", describe_issuer),
+        *([Route("/.well-known/oauth-authorization-server", describe_issuer)] if has_issuer_metadata else []),
     ]
     app = Starlette(
         routes=[
@@ -226,5 +230,12 @@ async def test_server_added_at_run_time_without_metadata_is_refused(serve: Serve
 @pytest.mark.parametrize("methods", [None, [], ["plain"]])
 async def test_authorization_server_without_pkce_is_refused(serve: Serve, methods: list[str] | None) -> None:
     async with serve_hostile(code_challenge_methods_supported=methods) as url, serve(url=url) as gateway:
+        status, page = await start_sign_in(gateway)
+    assert (status, "PKCE" in page) == (502, True), page
+
+
+async def test_authorization_server_whose_metadata_do_not_load_is_refused(serve: Serve) -> None:
+    """The server has resource metadata, so it is newer than protocol 2025-03-26."""
+    async with serve_hostile(has_issuer_metadata=False) as url, serve(url=url) as gateway:
         status, page = await start_sign_in(gateway)
     assert (status, "PKCE" in page) == (502, True), page
