@@ -18,6 +18,7 @@ from gateway.common.concurrency import Deadline
 from gateway.common.logging import get_logger
 from gateway.mcp_client.stdio import install_guard
 from gateway.ports.servers import ServerConfig
+from gateway_runtime.child_processes import select_variables
 
 log = get_logger(__name__)
 
@@ -126,6 +127,7 @@ class ServerProcess:
         subprocess.Popen(  # noqa: S603 - the gateway's own program
             program,
             pass_fds=pipes,
+            env=select_variables(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
