@@ -85,7 +85,8 @@ async def test_answers_do_not_tell_whether_a_forbidden_server_exists(keyring: Ke
 
 
 async def test_lists_contain_only_servers_of_the_key(keyring: Keyring) -> None:
-    for path in ("/api/v1/tools", "/api/v1/mcp/servers", "/api/v1/mcp/prompts", "/api/v1/mcp/resources"):
+    lists = ("/api/v1/tools", "/api/v1/mcp/servers", "/api/v1/mcp/prompts", "/api/v1/mcp/resources")
+    for path in (*lists, "/ready", "/"):
         for owner in ("user", "admin"):
             status, text = await send(keyring, owner, "GET", path, None)
             assert (status, HIDDEN in text) == (200, False)

@@ -103,12 +103,13 @@ async def ready(
     """Answer 503 if turns cannot be stored or run.
 
     If only the model or an MCP server is unavailable, the status code is 200. The state of the database may be a second
-    old, that of the model ten seconds. Only admins, with their credential, see reasons and MCP servers.
+    old, that of the model ten seconds. Only admins, with their credential, see reasons, and the MCP servers that it
+    permits.
     """
     readiness = await get_readiness(storage, model_health, toolbox, turn_service, tasks, settings)
     if readiness.status == "unavailable":
         response.status_code = 503
-    return readiness if is_admin(request.scope.get(PRINCIPAL_SCOPE_KEY)) else _without_details(readiness)
+    return limit_details(readiness, request.scope.get(PRINCIPAL_SCOPE_KEY))
 
 
 async def get_readiness(
@@ -140,7 +141,14 @@ def is_admin(principal: Principal | None) -> bool:
     return principal is not None and principal.role == "admin" and principal.has_scope("admin")
 
 
-def _without_details(readiness: Readiness) -> Readiness:
-    """Leave out reasons, and the names, addresses and errors of MCP servers."""
+def limit_details(readiness: Readiness, principal: Principal | None) -> Readiness:
+    """Leave out what a caller may not see.
+
+    For all but admins these are reasons, and the names, addresses and errors of MCP servers; for an admin whose key is
+    limited to some servers, the other servers.
+    """
+    if principal is not None and is_admin(principal):
+        servers = [server for server in readiness.mcp_servers if principal.can_use_server(server.name)]
+        return readiness.model_copy(update={"mcp_servers": servers})
     checks = {name: Check(ok=getattr(readiness, name).ok) for name in ("database", "model", "background_tasks")}
     return readiness.model_copy(update={**checks, "mcp_servers": []})

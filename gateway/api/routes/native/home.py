@@ -19,7 +19,7 @@ from gateway.api.deps import (
     ToolboxDep,
     TurnServiceDep,
 )
-from gateway.api.routes.native.health import Check, Readiness, get_readiness, is_admin
+from gateway.api.routes.native.health import Check, Readiness, get_readiness, is_admin, limit_details
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.urls import strip_url_secrets
 from gateway.config import Settings
@@ -80,7 +80,8 @@ async def show_home(
     The state is that of `/ready`. Only admins see reasons, MCP servers and the addresses of other servers.
     """
     readiness = await get_readiness(storage, model_health, toolbox, turn_service, tasks, settings)
-    detailed = is_admin(request.scope.get(PRINCIPAL_SCOPE_KEY))
+    principal = request.scope.get(PRINCIPAL_SCOPE_KEY)
+    detailed = is_admin(principal)
     running = turn_service.running_turns
     page = _PAGE.format(
         style=_STYLE,
@@ -91,7 +92,7 @@ async def show_home(
         turns="no turn running" if not running else f"{running} turn{'s' if running > 1 else ''} running",
         console=_render_console(settings.console_public_url),
         checks=_render_checks(readiness, settings, detailed=detailed),
-        servers=_render_servers(readiness) if detailed else "<p>Shown to admins only.</p>",
+        servers=_render_servers(limit_details(readiness, principal)) if detailed else "<p>Shown to admins only.</p>",
         addresses="".join(_render_address(path, meaning) for path, meaning in _ADDRESSES),
     )
     return HTMLResponse(page, headers=_HEADERS)
