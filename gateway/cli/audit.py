@@ -38,22 +38,22 @@ def verify_log(
     head: Annotated[
         str | None, typer.Option(help="Hash of the last entry, noted earlier: shows that the end is missing.")
     ] = None,
+    after: Annotated[int, typer.Option(min=0, help="Number of the last entry before those of the file.")] = 0,
 ) -> None:
     """Verify that no entry is missing, was added or changed."""
     from gateway.store.admin.audit_chain import AuditChain, ChainBroken, ChainVerifier
 
-    verifier = ChainVerifier()
+    verifier = ChainVerifier(after)
     hashes: set[str] = set()
 
     async def verify(database: "Database", _settings: Settings) -> None:
-        async for lines in AuditChain(database).export_lines():
-            verify_lines(lines.splitlines())
+        async for line in AuditChain(database).iterate_lines(after):
+            verify_line(line)
 
-    def verify_lines(lines: list[bytes]) -> None:
-        for line in lines:
-            verifier.add_lines([line])
-            if verifier.head is not None and verifier.head.hash == head:
-                hashes.add(verifier.head.hash)
+    def verify_line(line: bytes) -> None:
+        verifier.add_lines([line])
+        if verifier.head is not None and verifier.head.hash == head:
+            hashes.add(verifier.head.hash)
 
     try:
         if file is None:
@@ -61,7 +61,7 @@ def verify_log(
         else:
             with file.open("rb") as lines:
                 for line in lines:
-                    verify_lines([line])
+                    verify_line(line)
     except (ChainBroken, OSError) as error:
         print(f"The audit log is not intact: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -55,7 +55,13 @@ class AuditChain:
         self._database = database
 
     async def export_lines(self, after: int = 0) -> AsyncGenerator[bytes]:
-        """Yield the lines of the entries after number `after`, in pieces.
+        """Yield the lines of the entries after number `after`, in pieces."""
+        async for line in self.iterate_lines(after):
+            for piece in split_bytes(line + b"\n"):
+                yield piece
+
+    async def iterate_lines(self, after: int = 0) -> AsyncGenerator[bytes]:
+        """Yield the line of each entry after number `after`, without its end.
 
         Entries that are written meanwhile are left out.
         """
@@ -66,17 +72,19 @@ class AuditChain:
             previous = str(rows[0][0]) if rows else NO_HASH
         while rows := await self._database.fetch_rows(_PAGE, after=after, until=until):
             for _, seq, entry_hash, entry in rows:
-                line = f'{{"previous":"{previous}","hash":"{entry_hash}","entry":{entry}}}\n'.encode()
+                yield _build_line(previous, entry_hash, str(entry).encode())
                 after, previous = seq, entry_hash
-                for piece in split_bytes(line):
-                    yield piece
 
 
 class ChainVerifier:
-    """Verifies lines one by one; `head` is the state after the last."""
+    """Verifies lines one by one; `head` is the state after the last.
 
-    def __init__(self) -> None:
+    The first line must be that of the entry after number `after`.
+    """
+
+    def __init__(self, after: int = 0) -> None:
         self.head: ChainHead | None = None
+        self._after = after
 
     def add_lines(self, lines: Iterable[bytes]) -> None:
         """Verify the next lines.
@@ -95,9 +103,13 @@ class ChainVerifier:
             seq = msgspec.json.decode(line.entry, type=_Entry).seq
         except msgspec.DecodeError:
             raise ChainBroken(f"{position} is not an entry of an export") from None
+        if text.strip() != _build_line(line.previous, line.hash, bytes(line.entry)):
+            raise ChainBroken(f"{position}, entry {seq}, has more than an entry of an export")
         if hashlib.sha256(line.previous.encode() + bytes(line.entry)).hexdigest() != line.hash:
             raise ChainBroken(f"{position}, entry {seq}, was changed")
         if self.head is None:
+            if seq != self._after + 1:
+                raise ChainBroken(f"{position} is entry {seq}, not {self._after + 1}: entries are missing before it")
             if seq == 1 and line.previous != NO_HASH:
                 raise ChainBroken(f"{position}, entry {seq}, was changed")
             self.head = ChainHead(seq, seq, line.hash)
@@ -105,3 +117,8 @@ class ChainVerifier:
         if seq != self.head.last + 1 or line.previous != self.head.hash:
             raise ChainBroken(f"{position} is entry {seq}: entries are missing, or were added or changed")
         self.head = ChainHead(self.head.first, seq, line.hash)
+
+
+def _build_line(previous: str, entry_hash: str, entry: bytes) -> bytes:
+    """Return the line of an entry, without its end."""
+    return b'{"previous":"%b","hash":"%b","entry":%b}' % (previous.encode(), entry_hash.encode(), entry)

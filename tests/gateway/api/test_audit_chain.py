@@ -22,8 +22,8 @@ async def fetch_export(keyring: Keyring, after: int = 0) -> list[bytes]:
         return (await response.read()).splitlines()
 
 
-def verify(lines: list[bytes]) -> Any:
-    verifier = ChainVerifier()
+def verify(lines: list[bytes], after: int = 0) -> Any:
+    verifier = ChainVerifier(after)
     verifier.add_lines(lines)
     return verifier.head
 
@@ -42,11 +42,15 @@ async def test_export_is_one_chain_over_pages_and_continues_after_an_entry(keyri
     rest = await fetch_export(keyring, after=700)
     assert rest == lines[700:]
     assert verify(lines[:700] + rest) == head
+    assert verify(rest, after=700).last == head.last
     await keyring.create_key("ada")
     assert (await keyring.get("ada", "/api/v1/audit/export")).status == 403
 
 
-@pytest.mark.parametrize("attack", ["remove", "change", "swap", "rehash", "forge first"])
+@pytest.mark.parametrize(
+    "attack",
+    ["remove", "remove first", "change", "swap", "rehash", "forge first", "add a member", "add an entry"],
+)
 async def test_gap_or_change_in_an_export_shows(keyring: Keyring, attack: str) -> None:
     for number in range(5):
         await keyring.gateway.state.audit.write_entry("ada", "test", f"subject {number}", {})
@@ -55,6 +59,12 @@ async def test_gap_or_change_in_an_export_shows(keyring: Keyring, attack: str) -
     match attack:
         case "remove":
             del lines[2]
+        case "remove first":
+            del lines[0]
+        case "add a member":  # which a reader could take for a part of the entry
+            lines[2] = lines[2].replace(b'{"previous"', b'{"actor":"bob","previous"')
+        case "add an entry":
+            lines[2] = lines[2].replace(b'{"previous"', b'{"entry":{"actor":"bob"},"previous"')
         case "change":
             lines[2] = lines[2].replace(b"subject", b"topic")
         case "swap":
@@ -127,3 +137,9 @@ async def test_commands_export_and_verify(keyring: Keyring, database_url: str, t
     assert (await asyncio.to_thread(verify_file, "--head", head))[0] == 1
     file.write_text("".join(lines[:1] + lines[2:]))
     assert (await asyncio.to_thread(verify_file))[0] == 1
+    file.write_text("".join(lines[2:]))
+    assert (await asyncio.to_thread(verify_file))[0] == 1
+    assert (await asyncio.to_thread(verify_file, "--after", "2"))[0] == 0
+    long_text = {"text": "x" * 2_000_000}
+    await keyring.gateway.state.audit.write_entry("ada", "test", "s", long_text)
+    assert "Entries 1 to 5 are intact." in await run_command(database_url, "audit", "verify")
