@@ -249,7 +249,8 @@ async def test_package_runner_is_not_killed_while_it_installs(
     if end == "stopped":
         assert is_alive(group)
         environment = await eventually(lambda: read_environment_of_guard(group))
-        assert environment and b"not-for-children" not in environment
+        assert environment
+        assert b"not-for-children" not in environment
     release.touch()
     await eventually(lambda: installed.exists() and not is_alive(group))
     os.sync()
