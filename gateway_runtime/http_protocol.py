@@ -13,7 +13,7 @@ import structlog
 import uuid_utils
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway_runtime.connection_limits import ConnectionLimits, get_connection_source
+from gateway_runtime.connection_limits import ConnectionLimits
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -78,7 +78,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._drain_deadline: float | None = None
         self._head_timer: asyncio.TimerHandle | None = None
-        source = get_connection_source(self.client[0] if self.client else None)
+        source = self.limits.find_source(self.client[0] if self.client else None)
         excess = self.limits.find_excess(source)
         self._counted_source = source if excess is None else None
         if excess is None:

@@ -53,7 +53,7 @@ def is_public(address: Address, port: int) -> bool:
 
 def _is_global_address(address: Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
-        if (embedded := _extract_embedded_ipv4(address)) is not None:
+        if (embedded := extract_embedded_ipv4(address)) is not None:
             return _is_global_address(embedded)
         if address not in _GLOBAL_UNICAST:
             return False
@@ -62,7 +62,7 @@ def _is_global_address(address: Address) -> bool:
     return address.is_global and not any(address in block for block in _NOT_PUBLIC if block.version == address.version)
 
 
-def _extract_embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+def extract_embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     """Return the IPv4 address in a mapped, 6to4 or NAT64 address.
 
     Teredo addresses are refused as a whole: they lead to a relay that anybody may run.

@@ -9,7 +9,7 @@ import structlog
 import uvicorn
 from uvicorn.protocols.utils import get_remote_addr
 
-from gateway_runtime.connection_limits import ConnectionLimits, get_connection_source
+from gateway_runtime.connection_limits import ConnectionLimits
 from gateway_runtime.http_protocol import HttpProtocol
 
 log = structlog.stdlib.get_logger(__name__)
@@ -56,7 +56,7 @@ class HandshakeProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         address = get_remote_addr(transport)
-        self._source = get_connection_source(address[0] if address else None)
+        self._source = self._limits.find_source(address[0] if address else None)
         if (excess := self._limits.find_excess(self._source)) is not None:
             log.info("handshake_refused", limit=excess)
             transport.abort()

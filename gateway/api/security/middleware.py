@@ -5,8 +5,6 @@ chunk of a body. See docs/adr/0005.
 """
 
 import asyncio
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -34,12 +32,10 @@ from gateway.config import Settings
 from gateway.domain.errors import Forbidden, GatewayError, WrongHost
 from gateway.domain.messages import LOCAL_PRINCIPAL, Principal
 from gateway.settings.values import is_loopback
+from gateway_runtime.connection_limits import get_connection_source
 from gateway_runtime.settings.hosts import is_host_allowed
 
-_MAX_ADDRESS_LENGTH = 64
 _IDENTIFY_SECONDS = 2.0
-_IPV6_PREFIX_BITS = 64
-_NAT64 = IPv6Network("64:ff9b::/96")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _STREAMING_CLASSES: tuple[RouteClass, ...] = ("chat", "mcp")
 
@@ -178,34 +174,9 @@ def _get_rate_limiter(scope: Scope) -> RateLimiter:
 
 
 def get_source_address(scope: Scope) -> str:
-    """Return the network address that a request comes from, in canonical form.
-
-    An IPv6 address becomes its /64, which one host can use as a whole.
-    A missing or invalid address, for example in a forged `X-Forwarded-For`, becomes "unknown": otherwise a client could
-    evade its rate limit with another value in each request.
-    """
+    """Return the source of a request; see `get_connection_source`."""
     client = scope.get("client")
-    host = str(client[0]).partition("%")[0] if client else ""
-    return _normalize_address(host) if len(host) <= _MAX_ADDRESS_LENGTH else "unknown"
-
-
-@lru_cache(maxsize=1024)
-def _normalize_address(host: str) -> str:
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return "unknown"
-    if isinstance(address, IPv6Address):
-        embedded = _extract_embedded_ipv4(address)
-        return str(embedded or IPv6Network((address, _IPV6_PREFIX_BITS), strict=False))
-    return str(address)
-
-
-def _extract_embedded_ipv4(address: IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address in a mapped, 6to4 or NAT64 address."""
-    if address in _NAT64:
-        return IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour
+    return get_connection_source(str(client[0]) if client else None)
 
 
 async def _send_error(error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -94,7 +94,26 @@ def test_addresses_of_one_network_are_one_source() -> None:
     assert get_connection_source("2001:db8:1:2::5") != get_connection_source("2001:db8:1:3::5")
     assert get_connection_source("::ffff:192.0.2.1") == get_connection_source("192.0.2.1")
     assert get_connection_source("fe80::1%eth0") == "fe80::/64"
+    assert get_connection_source("2002:c000:0201:5::1") == get_connection_source("192.0.2.1")
+    assert get_connection_source("64:ff9b::192.0.2.1") == get_connection_source("192.0.2.1")
     assert get_connection_source(None) == "unknown"
+
+
+def test_only_proxies_of_the_administrator_exceed_the_limit_of_a_source() -> None:
+    limits = ConnectionLimits(max_total=100, max_per_source=1, trusted=["2001:db8::5", "192.0.2.0/28"])
+
+    def find_excess(host: str) -> str | None:
+        source = limits.find_source(host)
+        limits.add(source)
+        limits.add(source)
+        try:
+            return limits.find_excess(source)
+        finally:
+            limits.remove(source)
+            limits.remove(source)
+
+    assert [find_excess(host) for host in ("2001:db8::5", "192.0.2.3", "::ffff:192.0.2.3")] == [None] * 3
+    assert [find_excess(host) for host in ("2001:db8::6", "192.0.2.16", "")] == ["source"] * 3
 
 
 class _ImpatientProtocol(HttpProtocol):
