@@ -53,7 +53,7 @@ def is_alive(group: int) -> bool:
 
 
 def read_environment_of_guard(group: int) -> bytes | None:
-    """Return the environment of the process that outlives the gateway for a group."""
+    """Return the environment of the guard of a process group."""
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             arguments = entry.read_bytes().split(b"\0")
