@@ -6,6 +6,8 @@ import socket
 from typing import Any
 
 from gateway_console.settings import ConsoleSettings
+from gateway_runtime.connection_limits import ConnectionLimits
+from gateway_runtime.http_protocol import limit_connections
 from gateway_runtime.parent_watchdog import stop_with_parent
 from gateway_runtime.sockets import bind_socket
 
@@ -30,6 +32,7 @@ async def _serve(settings: ConsoleSettings, listener: socket.socket) -> None:
 
     config: Any = uvicorn.Config(
         create_app(settings),
+        http=limit_connections(ConnectionLimits()),
         log_level="warning",
         access_log=False,
         server_header=False,

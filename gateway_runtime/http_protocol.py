@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 protocol with limits, for the gateway and the tool server.
+"""uvicorn's HTTP/1.1 protocol with limits, for all servers.
 
 Request heads, connections and what waits for a slow reader are bounded. Invalid requests get error responses.
 """
@@ -92,10 +92,25 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
         self._stop_write_timer()
+        self._release_slot()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self) -> None:
+        """Let a WebSocket protocol take the connection over, which counts until its end."""
+        super().handle_websocket_upgrade()
+        protocol: Any = self.transport.get_protocol()
+        lose_connection = protocol.connection_lost
+
+        def connection_lost(exc: Exception | None) -> None:
+            self._release_slot()
+            lose_connection(exc)
+
+        protocol.connection_lost = connection_lost
+
+    def _release_slot(self) -> None:
         if self._counted_source is not None:
             self.limits.remove(self._counted_source)
             self._counted_source = None
-        super().connection_lost(exc)
 
     # --- slow readers
 

@@ -1,8 +1,10 @@
 """Attacks on the console over HTTP and its WebSocket."""
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -43,6 +45,15 @@ async def get_client_id(browser: aiohttp.ClientSession, url: str) -> str:
         found = re.search(r"client_id['\"]?\s*[:=]\s*['\"]([0-9a-f-]{36})", await response.text())
     assert found is not None
     return found[1]
+
+
+async def test_endless_request_head_is_rejected(open_console: str) -> None:
+    url = urlsplit(open_console)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: " + b"x" * 70_000)
+    async with asyncio.timeout(60):
+        assert (await reader.read()).startswith(b"HTTP/1.1 431 ")
+    writer.close()
 
 
 @pytest.mark.parametrize(

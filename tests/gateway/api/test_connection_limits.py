@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
 from gateway.simulator import Simulator
@@ -87,6 +88,31 @@ async def test_connections_are_bounded_and_their_slots_become_free(
             assert_refusal(parse_reply(await send_raw(gateway, HEALTH)), status, "too_many_connections")
         await eventually(lambda: limits.find_excess("127.0.0.1") is None)
         assert b" 200 " in await send_raw(gateway, HEALTH)
+
+
+async def _echo(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+
+async def test_websockets_count_until_they_are_closed() -> None:
+    limits = ConnectionLimits(max_per_source=3)
+    async with (
+        serve_asgi(_echo, http=limit_connections(limits)) as url,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session,
+    ):
+        sockets = [await session.ws_connect(url) for _ in range(3)]
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refusal:
+            await session.ws_connect(url)
+        assert refusal.value.status == 429
+        await sockets.pop().close()
+        await eventually(lambda: limits.find_excess("127.0.0.1") is None)
+        sockets.append(await session.ws_connect(url))
+        for socket in sockets:
+            await socket.close()
+        await eventually(lambda: not limits._counts)
 
 
 def test_addresses_of_one_network_are_one_source() -> None:
