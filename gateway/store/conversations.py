@@ -18,12 +18,12 @@ from gateway.domain.reading import get_reader_key
 from gateway.ports.store import ConversationRepository, ConversationState
 from gateway.store.audit import make_audit_entry
 from gateway.store.context.ancestors import load_history, load_next_history
+from gateway.store.context.titles import shorten_title
 from gateway.store.database import Database, count_changed_rows, encode_jsonb
 from gateway.store.journal.redaction import redact_messages
 from gateway.store.journal.statements import IS_FOLLOWED
 from gateway.store.models import Conversation, Turn, TurnEvents
 
-_MAX_TITLE_LENGTH = 80
 ADDED_MESSAGES = "added"
 """Finish reason of a turn that only adds messages, without a model."""
 _MAX_EXACT_COUNT = 100_000
@@ -322,7 +322,7 @@ class ConversationStore(ConversationRepository):
             session.add(make_audit_entry(by, "conversation.delete", f"conversation {conversation_id}", {}))
 
     def _redact_title(self, title: str) -> str:
-        return _shorten_title(self._redactor.redact_text(title))
+        return shorten_title(self._redactor.redact_text(title))
 
 
 def _parse_id(conversation_id: str) -> UUID | str:
@@ -334,7 +334,3 @@ def _parse_id(conversation_id: str) -> UUID | str:
 
 def _make_not_found(conversation_id: str) -> NotFound:
     return NotFound(f"There is no conversation {conversation_id[:64]!r}.", param="conversation_id")
-
-
-def _shorten_title(title: str) -> str:
-    return " ".join(title.replace("\x00", "\ufffd").split())[:_MAX_TITLE_LENGTH]

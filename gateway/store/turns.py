@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 from sqlalchemy import and_, delete, exists, or_, tuple_, update
-from sqlmodel import col, func, select
+from sqlmodel import col, func, select, text
 
 from gateway.common.logging import get_logger
 from gateway.domain import events as e
@@ -18,6 +18,7 @@ from gateway.domain.messages import Outcome, Principal, TurnClaim, TurnRecord, T
 from gateway.domain.reading import get_reader_key
 from gateway.ports.store import TurnRepository
 from gateway.store.audit import make_audit_entry
+from gateway.store.context.titles import clear_titles
 from gateway.store.database import Database, DatabaseRow, count_changed_rows
 from gateway.store.models import ToolCallRow, Turn, TurnEvents
 
@@ -40,6 +41,7 @@ WITH following AS MATERIALIZED (
 )
 SELECT first_seq, payload FROM sized WHERE bytes_before < {MAX_EVENT_BYTES} ORDER BY first_seq
 """  # noqa: S608
+_DELETE_TURN = "DELETE FROM turns WHERE id = :id RETURNING conversation_id, left(prompt, 4000)"
 _FAILED_TURNS = """
 SELECT turn_id AS id, at, owner, model_name AS model, error_code AS error, status, steps, conversation_id
 FROM turn_usage
@@ -110,11 +112,13 @@ class TurnStore(TurnRepository):
     async def delete_turn(self, turn_id: UUID, *, by: str) -> None:
         """Delete a turn with its events, calls and questions.
 
-        Turns that continue it stay.
+        A title that repeats its prompt is removed. Turns that continue it stay.
         """
         async with self._database.session() as session:
             await session.exec(delete(TurnEvents).where(col(TurnEvents.turn_id) == turn_id))
-            await session.exec(delete(Turn).where(col(Turn.id) == turn_id))
+            connection = await session.connection()
+            rows = (await connection.execute(text(_DELETE_TURN), {"id": turn_id})).all()
+            await clear_titles(connection, [(row[0], row[1]) for row in rows])
             session.add(make_audit_entry(by, "turn.delete", f"turn {turn_id}", {}))
 
     async def load_events(self, turn_id: UUID, after: int) -> list[JournalEntry]:

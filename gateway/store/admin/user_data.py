@@ -15,6 +15,7 @@ from gateway.store.admin.user_export import EXPORTS, export_rows
 from gateway.store.api_keys import notify_key_change, revoke_descendants
 from gateway.store.audit import make_audit_entry
 from gateway.store.bus import CHANNEL, NOTIFY, encode_message
+from gateway.store.context.titles import clear_titles
 from gateway.store.database import Database
 
 log = get_logger(__name__)
@@ -33,13 +34,14 @@ UPDATE api_keys SET owner = :erased, name = '', revoked_at = coalesce(revoked_at
 RETURNING prefix
 """
 _DELETE_TURNS = """
-DELETE FROM turns WHERE id IN (SELECT id FROM turns WHERE owner = :user ORDER BY id LIMIT :batch) RETURNING id, status
+DELETE FROM turns WHERE id IN (SELECT id FROM turns WHERE owner = :user ORDER BY id LIMIT :batch)
+RETURNING id, status, conversation_id, left(prompt, 4000)
 """
 # Rows without an end are left out: their turns run, or wait for a person.
 _DELETE_OLD_TURNS = """
 DELETE FROM turns WHERE id IN (
     SELECT id FROM turns WHERE id < :bound AND completed_at < :before ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED)
-RETURNING id, status
+RETURNING id, status, conversation_id, left(prompt, 4000)
 """
 _DELETE_EVENTS = "DELETE FROM turn_events WHERE turn_id = ANY(:ids)"
 _DELETE_EMPTY_CONVERSATIONS = """
@@ -139,7 +141,7 @@ class UserDataStore:
     async def delete_old_turns(self, older_than: timedelta) -> int:
         """Delete a batch of turns that ended before `older_than`; return their number.
 
-        Their usage stays. Conversations without turns go with them.
+        Their usage stays. Conversations without turns go with them, and titles that repeat their prompts.
         """
         before = datetime.now(UTC) - older_than
         values = {"before": before, "bound": _first_id_at(before)}
@@ -158,11 +160,10 @@ class UserDataStore:
             connection = await session.connection()
             rows = (await connection.execute(text(statement), values)).all()
             ids = [row[0] for row in rows]
-            for message in [
-                BusMessage(BusKind.CANCEL_TURN, turn_id) for turn_id, status in rows if status == "running"
-            ]:
+            for message in [BusMessage(BusKind.CANCEL_TURN, row[0]) for row in rows if row[1] == "running"]:
                 await connection.execute(text(NOTIFY), {"channel": CHANNEL, "payload": encode_message(message)})
             events = (await connection.execute(text(_DELETE_EVENTS), {"ids": ids})).rowcount if ids else 0
+            await clear_titles(connection, [(row[2], row[3]) for row in rows])
         return len(ids), events
 
     async def _has_table(self, table: str) -> bool:

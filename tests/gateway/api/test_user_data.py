@@ -196,3 +196,31 @@ async def test_turns_older_than_the_retention_period_are_deleted(
         assert remaining == {waiting["turn_id"], recent["turn_id"]}
         assert await db.fetchval("SELECT count(*) FROM turn_events WHERE turn_id = $1::text::uuid", new_id) == 0
         assert await db.fetchval("SELECT count(*) FROM turn_usage WHERE turn_id = $1::text::uuid", new_id) == 1
+
+
+@pytest.mark.parametrize("way", ["retention", "route"])
+async def test_deleted_turn_leaves_no_text_in_its_conversation(
+    keyring: Keyring, db: asyncpg.Connection, way: str
+) -> None:
+    """The conversation goes on, so it stays."""
+    await create_data(keyring)
+    gateway, headers = keyring.gateway, keyring.headers(USER)
+    first = await db.fetchrow("SELECT id, conversation_id FROM turns WHERE owner = $1 ORDER BY id LIMIT 1", USER)
+    assert first is not None
+    conversation = str(first["conversation_id"])
+    more = {"messages": [{"role": "user", "content": "Go on."}], "conversation_id": conversation}
+    assert (await gateway.post("/api/v1/chat", more, headers=headers)).status == 200
+    if way == "route":
+        path = f"/v1/responses/resp_{first['id'].hex}"
+        async with gateway.session.delete(f"{gateway.base_url}{path}", headers=headers) as response:
+            assert response.status == 200, await response.text()
+    else:
+        await db.execute("DELETE FROM turn_events WHERE turn_id <> $1", first["id"])
+        await db.execute("UPDATE turns SET completed_at = now() - interval '9 days' WHERE id = $1", first["id"])
+        old_id = f"{int((datetime.now(UTC) - timedelta(days=9)).timestamp() * 1000) << 80:032x}"
+        for table in ("turn_events", "turn_usage", "turn_feedback", "tool_calls", "turn_inputs", "cached_responses"):
+            await db.execute(f"DELETE FROM {table} WHERE turn_id = $1", first["id"])
+        await db.execute("UPDATE turns SET id = $1::text::uuid WHERE id = $2", old_id, first["id"])
+        assert await gateway.state.user_data.delete_old_turns(timedelta(days=8)) == 1
+    title = await db.fetchval("SELECT title FROM conversations WHERE id = $1", first["conversation_id"])
+    assert title == ""
