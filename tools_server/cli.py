@@ -37,6 +37,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def serve(
     stdio: Annotated[bool, typer.Option("--stdio", help="Speak MCP over standard input and output.")] = False,
+    reencrypt: Annotated[
+        bool,
+        typer.Option("--reencrypt", help="Encrypt the secrets of defined tools again, with the current key, and end."),
+    ] = False,
 ) -> None:
     """Run the tool server: over HTTP at /mcp, or over stdio."""
     signal.signal(signal.SIGTERM, _exit_on_signal)
@@ -46,6 +50,9 @@ def serve(
         configure_logging(json=settings.json_logs, level=settings.effective_log_level)
         for setting in list_renamed_settings():
             log.warning("setting_renamed", old=setting.old_name, new=setting.new_name)
+        if reencrypt:
+            with run_embedded_postgres(settings) as postgres:
+                raise typer.Exit(asyncio.run(reencrypt_secrets(settings, postgres)))
         tls_options = tls.build_server_options(None if stdio else settings.tls_files, log_tls_doubt)
         listener = None if stdio else _bind_listener(settings)
         with run_embedded_postgres(settings) as postgres, asyncio.Runner(loop_factory=event_loop_factory()) as runner:
@@ -53,6 +60,26 @@ def serve(
     except (ConfigError, embedded_postgres.EmbeddedPostgresError) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(2) from None
+
+
+async def reencrypt_secrets(settings: Settings, postgres: PostgresKeeper | None) -> int:
+    """Encrypt the stored secrets with the current key; return the exit code."""
+    from tools_server.common.database import DatabaseUnavailable, ToolsDatabase
+    from tools_server.http_tools.secrets import SecretCipher
+    from tools_server.http_tools.store import DefinitionStore
+
+    database = ToolsDatabase(settings.postgres_url or (postgres.server.build_url() if postgres else ""))
+    try:
+        count, unreadable = await DefinitionStore(database).replace_secrets(SecretCipher(settings).reencrypt)
+    except DatabaseUnavailable:
+        sys.stderr.write("The database is unavailable.\n")
+        return 1
+    finally:
+        await database.close()
+    sys.stdout.write(f"{count} secrets are encrypted with the current key.\n")
+    for origin, name in unreadable:
+        sys.stdout.write(f"No configured key decrypts the secret {name} of {origin}.\n")
+    return 1 if unreadable else 0
 
 
 def _exit_on_signal(_number: int, _frame: object) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import sys
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from aiohttp import web
 from mcp import Client
 
+from gateway_runtime.settings.encryption import Cipher
 from tests.eventually import eventually
-from tests.tools_server.conftest import ERAS, connect, serve_tools, serve_web, text_of
+from tests.tools_server.conftest import ERAS, ROOT, connect, environment, serve_tools, serve_web, text_of
 from tests.tools_server.definitions import Api, DefinitionClient, arguments, open_client, serve_api
 
 KEY = "an-encryption-key-of-the-tests"
@@ -113,6 +115,37 @@ async def test_secret_is_never_readable_again(defining: DefinitionClient, api: A
     api.answer = lambda request: web.Response(text=f"<b>{request.headers['X-Key']}</b> {request.raw_path}")
     text = text_of(await call(defining, "spy", q="200"))
     assert text == "<b>[secret key]</b> /a?q=200&k=[secret key]"
+
+
+async def reencrypt(database_url: str, **settings: str) -> tuple[int | None, str]:
+    """Run `tools-server --reencrypt`; return its exit code and its output."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tools_server.cli", "--reencrypt"),
+        env=environment(DATABASE_URL=database_url, **settings),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(120):
+        output, _ = await process.communicate()
+    return process.returncode, output.decode()
+
+
+@pytest.mark.faults
+async def test_secrets_are_encrypted_again_with_the_current_key(
+    database_url: str, defining: DefinitionClient, db: asyncpg.Connection
+) -> None:
+    query, new_key = "SELECT value FROM tools.http_tool_secrets", "the-next-key-of-the-tests"
+    await db.execute(
+        "INSERT INTO tools.http_tool_secrets (origin, name, value, updated_by)"
+        " VALUES ('https://a.example', 't', $1, 'x')",
+        Cipher(KEY).encrypt(SECRET_VALUE.encode()),
+    )
+    keys = {"TOOLS_ENCRYPTION_KEY": new_key, "TOOLS_ENCRYPTION_OLD_KEYS": KEY}
+    assert await reencrypt(database_url, **keys) == (0, "1 secrets are encrypted with the current key.\n")
+    assert Cipher(new_key).decrypt(await db.fetchval(query)) == SECRET_VALUE.encode()
+    code, output = await reencrypt(database_url, TOOLS_ENCRYPTION_KEY="a-third-key-of-the-tests")
+    assert (code, "No configured key decrypts the secret t of https://a.example." in output) == (1, True)
+    assert Cipher(new_key).decrypt(await db.fetchval(query)) == SECRET_VALUE.encode()  # nothing is destroyed
 
 
 async def test_secret_does_not_move_to_another_origin(defining: DefinitionClient, api: Api) -> None:

@@ -1,6 +1,6 @@
 """Defined tools in Postgres. Each change notifies all processes at its commit."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -60,6 +60,22 @@ class DefinitionStore:
         return StoredState(
             [tool.published or {} for tool in tools], {(row.origin, row.name): row.value for row in rows}
         )
+
+    async def replace_secrets(self, replace: Callable[[bytes], bytes | None]) -> tuple[int, list[SecretKey]]:
+        """Replace all encrypted secrets; return their number, and those for which `replace` returns None.
+
+        Each row is locked meanwhile.
+        """
+        unreadable: list[SecretKey] = []
+        async with self._database.session() as session:
+            rows = (await session.exec(select(HttpToolSecret).with_for_update())).all()
+            for row in rows:
+                if (value := replace(row.value)) is None:
+                    unreadable.append((row.origin, row.name))
+                else:
+                    row.value = value
+                    session.add(row)
+        return len(rows) - len(unreadable), unreadable
 
     async def list_tools(self) -> tuple[Sequence[HttpTool], set[SecretKey]]:
         """List all definitions by name, and the secrets that are set."""
