@@ -198,6 +198,7 @@ async def test_turns_older_than_the_retention_period_are_deleted(
         assert await db.fetchval("SELECT count(*) FROM turn_usage WHERE turn_id = $1::text::uuid", new_id) == 1
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("way", ["retention", "route"])
 async def test_deleted_turn_leaves_no_text_in_its_conversation(
     keyring: Keyring, db: asyncpg.Connection, way: str
