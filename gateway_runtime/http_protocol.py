@@ -96,7 +96,10 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
-        """Let a WebSocket protocol take the connection over, which counts until its end."""
+        """Let a WebSocket protocol take over the connection.
+
+        It counts until its end.
+        """
         super().handle_websocket_upgrade()
         protocol: Any = self.transport.get_protocol()
         lose_connection = protocol.connection_lost

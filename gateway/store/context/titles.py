@@ -1,4 +1,4 @@
-"""Titles of conversations, which repeat the first prompt unless a client sets one."""
+"""Titles of conversations, made of the first prompt."""
 
 from collections.abc import Sequence
 from uuid import UUID
