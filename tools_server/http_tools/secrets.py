@@ -51,7 +51,10 @@ class SecretCipher:
         return None if plain is None else plain.decode()
 
     def reencrypt(self, encrypted: bytes) -> bytes | None:
-        """Encrypt a secret again, with the current key; None if no key decrypts it."""
+        """Encrypt a secret again, with the current key.
+
+        None: no key decrypts it.
+        """
         cipher = self.load()
         plain = None if cipher is None else cipher.decrypt(encrypted)
         return None if cipher is None or plain is None else cipher.encrypt(plain)

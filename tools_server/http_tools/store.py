@@ -62,9 +62,9 @@ class DefinitionStore:
         )
 
     async def replace_secrets(self, replace: Callable[[bytes], bytes | None]) -> tuple[int, list[SecretKey]]:
-        """Replace all encrypted secrets; return their number, and those for which `replace` returns None.
+        """Replace all encrypted secrets.
 
-        Each row is locked meanwhile.
+        Return their number, and those for which `replace` returns None. Each row is locked meanwhile.
         """
         unreadable: list[SecretKey] = []
         async with self._database.session() as session:
