@@ -20,7 +20,7 @@ from tests.e2e.running_stack import RunningStack, run_serve, run_stack
 from tests.e2e.running_workers import Workers
 from tests.e2e.test_asgi_servers import UVICORN, run_server
 from tests.eventually import eventually
-from tests.stack import Client
+from tests.stack import Client, find_free_port
 from tools_server.config import Settings as ToolsSettings
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
@@ -129,6 +129,8 @@ async def test_children_see_no_secret_that_they_do_not_need(directory: Path) -> 
         "MCP_CONFIG": write_config(directory),
         "GIVEN_TO_SERVER": "given-by-name",
         "TAVILY_API_KEY": "tavily-1",
+        "CONSOLE": "on",
+        "CONSOLE_PORT": str(find_free_port()),
     }
     async with run_stack(directory, **SECRETS, **settings) as stack:
         report = await call_report(stack)
@@ -140,6 +142,7 @@ async def test_children_see_no_secret_that_they_do_not_need(directory: Path) -> 
             "stdio server": report["environment"],
             "simulator": read_environment(simulator),
             "tool server": read_environment(tool_server),
+            "console": read_environment(stack.find_child("gateway_console")),
             "Postgres": read_environment(postmaster),
         }
         for name, environment in children.items():
