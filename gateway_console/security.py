@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway_console.api import ApiError
 from gateway_console.sessions import RequestLimiter, Session, SessionStore
 from gateway_console.settings import ConsoleSettings
+from gateway_runtime.connection_limits import get_connection_source
 from gateway_runtime.settings.hosts import is_host_allowed
 
 SIGN_IN_PATH = "/sign-in"
@@ -126,8 +127,9 @@ class ConsoleSecurityMiddleware:
 
 
 def get_source(scope: Scope) -> str:
-    """Return the address that a request comes from."""
-    return (scope.get("client") or ("",))[0]
+    """Return the source of a request; see `get_connection_source`."""
+    client = scope.get("client")
+    return get_connection_source(str(client[0]) if client else None)
 
 
 def get_cookie_name(settings: ConsoleSettings) -> str:

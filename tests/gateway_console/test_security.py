@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
+from gateway_console.security import get_source
 from tests.gateway_console.running_console import run_console
 from tests.stack import Gateway, ServeSharedGateway
 
@@ -45,6 +46,11 @@ async def get_client_id(browser: aiohttp.ClientSession, url: str) -> str:
         found = re.search(r"client_id['\"]?\s*[:=]\s*['\"]([0-9a-f-]{36})", await response.text())
     assert found is not None
     return found[1]
+
+
+def test_addresses_of_one_network_are_one_source() -> None:
+    sources = {get_source({"client": (f"2001:db8:0:1::{n:x}", 1)}) for n in range(1, 9)}
+    assert sources == {"2001:db8:0:1::/64"}
 
 
 async def test_endless_request_head_is_rejected(open_console: str) -> None:
