@@ -149,6 +149,8 @@ class _ToolCallScanner:
         self._effort = MAX_LENIENT_CHARS
         self._last_end = 0
         self._is_cut = False
+        self._block_end = -1, -1
+        """Start and result of the last search for a block's end."""
         self.unreadable_calls: list[ExtractedCall] = []
         """Blocks whose content is no call."""
 
@@ -223,8 +225,10 @@ class _ToolCallScanner:
 
     def _note_unreadable(self, at: int) -> None:
         end = self._find_block_end(at)
-        content = self._text[at:end].strip()
-        if content and "<" not in content and end < len(self._text):
+        if end == len(self._text) or self._text.find("<", at, end) >= 0:
+            return
+        is_inner = bool(self.unreadable_calls) and self.unreadable_calls[-1].end == end
+        if not is_inner and (content := self._text[at:end].strip()):
             self.unreadable_calls.append(ExtractedCall(end, end, True, "", content))
 
     def _read_named_call(self, mark: re.Match[str]) -> list[ExtractedCall]:
@@ -360,8 +364,12 @@ class _ToolCallScanner:
         return separator.end() if separator else at
 
     def _find_block_end(self, at: int) -> int:
-        end = _BLOCK_END.search(self._text, at)
-        return end.start() if end else len(self._text)
+        searched_from, found_at = self._block_end
+        if not searched_from <= at <= found_at:  # each search may read the rest of the text
+            end = _BLOCK_END.search(self._text, at)
+            found_at = end.start() if end else len(self._text)
+            self._block_end = at, found_at
+        return found_at
 
     def _is_tool(self, name: str) -> bool:
         return is_parallel_wrapper(name) or any(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jsonschema
 import pytest
 
 from gateway.domain.messages import ToolCall, ToolSpec
+from gateway.llm.tool_repair import extraction
 from gateway.llm.tool_repair.json_repair import LenientJsonParser
 from gateway.llm.tool_repair.repair import (
     RepairedCall,
@@ -181,6 +183,27 @@ def test_extraction_reads_a_hostile_text_at_most_four_times(opening: str, monkey
     text = (opening * 200_000)[:200_000]
     extract_calls(text, SCHEMAS)
     assert read <= 4 * len(text)
+
+
+@pytest.mark.parametrize("end", ["", "[/TOOL_CALLS]"])
+@pytest.mark.parametrize("opening", ['<tool_call>{"a": ', '[TOOL_CALLS]{"a": ', "<function=add_task>x"])
+def test_end_of_a_block_is_searched_once_in_a_hostile_text(
+    opening: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = 0
+
+    class CountingPattern:
+        def search(self, text: str, at: int) -> re.Match[str] | None:
+            nonlocal searched
+            found = pattern.search(text, at)
+            searched += (found.end() if found else len(text)) - at
+            return found
+
+    pattern = extraction._BLOCK_END
+    monkeypatch.setattr(extraction, "_BLOCK_END", CountingPattern())
+    text = (opening * 20_000)[:20_000] + end
+    extract_calls(text, SCHEMAS)
+    assert searched <= 2 * len(text)
 
 
 def test_call_ids_are_deterministic_and_unique() -> None:
