@@ -108,6 +108,7 @@ def test_attached_process_restarts_it_at_the_same_address_after_the_owner_stoppe
         assert fetch_value(attached, "SELECT 1") == 1
 
 
+@pytest.mark.faults
 def test_killed_postgres_is_restarted_with_committed_data(data_dir: Path) -> None:
     with run_postgres(data_dir, settings={}) as server:
         fetch_value(server, "CREATE TABLE t AS SELECT 42 AS x")

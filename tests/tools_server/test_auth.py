@@ -257,6 +257,7 @@ async def test_caller_behind_a_proxy_is_not_local() -> None:
             assert await call_without_token(address, **{header: "203.0.113.9"}) == [401, 401, 401], header
 
 
+@pytest.mark.faults
 async def test_slow_keys_of_an_issuer_block_nobody_else() -> None:
     """The keys arrive byte by byte, and never end."""
     was_asked = asyncio.Event()

@@ -94,6 +94,7 @@ async def test_extraction_process_sees_no_secret(monkeypatch: pytest.MonkeyPatch
     extractor.close()
 
 
+@pytest.mark.faults
 async def test_pages_that_take_long_do_not_keep_others_from_being_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(text=request.path[1:], content_type="text/html")

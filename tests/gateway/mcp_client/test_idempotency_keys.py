@@ -185,6 +185,7 @@ async def test_call_that_timed_out_is_repeated_if_the_tool_deduplicates(
     assert (result.outcome, len(booking.keys), len(set(booking.keys))) == (outcome, calls, 1)
 
 
+@pytest.mark.faults
 async def test_call_is_repeated_once_its_killed_server_is_back(modern: bool) -> None:
     port = find_free_port()
     server = ServerConfig(name="one", url=f"http://127.0.0.1:{port}/mcp", prefix="", idempotency=True)

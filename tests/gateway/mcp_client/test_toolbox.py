@@ -277,6 +277,7 @@ async def test_server_down_at_startup_is_connected_later(modern: bool) -> None:
             assert get_text(await call_tool(toolbox, "late_echo", text="hi")) == "hi"
 
 
+@pytest.mark.faults
 async def test_killed_server_fails_only_its_own_calls_and_is_reconnected(modern: bool) -> None:
     port, other_port = find_free_port(), find_free_port()
     servers = [ServerConfig(name=n, url=f"http://127.0.0.1:{p}/mcp") for n, p in (("one", port), ("two", other_port))]

@@ -63,6 +63,7 @@ async def wait_until_up(toolbox: McpToolbox) -> None:
     await eventually(lambda: toolbox.list_server_statuses()[0].state == "up")
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes in /proc")
 async def test_stdio_command_is_restarted_when_killed_and_stopped_at_the_end() -> None:
     async with connect_toolbox(make_stdio_config(), connect_timeout=30) as toolbox:

@@ -200,6 +200,7 @@ async def patient_journal(database_url: str) -> AsyncGenerator[PostgresJournal]:
     await journal.stop(0.1)
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("slow_database")
 async def test_large_write_of_one_turn_does_not_delay_the_others(
     patient_journal: PostgresJournal, db: asyncpg.Connection
@@ -220,6 +221,7 @@ async def test_large_write_of_one_turn_does_not_delay_the_others(
     assert large.visible_count == 1
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("slow_database")
 async def test_batch_that_cannot_be_written_in_time_is_made_smaller(
     patient_journal: PostgresJournal, db: asyncpg.Connection
@@ -234,6 +236,7 @@ async def test_batch_that_cannot_be_written_in_time_is_made_smaller(
         assert await read_events(db, log.turn_id) == [entry.event for entry in log.entries]
 
 
+@pytest.mark.faults
 async def test_locked_turn_does_not_delay_the_others(patient_journal: PostgresJournal, db: asyncpg.Connection) -> None:
     locked, *others = await asyncio.gather(*(begin_turn(patient_journal) for _ in range(10)))
     async with db.transaction():

@@ -7,6 +7,7 @@ import sys
 from uuid import uuid4
 
 import asyncpg
+import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 
@@ -46,6 +47,7 @@ def test_schema_file_matches_the_migrations() -> None:
     assert output.getvalue() == embedded_postgres.SCHEMA_FILE.read_text(), "run `make schema`"
 
 
+@pytest.mark.faults
 async def test_concurrent_processes_can_upgrade_the_database(postgres: embedded_postgres.EmbeddedPostgres) -> None:
     admin = await asyncpg.connect(dsn(postgres.build_url("postgres")))
     await admin.execute("CREATE DATABASE concurrent_upgrades")
