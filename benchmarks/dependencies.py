@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 MAX_DEFAULT_MEGABYTES = 300
+_RUNS = 10
 _IMPORTED = re.compile(r"^import time: +(\d+) \| +\d+ \|( *)([\w.]+)$", re.MULTILINE)
 
 
@@ -60,12 +61,19 @@ def measure_default_install() -> int:
 
 
 def measure_import_times() -> dict[str, float]:
-    """Measure the milliseconds of each top-level module's own imports."""
+    """Measure the milliseconds of each top-level module's own imports.
+
+    Each module counts with its fastest run, because other load can only delay it.
+    """
     command = [sys.executable, "-X", "importtime", "-c", "import gateway.app"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stderr
+    fastest: dict[str, int] = {}
+    for _ in range(_RUNS):
+        output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stderr
+        for microseconds, _, module in _IMPORTED.findall(output):
+            fastest[module] = min(int(microseconds), fastest.get(module, sys.maxsize))
     times: dict[str, float] = defaultdict(float)
-    for microseconds, _, module in _IMPORTED.findall(output):
-        times[module.partition(".")[0]] += int(microseconds) / 1e3
+    for module, microseconds in fastest.items():
+        times[module.partition(".")[0]] += microseconds / 1e3
     return times
 
 

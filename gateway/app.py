@@ -37,7 +37,7 @@ _EXPOSED_HEADERS = (
     "WWW-Authenticate",
     "Retry-After",
 )
-"""Headers that pages of other origins may read, beside those of rate limits."""
+"""Headers that pages of other origins may read, beside rate limits."""
 
 
 def create_app(

@@ -33,6 +33,13 @@ def start(directory: Path, *arguments: str, **settings: str) -> subprocess.Popen
         )
 
 
+async def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a server and its Postgres, which outlives a killed server."""
+    if process.poll() is None:
+        process.terminate()
+        await eventually(lambda: process.poll() is not None, timeout_seconds=START_SECONDS)
+
+
 @asynccontextmanager
 async def run_server(directory: Path, *arguments: str, **settings: str) -> AsyncGenerator[RunningStack]:
     """Run a server from readiness to the block's end."""
@@ -55,9 +62,7 @@ async def run_server(directory: Path, *arguments: str, **settings: str) -> Async
             await eventually(is_ready, timeout_seconds=START_SECONDS)
             yield running
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait(30)
+        await stop(process)
 
 
 @pytest.mark.parametrize("command", [UVICORN, GUNICORN], ids=lambda command: command[0])
@@ -119,8 +124,7 @@ async def test_caller_of_an_unknown_address_needs_a_credential() -> None:
                     assert response.status == 403
                     assert "API_KEY" in (await response.json())["error"]["message"]
         finally:
-            process.kill()
-            process.wait(30)
+            await stop(process)
 
 
 def test_import_reads_no_settings_and_starts_nothing() -> None:
