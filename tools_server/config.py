@@ -23,6 +23,7 @@ _PLACEHOLDER = re.compile(
     r"<.*>|[.…x*]+|.*change[-_ ]?me.*|(your|my)[-_ ].*|secret|password|example|default", re.IGNORECASE
 )
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+_DEFAULT_PORTS = {80: "http", 443: "https"}
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 
 
@@ -204,11 +205,14 @@ class Settings(PostgresSettings):
 
         The server listens on `port`.
         """
-        hosts = list(self.tools_server_allowed_hosts)
-        if self.on_loopback or not hosts:
-            hosts += LOOPBACK_HOSTS
+        hosts = self.tools_server_allowed_hosts
         names = [name for host in hosts for name in (host, f"{host}:{port}")]
-        return [self.resource_url, *(f"{scheme}://{name}/mcp" for scheme in ("http", "https") for name in names)]
+        if self.on_loopback or not hosts:
+            names += [f"{host}:{port}" for host in LOOPBACK_HOSTS]
+        urls = [f"{scheme}://{name}/mcp" for scheme in ("http", "https") for name in names]
+        if port in _DEFAULT_PORTS:  # any other server of this machine has a URL without a port, too
+            urls += [f"{_DEFAULT_PORTS[port]}://{host}/mcp" for host in LOOPBACK_HOSTS]
+        return [self.resource_url, *urls]
 
     @property
     def jwks_url(self) -> str:

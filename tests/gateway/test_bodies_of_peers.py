@@ -3,6 +3,7 @@
 import resource
 from collections.abc import Callable
 
+import jwt
 import pytest
 from aiohttp import web
 from ddgs.engines.duckduckgo import Duckduckgo
@@ -19,6 +20,7 @@ from tests.gateway.bombs import MAX_PEAK_MIB, limit_memory, make_bomb, serve_bom
 from tests.gateway.llm.test_retries import Sink
 from tests.gateway.mcp_client.test_toolbox import connect_toolbox
 from tests.tools_server.conftest import serve_web
+from tools_server.published_keys import KeysUnavailable, PublishedKeys
 from tools_server.web_search import DuckDuckGo, JsonBackend, SearchApi, SearchFailed
 
 ENCODINGS = ["gzip", "deflate", "gzip, gzip"]
@@ -82,6 +84,14 @@ async def test_compressed_jwks_is_bounded(encoding: str) -> None:
     async with serve_bomb(encoding) as url:
         with limit_memory(), pytest.raises(JwksUnavailable):
             await JwksCache(url, timeout_seconds=30).get_key("a")
+
+
+@pytest.mark.faults
+async def test_compressed_jwks_is_bounded_at_the_tool_server() -> None:
+    make_bomb("gzip")
+    async with serve_bomb("gzip") as url:
+        with limit_memory(), pytest.raises(KeysUnavailable):
+            await PublishedKeys(url).find_key(jwt.encode({}, "s" * 32, headers={"kid": "a"}))
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

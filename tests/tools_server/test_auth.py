@@ -66,6 +66,9 @@ async def test_good_token_is_let_in() -> None:
     [
         f"Bearer {token(secret='another-secret-that-is-long-enough-too')}",
         f"Bearer {token(aud='another-server')}",
+        f"Bearer {token(aud='http://127.0.0.1/mcp')}",  # another server of this machine, at port 80
+        f"Bearer {token(aud='https://localhost/mcp')}",
+        f"Bearer {token(aud='http://127.0.0.1:9/mcp')}",
         f"Bearer {token(iss='somebody')}",
         f"Bearer {token(exp=int(time.time()) - 60)}",
         f"Bearer {token(exp=None)}",
