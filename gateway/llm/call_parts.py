@@ -61,7 +61,9 @@ class _OpenCall:
         has_new_id = bool(part.id and self.id and part.id != self.id)
         if has_new_id and (name != self.name or (part.index is None and not self.pieces)):
             return True
-        if not (text or has_new_id or name != self.name) or not self.is_complete or self.is_repeated(name, text):
+        if not (text or has_new_id or name != self.name) or not self.is_complete:
+            return False
+        if self.is_repeated(name, text) and not has_new_id:
             return False
         if self.is_same_call(part, name) and _is_empty_object(text):
             return False  # an empty object behind the arguments
@@ -90,9 +92,9 @@ class _OpenCall:
     def may_follow_empty_part(self) -> bool:
         """Whether an empty part before may belong to this call.
 
-        So it is where parts have no index, or another id each.
+        So it is where parts have no index, no id, or another id each.
         """
-        return not self.has_index or len({part_id for part_id, _ in self.pieces if part_id}) > 1
+        return not (self.has_index and self.id) or len({part_id for part_id, _ in self.pieces if part_id}) > 1
 
     def add_arguments(self, part_id: str, text: str) -> None:
         if self.pieces and self.is_placeholder and text.lstrip().startswith("{"):
@@ -146,6 +148,7 @@ class CallJoiner:
     def __init__(self) -> None:
         self._calls: list[_OpenCall] = []
         self._by_index: dict[int, _OpenCall] = {}
+        self._by_id: dict[str, _OpenCall] = {}
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -157,11 +160,15 @@ class CallJoiner:
         arguments = function.arguments or ""
         text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
         call = self._find_call(part, name, text)
-        call.id = call.id or part.id or ""
+        if part.id:
+            call.id = call.id or part.id
+            self._by_id.setdefault(part.id, call)
         count = len(text) if part.extra_content is None else len(text) + call.add_extra_content(part.extra_content)
         is_named_again = bool(name and call.chars) and name == call.name
         if is_named_again and call.is_complete and (not text or call.is_repeated(name, text) or _is_empty_object(text)):
             call.has_next_name = not text
+            return count
+        if call.has_next_name and _is_empty_object(text):
             return count
         if name != call.name:
             # Some servers send the name so far with each part.
@@ -173,7 +180,7 @@ class CallJoiner:
 
     def _find_call(self, part: ToolCallDelta, name: str, text: str) -> _OpenCall:
         last = self._find_last_open()
-        same = next((call for call in self._calls if call.id == part.id), None) if part.id else None
+        same = self._by_id.get(part.id) if part.id else None
         known = self._by_index.get(part.index) if part.index is not None else same or last
         if same is not None and known is not None and part.id != known.id and len(self._by_index) == 1:
             known = same  # all calls of this server have the same index
@@ -216,7 +223,7 @@ class CallJoiner:
                 key = (call.id or str(len(calls)), call.name, content)
                 if key not in calls or calls[key].extra_content is None:
                     calls[key] = ToolCall(call.id, call.name, call.text, problem, call.extra_content)
-        self._calls, self._by_index = [], {}
+        self._calls, self._by_index, self._by_id = [], {}, {}
         return list(calls.values())
 
 
@@ -231,6 +238,8 @@ def _join_pieces(calls: Iterable[_OpenCall]) -> Iterator[tuple[_OpenCall, bool]]
         if group and (call.name != group[-1].name or _decode_object(call.text) is not None):
             if call.name != group[-1].name or not call.may_follow_empty_part or any(other.pieces for other in group):
                 yield from _end_group(group)
+            elif not call.id:
+                call.id = group[0].id
             group = []
         if _decode_object(call.text) is not None:
             yield call, True

@@ -127,6 +127,33 @@ PARTS: dict[str, tuple[ScriptedAnswer, list[str]]] = {
         [A],
     ),
     "same arguments of another id": (stream_parts(part(0, "A", "purge", A), part(1, "B", "purge", A)), [A, A]),
+    "same arguments of another id without an index": (
+        stream_parts(part(None, "A", "purge", A), part(None, "B", "purge", A)),
+        [A, A],
+    ),
+    "empty part, then the whole arguments at the next index": (
+        stream_parts(part(0, "A", "purge", ""), part(1, name="purge", arguments=A)),
+        [A],
+    ),
+    "empty part, then the whole arguments at the next index, without ids": (
+        stream_parts(part(0, name="purge"), part(1, name="purge", arguments=A)),
+        [A],
+    ),
+    "empty object behind a repeated name": (
+        stream_parts(part(name="purge", arguments=A), part(name="purge", arguments=""), part(arguments="{}")),
+        [A],
+    ),
+    "one index, interleaved by id": (
+        stream_parts(
+            part(0, "A", "purge", ""),
+            part(0, "A", arguments='{"filter":'),
+            part(0, "B", "purge", ""),
+            part(0, "B", arguments='{"filter":'),
+            part(0, "A", arguments='"a"}'),
+            part(0, "B", arguments='"b"}'),
+        ),
+        [A, B],
+    ),
     "without a function": (stream_parts([flat_call(A)]), [A]),
     "one call without a list": (stream_deltas({"tool_calls": part(0, "A", "purge", A)}), [A]),
     "null beside a call": (stream_deltas({"tool_calls": [None, part(0, "A", "purge", A)]}), [A]),
