@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -13,9 +14,11 @@ from gateway.common.logging import get_logger
 from gateway.domain.errors import Conflict, StorageRefused
 from gateway.simulator import Fault, Simulator
 from gateway.store.database import Database
+from tests.eventually import eventually
 from tests.stack import Gateway, serve_gateway
 
 KEY = "a-key-of-the-tests"
+_ANSI_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @pytest.fixture
@@ -75,6 +78,16 @@ async def test_logs_contain_no_prompt_answer_arguments_or_key(
     for secret in ("camel", "zebra", KEY, "geheim", "simulated"):
         assert secret not in log_text.getvalue()
     assert all(line.get("request_id") for line in lines if line["event"] == "request")
+
+
+@pytest.mark.parametrize("log_text", [False], indirect=True, ids=["terminal"])
+async def test_statuses_are_numbers_in_the_log(shared_gateway: Gateway, log_text: io.StringIO) -> None:
+    """The MCP SDK answers with members of an enumeration."""
+    assert (await shared_gateway.post("/mcp", {"jsonrpc": "2.0", "id": 1, "method": "ping"})).status == 400
+    assert (await shared_gateway.get("/nothing")).status == 404
+    for number in (400, 404):
+        await eventually(lambda number=number: f"status={number}" in _ANSI_CODES.sub("", log_text.getvalue()))
+    assert "HTTPStatus" not in log_text.getvalue()
 
 
 @pytest.mark.parametrize("log_text", [True, False], indirect=True, ids=["json", "terminal"])
