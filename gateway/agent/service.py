@@ -154,6 +154,17 @@ class TurnService:
         """
         return FollowedTurn(await self._turns.get_turn(turn_id, principal))
 
+    async def get_turn_to_answer(self, turn_id: UUID, principal: Principal) -> TurnHandle:
+        """Return a turn whose questions the principal may answer.
+
+        An approval runs a tool with the rights of the turn, so a credential that is limited to some tools answers only
+        in turns that it started.
+
+        Raises:
+            NotFound: the principal has no such turn.
+        """
+        return await self.get_turn(turn_id, principal if principal.can_use_all_tools else replace(principal, scopes=()))
+
     def listen_to_turn(self, turn: TurnHandle, *, after: int = 0) -> TurnListener:
         """Read the events after number `after`, and then new events.
 

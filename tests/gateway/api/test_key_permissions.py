@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import httpx2
@@ -292,3 +293,27 @@ async def test_turn_resumed_by_another_worker_keeps_the_allow_lists_of_its_calle
     turn = await eventually(get_finished_turn)
     assert [call["outcome"] for call in turn.body["tool_calls"]] == ["denied"]
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
+
+
+async def test_key_for_some_tools_approves_no_call_of_another_key(keyring: Keyring) -> None:
+    """An approval runs the tool, even with other arguments."""
+    gateway = keyring.gateway
+    wide, narrow = await keyring.create_key("ada"), await keyring.create_key("ada", tools=("calculator",))
+    body = {"messages": [{"role": "user", "content": "Add a task to rest"}], "approval": "always"}
+    turn = (await gateway.post("/api/v1/chat", body, headers=wide)).body
+    [question] = turn["inputs"]
+    answer = {"input_id": question["input_id"], "action": "accept", "content": {"arguments": {"title": "hers"}}}
+    path = f"/api/v1/turns/{turn['turn_id']}/input"
+    approval = {
+        "type": "mcp_approval_response",
+        "approval_request_id": f"mcpr_{UUID(question['input_id']).hex}_{UUID(turn['turn_id']).hex}_0",
+        "approve": True,
+    }
+    assert (await gateway.post(path, answer, headers=narrow)).status == 404
+    assert (await gateway.post("/v1/responses", {"input": [approval]}, headers=narrow)).status == 404
+    own = {"messages": [{"role": "user", "content": 'call calculator {"expression": "1+1"}'}], "approval": "always"}
+    [own_question] = (own_turn := (await gateway.post("/api/v1/chat", own, headers=narrow)).body)["inputs"]
+    own_answer = {"input_id": own_question["input_id"], "action": "accept"}
+    own_path = f"/api/v1/turns/{own_turn['turn_id']}/input"
+    assert (await gateway.post(own_path, own_answer, headers=narrow)).status == 200
+    assert (await gateway.post(path, {**answer, "action": "decline", "content": None}, headers=wide)).status == 200

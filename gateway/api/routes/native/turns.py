@@ -182,7 +182,7 @@ async def answer_input(
     The turn continues on any worker: follow `/events` after the last event that you received. To approve a tool call
     with different arguments, accept with `content: {"arguments": {…}}`.
     """
-    turn = await service.get_turn(turn_id, principal)
+    turn = await service.get_turn_to_answer(turn_id, principal)
     content = body.content if body.action == "accept" else None
     await service.answer_question(turn, body.input_id, Answer(body.action, content, by=principal.user))
     return await view.build_response(turn_id, principal)

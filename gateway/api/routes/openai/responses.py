@@ -246,7 +246,7 @@ def _create_writer(turn: TurnHandle, request: Request, part: int) -> ResponseWri
 
 async def _answer_approvals(turn_id: UUID, approvals: dict[UUID, bool], request: Request) -> TurnHandle:
     principal, service = get_principal(request), get_turn_service(request)
-    turn = await service.get_turn(turn_id, principal)
+    turn = await service.get_turn_to_answer(turn_id, principal)
     for input_id, approve in approvals.items():
         answer = Answer("accept" if approve else "decline", {} if approve else None, by=principal.user)
         await service.answer_question(turn, input_id, answer)
