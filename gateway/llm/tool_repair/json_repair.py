@@ -62,6 +62,7 @@ _MEMBERS = re.compile(r"\"[\w-]{1,128}+\"\s?:")
 """Members of an object without its opening bracket."""
 _CALL = re.compile(r"([A-Za-z_][\w.-]*+)?\s*\(")
 _KEYWORD = re.compile(r"[A-Za-z_][\w-]*+\s*(?:=(?!=)|:)")
+_PROSE_BEHIND = re.compile(r"[A-Za-z]{1,40} [^{}\[\]()\"`\u201c\u201d=:<>\d]{1,200}+\Z")
 _PROSE = re.compile(r"[^{}\[\]\"'`“”\u2018\u2019=]{1,200}+(?=\{)")
 
 
@@ -176,6 +177,9 @@ class LenientJsonParser:
             self.at = _get_match_end(_AFTER, self.text, self.at)
             self._skip_space()
             if self._at_end:
+                return value
+            if is_object(value) and _PROSE_BEHIND.match(self.text, self.at):
+                self._add_repair("text behind the object")
                 return value
             next_value = self.parse_value()
             if value and next_value and next_value != value:

@@ -13,10 +13,18 @@ from gateway.llm.tool_repair.tool_names import normalize_name
 _NAME = r"[A-Za-z_][\w./-]{0,127}+"
 
 _SIGNS = re.compile(
-    r"<|>>>|call:|\[TOOL_REQUEST\]|\[CALL_ID\]|\[TOOL_CALL|^\s{0,4}(?:TOOL_CALLS|functools)\s?\[|:\d{1,4}\s?\{"
+    r"<|>>>|call:|\u273fFUNCTION\u273f|\bAction\b|\[TOOL_REQUEST\]|\[CALL_ID\]|\[TOOL_CALL|^\s{0,4}(?:TOOL_CALLS|functools)\s?\[|:\d{1,4}\s?\{"
 )
 _FULL_WIDTH_TAG = re.compile(r"< ?(/?) ?(?:\uff5c ?([A-Za-z]{1,20}) ?\uff5c|\| ?(DSML) ?\|) ?([^<>\n]{1,300}+)>")
 _FULL_WIDTH_TOKEN = re.compile(r"<[\uff5c|]([^<>\uff5c|\n]{1,60}+)[\uff5c|]>")
+_STRIPPED_TOKEN = re.compile(r"<(tool\u2581[a-z\u2581]{1,40}+)>")
+_FLOWER_CALL = re.compile(
+    rf"\u273fFUNCTION\u273f\s{{0,4}}:\s{{0,4}}({_NAME})\s{{0,4}}\u273fARGS\u273f\s{{0,4}}:\s{{0,4}}"
+)
+_FLOWER_END = re.compile(r"\s{0,4}\u273f(?:RESULT|RETURN)\u273f:?")
+_BRACKETED_INPUT = re.compile(
+    rf"^(\W{{0,4}}Action\W{{0,4}}:\W{{0,4}}{_NAME})\[([^\]\n]{{1,2000}}+)\][ \t]*+$", re.MULTILINE
+)
 _DELIMITER = re.compile(r"\]<\][\w-]{1,20}\[>\[")
 _PREFIXED_TAG = re.compile(
     r"<(/?)(?:[A-Za-z]\w{0,19}:(?=tool_call|function|invoke|parameter)|[A-Za-z]{1,20}_(?=tool_call>|arg_key>|arg_value>))"
@@ -42,7 +50,11 @@ _ARGUMENT_PAIR = re.compile(
     re.DOTALL,
 )
 _BARE_LIST = re.compile(r"^\s{0,4}(?:TOOL_CALLS|functools)\s?(?=\[\s{0,4}\{)")
-_NUMBERED_CALL = re.compile(rf"^[ \t]{{0,4}}(?:functions\.)?({_NAME}):\d{{1,4}}\s?(?=\{{)", re.MULTILINE)
+_NUMBERED_CALL = re.compile(
+    r"(?:(?:^|<tool_call>)[ \t]{0,4}(?:functions\.)?|(?<=[\"\d\]}el]\})\s{0,4}functions\.)"
+    rf"({_NAME}):\d{{1,4}}\s?(?=\{{)",
+    re.MULTILINE,
+)
 _TAG_WITHOUT_START = re.compile(rf"^\s{{0,4}}function=({_NAME})>")
 _PARAMETERS_WITHOUT_START = re.compile(rf"^\s{{0,4}}({_NAME})\s{{0,4}}(?=<parameter=[^<>]{{1,128}}>)")
 _NAME_BEFORE_PARAMETERS = re.compile(
@@ -82,7 +94,10 @@ def normalize_markup(text: str, names: Collection[str] = ()) -> str:
         return text
     text = _DELIMITER.sub("", text)
     text = _FULL_WIDTH_TAG.sub(r"<\1\4>", text)
-    text = _FULL_WIDTH_TOKEN.sub(_write_token, text)
+    text = _FULL_WIDTH_TOKEN.sub(_write_token, _STRIPPED_TOKEN.sub(_write_token, text))
+    if "\u273f" in text:
+        text = _FLOWER_END.sub("", _FLOWER_CALL.sub(r"<function=\1>", text))
+    text = _BRACKETED_INPUT.sub(r"\1\nAction Input: \2", text)
     text = _ESCAPED_QUOTE.sub('"', _PREFIXED_TAG.sub(r"<\1", text))
     text = _NUMBERED_NAME.sub(r"<tool_call>\1 ", text)
     text = _BLOCK_CLOSER.sub("</tool_call>", _BLOCK_OPENER.sub("<tool_call>", text))

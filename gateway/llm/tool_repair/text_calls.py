@@ -27,6 +27,8 @@ _MARKERS = (
     "<|tool",
     "<|dsml|",
     "<\uff5ctool",
+    "<tool\u2581",
+    "\u273ffunction\u273f",
     "<\uff5cdsml\uff5c",
     "<|python_",
     "<|start|>",
