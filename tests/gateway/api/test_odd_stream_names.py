@@ -275,6 +275,34 @@ async def test_notice_in_a_stream_costs_no_answer(gateway: Gateway, model: Scrip
             assert (await gateway.chat_stream("Hello.", store=False)).text == "AB"
 
 
+CALL = '{"name": "calculator", "arguments": {"expression": "1+1"}}'
+ABOUT_ERRORS = (
+    '{"error": {"message": "Rate limit reached", "code": "rate_limit_exceeded", "status_code": 429}}',
+    "data: [DONE]",
+    'data: {"error": {"message": "prompt is too long"}}\n\n',
+    "[ERROR] Too many requests. Please try again in 5s.",
+    f"Failed to parse tool call: raw='{CALL}', err=unexpected end",
+    f"The server says tool_use_failed, with the failed_generation {CALL}",
+    "finish_reason: abort",
+    "null",
+)
+
+
+@pytest.mark.parametrize("member", ["content", "reasoning", "refusal"])
+async def test_answer_that_is_about_an_error_stays_an_answer(
+    gateway: Gateway, model: ScriptedModelServer, member: str
+) -> None:
+    for text in ABOUT_ERRORS:
+        rest: list[dict[str, Any]] = [{"content": "."}] if member == "reasoning" else []
+        model.script_answers(stream_deltas({member: text}, *rest))
+        reply = await gateway.chat_stream("Why?", store=False)
+        kind = "reasoning.delta" if member == "reasoning" else "text.delta"
+        assert "".join(event["text"] for event in reply.get_event_data(kind)) == text
+        assert reply.get_event_data("turn.completed")
+        assert not reply.get_event_data("tool.call")
+        assert len(model.requests) == 1
+
+
 async def test_cut_body_is_asked_again(gateway: Gateway, model: ScriptedModelServer) -> None:
     model.script_answers(ScriptedAnswer(PRETTY[:-20]))
     reply = await gateway.chat_stream("Hello.", store=False)
