@@ -374,6 +374,7 @@ async def build_agent(
     lease.on_end = claimer.on_lease_end
     store.bus.subscribe(BusKind.CANCEL_TURN, runner.on_cancel)
     store.bus.subscribe(BusKind.WATCH_TURN, runner.on_watch)
+    store.bus.subscribe(BusKind.TURN_RETRIED, runner.on_retried)
     store.bus.subscribe(BusKind.TURN_RUNNABLE, runner.on_answer)
     store.bus.subscribe(BusKind.TURN_RUNNABLE, claimer.on_turn_runnable)
     store.bus.subscribe(BusKind.TURN_EVENTS, subscriptions.on_events)

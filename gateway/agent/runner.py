@@ -237,6 +237,14 @@ class Runner:
         if (turn := self._turns.get(message.turn_id)) is not None:
             turn.cancel("cancelled")
 
+    def on_retried(self, message: BusMessage) -> None:
+        """Let the turn run to its end.
+
+        Its client follows it at another worker.
+        """
+        if (turn := self._turns.get(message.turn_id)) is not None:
+            turn.add_listener()
+
     def on_answer(self, message: BusMessage) -> None:
         """Wake a call that waits for an answer."""
         if (turn := self._turns.get(message.turn_id)) is not None:

@@ -92,13 +92,14 @@ class TurnService:
         request_id: str | None = None,
         if_busy: Literal["wait", "reject"] = "wait",
         run_busy_wait: RunBusyWait | None = None,
-        is_retry: bool = False,
+        retry_count: int | None = None,
     ) -> TurnHandle:
         """Start a turn, or return an equal request's turn.
 
-        Requests are equal if they have the same idempotency key, or if this one is a retry and has the same hash. The
-        configured defaults apply to parameters that the request omits. While another turn of the conversation runs, or
-        another request waits for it, this waits, through `run_busy_wait` if given.
+        Requests are equal if they have the same idempotency key, or if this one is a retry and has the same hash.
+        `retry_count` is the number of the attempt, of clients that retry. The configured defaults apply to parameters
+        that the request omits. While another turn of the conversation runs, or another request waits for it, this
+        waits, through `run_busy_wait` if given.
 
         Raises:
             InvalidRequest: the request has too many messages, a message is too long, or the id of the conversation is
@@ -108,7 +109,7 @@ class TurnService:
             GatewayError: the turn cannot be started; nothing was stored.
         """
         self._check_request(request)
-        if (earlier_turn := await self._find_started(request, principal, is_retry=is_retry)) is not None:
+        if (earlier_turn := await self._find_started(request, principal, retry_count=retry_count)) is not None:
             return earlier_turn
         self._load.check_capacity()
         request = replace(request, model=request.model or self._default_model)
@@ -118,7 +119,7 @@ class TurnService:
                     turn = await self._runner.start(request, principal, place.open_conversation, request_id)
                     if request.request_hash is not None:
                         self._started_turns[request.request_hash] = turn.id
-                    return StartedTurn(turn)
+                    return StartedTurn(turn, retries=retry_count is not None)
                 except ConversationBusy as busy:
                     wait = place.wait(busy)
                     await (wait if run_busy_wait is None else run_busy_wait(wait))
@@ -170,7 +171,7 @@ class TurnService:
 
         When the last listener of a started turn leaves, the request's `on_disconnect` decides whether it is cancelled.
         """
-        return TurnListener(turn, _get_active(turn), self._subscriptions, after=after)
+        return TurnListener(turn, _get_active(turn), self._subscriptions, after=after, is_streamed=True)
 
     async def wait_for_turn(self, turn: TurnHandle, create_fold: Callable[[], F]) -> F:
         """Fold the turn's events into a result.
@@ -278,18 +279,23 @@ class TurnService:
         )
 
     async def _find_started(
-        self, request: TurnRequest, principal: Principal, *, is_retry: bool = False
+        self, request: TurnRequest, principal: Principal, *, retry_count: int | None = None
     ) -> TurnHandle | None:
         if request.idempotency_key is not None:
             stored_turn = await self._turns.find_by_idempotency_key(principal, request.idempotency_key)
-        elif is_retry and request.request_hash is not None:
+        elif retry_count and request.request_hash is not None:
             turn_id = self._started_turns.get(request.request_hash)
             if turn_id is not None and (active := self._runner.get(turn_id)) is not None:
-                return StartedTurn(active)  # the client that repeats its request has left the first one, or will
+                return StartedTurn(active, retries=True)
             stored_turn = await self._turns.find_by_request_hash(principal, request.request_hash)
         else:
             return None
-        return None if stored_turn is None else FollowedTurn(stored_turn)
+        if stored_turn is None:
+            return None
+        turn = FollowedTurn(stored_turn)
+        if retry_count and not turn.has_ended:
+            self._bus.publish(BusMessage(BusKind.TURN_RETRIED, turn.id))
+        return turn
 
 
 def _get_active(turn: TurnHandle) -> ActiveTurn | None:

@@ -26,7 +26,7 @@ FIRST_OUTPUT_TIMEOUT_SECONDS = 10.0
 _MAX_WARNING_LENGTH = 1_000
 _RETRY_HEADER = "X-Stainless-Retry-Count"
 """Number of the attempt, of OpenAI's, Groq's and Anthropic's SDKs."""
-_RETRY_COUNT = re.compile(r"0*[1-9]\d{0,8}", re.ASCII)
+_RETRY_COUNT = re.compile(r"\d{1,9}", re.ASCII)
 _NOT_IN_HEADERS = re.compile(r"[^ -~]")
 
 IdempotencyKey = Annotated[
@@ -66,10 +66,14 @@ async def start_turn(
         request_id=request_id.get(),
         if_busy=if_busy,
         run_busy_wait=partial(run_until_disconnect, request),
-        is_retry=_RETRY_COUNT.fullmatch(request.headers.get(_RETRY_HEADER, "")) is not None,
+        retry_count=_parse_retry_count(request.headers.get(_RETRY_HEADER)),
     )
     request.state.turn_id = str(turn.id)
     return turn
+
+
+def _parse_retry_count(header: str | None) -> int | None:
+    return int(header) if header is not None and _RETRY_COUNT.fullmatch(header) else None
 
 
 def _hash_request(body: bytes, request: Request, principal: Principal) -> str:

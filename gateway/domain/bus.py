@@ -18,6 +18,11 @@ class BusKind(StrEnum):
     """Another worker asks for notifications about the turn's events."""
     TURN_EVENTS = "events"
     """The turn has new events."""
+    TURN_RETRIED = "retried"
+    """A retry at another worker follows the turn.
+
+    Its client may have left the turn's worker.
+    """
     TURN_RUNNABLE = "orphan"
     """No worker runs the turn, or its question was answered."""
     SERVERS_CHANGED = "servers"

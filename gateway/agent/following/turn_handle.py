@@ -1,5 +1,6 @@
 """Handles of turns, and listeners to their events."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -14,6 +15,11 @@ from gateway.domain.messages import JsonObject
 from gateway.ports.listener import EventListener
 from gateway.ports.store import StoredTurn
 
+RETRY_GRACE_SECONDS = 2.5
+"""Time for the first retries of an SDK.
+
+The SDKs wait about 0.5, 1 and 2 seconds before these.
+"""
 _ACTIVE_STATUSES = ("running", "waiting")
 
 
@@ -58,14 +64,15 @@ class TurnHandle(ABC):
 class StartedTurn(TurnHandle):
     """Turn that this call started.
 
-    When its last listener leaves, it may be cancelled.
+    When its last listener leaves, it may be cancelled. If the client `retries`, that is `RETRY_GRACE_SECONDS` later.
     """
 
-    __slots__ = ("active",)
+    __slots__ = ("active", "retries")
 
-    def __init__(self, active: ActiveTurn) -> None:
+    def __init__(self, active: ActiveTurn, *, retries: bool = False) -> None:
         super().__init__(active.id, is_stored=active.is_stored, echo=active.record.request.echo)
         self.active = active
+        self.retries = retries
 
     @property
     def has_ended(self) -> bool:
@@ -109,7 +116,8 @@ class FollowedTurn(TurnHandle):
 class TurnListener(EventListener):
     """Async context manager, and iterator over batches of a turn's entries.
 
-    Each entry comes once.
+    Each entry comes once. An SDK retries no response that has begun, so no retry of an accepted stream (`is_streamed`)
+    is awaited.
     """
 
     def __init__(
@@ -120,8 +128,10 @@ class TurnListener(EventListener):
         *,
         after: int = 0,
         until_input: bool = False,
+        is_streamed: bool = False,
     ) -> None:
         self._turn = turn
+        self._is_streamed = is_streamed
         self._active = active
         self._subscriptions = subscriptions
         self._subscription: TurnSubscription | None = None
@@ -150,7 +160,11 @@ class TurnListener(EventListener):
         if self._subscription is not None:
             self._subscription.unsubscribe()
         elif self._active is not None:
-            self._active.remove_listener()
+            may_retry = isinstance(self._turn, StartedTurn) and self._turn.retries
+            if may_retry and not (self._is_streamed and self._active.first_token_ms is not None):
+                asyncio.get_running_loop().call_later(RETRY_GRACE_SECONDS, self._active.remove_listener)
+            else:
+                self._active.remove_listener()
 
     def __aiter__(self) -> AsyncIterator[list[JournalEntry]]:
         return self._log.follow(self._after)

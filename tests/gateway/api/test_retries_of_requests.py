@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import asyncpg
+import openai
 import pytest
 
 from gateway.simulator.faults import Fault
@@ -121,6 +122,46 @@ async def test_retry_at_another_worker_follows_the_running_turn(workers: list[Ga
     assert second.body["choices"] == (await first).body["choices"]
     assert (await send(workers[1], 2, body=body)).headers["X-Turn-Id"] == second.headers["X-Turn-Id"]
     assert await count_turns(db) == 1
+
+
+SLOW = {"messages": [{"role": "user", "content": "lorem " * 200}], "x_gateway": {"tools": "none"}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_retry_of_an_sdk_that_timed_out_gets_the_answer_of_the_turn(
+    gateway: Gateway, db: asyncpg.Connection, stream: bool
+) -> None:
+    gateway.simulator.faults.add_faults(Fault(kind="slow_first_token", seconds=1.5))
+    sdk = openai.AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key="none", timeout=1.0, max_retries=5)
+    async with sdk:
+        request = sdk.chat.completions.create(
+            model="openai/gpt-oss-120b", messages=[{"role": "user", "content": "Hello."}], stream=stream
+        )
+        answer = await request
+        if isinstance(answer, openai.AsyncStream):
+            assert [chunk async for chunk in answer][-1].choices[0].finish_reason == "stop"
+        else:
+            assert answer.choices[0].finish_reason == "stop"
+    assert len(gateway.simulator.requests) == await count_turns(db) == 1
+
+
+async def test_retry_at_another_worker_keeps_the_turn_that_its_client_left(
+    workers: list[Gateway], db: asyncpg.Connection
+) -> None:
+    first = asyncio.create_task(send(workers[0], 0, body=SLOW))
+    await eventually(partial(count_turns, db))
+    first.cancel()
+    second = await send(workers[1], 1, body=SLOW)
+    assert (second.status, second.body["choices"][0]["finish_reason"]) == (200, "stop")
+    assert await count_turns(db) == 1
+
+
+async def test_turn_of_an_sdk_that_left_for_good_is_cancelled(gateway: Gateway, db: asyncpg.Connection) -> None:
+    gateway.simulator.faults.add_faults(Fault(kind="slow_first_token", seconds=30.0))
+    first = asyncio.create_task(send(gateway, 0))
+    await eventually(partial(count_turns, db))
+    first.cancel()
+    await eventually(lambda: db.fetchval("SELECT status = 'cancelled' FROM turns"))
 
 
 async def test_turn_goes_on_while_its_retry_listens(workers: list[Gateway], db: asyncpg.Connection) -> None:
