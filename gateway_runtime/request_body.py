@@ -38,8 +38,7 @@ async def read_body(
         if name == b"content-encoding" and value.lower() not in _UNCOMPRESSED:
             message = "Compressed bodies are not supported: send the body without Content-Encoding."
             raise BodyRejected(415, "unsupported_encoding", message)
-    chunks: list[bytes] = []
-    size = 0
+    body: bytes | bytearray = b""
     try:
         async with asyncio.timeout(timeout_seconds):
             while True:
@@ -47,17 +46,19 @@ async def read_body(
                 if message["type"] != "http.request":
                     return None
                 chunk = message.get("body", b"")
-                size += len(chunk)
-                if size > max_bytes:
+                if len(body) + len(chunk) > max_bytes:
                     raise _make_too_large(max_bytes)
-                if chunk:
-                    chunks.append(chunk)
+                if not body:
+                    body = chunk
+                elif chunk:  # not a list of chunks, which takes fifty bytes for one of two
+                    body = body if isinstance(body, bytearray) else bytearray(body)
+                    body += chunk
                 if not message.get("more_body", False):
                     break
     except TimeoutError:
         message = f"The body did not arrive within {timeout_seconds:g} seconds."
         raise BodyRejected(408, "request_timeout", message) from None
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return bytes(body)
 
 
 def _make_too_large(max_bytes: int) -> BodyRejected:

@@ -1,11 +1,13 @@
 """The tools over plain HTTP."""
 
+import asyncio
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.tools_server.conftest import make_secret_signer, serve_tools
+from tests.tools_server.conftest import make_secret_signer, serve, serve_tools
+from tools_server.request_body import RequestBodyMiddleware
 
 
 async def test_tools_are_listed_as_mcp_describes_them() -> None:
@@ -20,6 +22,26 @@ async def test_calculator_answers_the_curl_line() -> None:
     async with serve_tools(tools_server_secret=None) as address, httpx2.AsyncClient(timeout=30) as client:
         response = await client.post(f"{address}/tools/call", json=body)
     assert (response.status_code, response.json()) == (200, {"result": "5*9 = 45"})
+
+
+async def test_body_that_arrives_byte_by_byte_times_out() -> None:
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise AssertionError("the body is not complete")
+
+    async with serve(RequestBodyMiddleware(app, timeout_seconds=0.2)) as address:
+        reader, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"))
+        writer.write(b"POST /tools/call HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+        async def drip() -> None:
+            while True:
+                writer.write(b"1\r\na\r\n")
+                await asyncio.sleep(0.01)
+
+        dripping = asyncio.create_task(drip())
+        async with asyncio.timeout(30):
+            assert b" 408 " in await reader.readline()
+        dripping.cancel()
+        writer.close()
 
 
 async def test_call_is_made_as_the_caller(database_url: str) -> None:

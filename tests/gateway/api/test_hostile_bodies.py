@@ -15,6 +15,7 @@ from gateway.api.routes.registration import register_routes
 from gateway.domain.errors import GatewayError
 from gateway_runtime import json_limits
 from gateway_runtime.json_limits import TooDeep, TooManyItems, check_json, check_mcp_message
+from gateway_runtime.request_body import read_body
 from tests.auth_helpers import Keyring
 from tests.stack import Gateway
 
@@ -217,3 +218,23 @@ def test_ordinary_request_is_checked_without_removing_its_strings(monkeypatch: p
         calls.clear()
         assert check_json(CountingBytes(body), max_items=50_000) == 9
         assert sorted(calls) == ["contains", "count", "count", "translate"]
+
+
+async def test_body_in_tiny_chunks_takes_little_memory() -> None:
+    chunks = 20_000
+    messages = (
+        {"type": "http.request", "body": b"%02d" % (n % 100), "more_body": n < chunks} for n in range(chunks + 1)
+    )
+
+    async def receive() -> Any:
+        return {"type": "http.request", **next(messages)}
+
+    tracemalloc.start(1)
+    try:
+        body = await read_body(receive, [], max_bytes=1_000_000, timeout_seconds=60)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert body is not None
+    assert len(body) == 2 * chunks
+    assert peak < 5 * len(body)

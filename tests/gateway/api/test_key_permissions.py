@@ -312,7 +312,8 @@ async def test_key_for_some_tools_approves_no_call_of_another_key(keyring: Keyri
     assert (await gateway.post(path, answer, headers=narrow)).status == 404
     assert (await gateway.post("/v1/responses", {"input": [approval]}, headers=narrow)).status == 404
     own = {"messages": [{"role": "user", "content": 'call calculator {"expression": "1+1"}'}], "approval": "always"}
-    [own_question] = (own_turn := (await gateway.post("/api/v1/chat", own, headers=narrow)).body)["inputs"]
+    own_turn = (await gateway.post("/api/v1/chat", own, headers=narrow)).body
+    [own_question] = own_turn["inputs"]
     own_answer = {"input_id": own_question["input_id"], "action": "accept"}
     own_path = f"/api/v1/turns/{own_turn['turn_id']}/input"
     assert (await gateway.post(own_path, own_answer, headers=narrow)).status == 200
