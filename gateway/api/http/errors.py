@@ -22,7 +22,7 @@ from gateway.common.validation_errors import describe_problem, list_causes, remo
 from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge, ServerStopping
 from gateway.domain.messages import JsonObject
 from gateway.wire.anthropic import answers as anthropic
-from gateway.wire.openai.error_codes import LIMIT_CODES
+from gateway.wire.openai.error_codes import get_problem_code
 from gateway.wire.openai_chat_answers import build_error_body
 from gateway.wire.request_model import UNION_TAG_PREFIX
 
@@ -115,7 +115,7 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     message = f"{param or first['loc'][0]}: {reason}"  # the source: body, query, path, header or cookie
     if (others := len(paths) - 1) > 0:
         message += f" (and {others} more problem{'s' if others > 1 else ''})"
-    openai_code = LIMIT_CODES.get(first["type"])
+    openai_code = get_problem_code(first)
     return error_response(request, 422, InvalidRequest.code, message, param or None, openai_code=openai_code)
 
 

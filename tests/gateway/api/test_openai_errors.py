@@ -71,6 +71,35 @@ async def test_limit_is_named(
     assert named in error["message"]
 
 
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+INVALID: list[tuple[str, dict[str, Any], str, str]] = [
+    (CHAT, {}, "missing_required_parameter", "messages"),
+    (CHAT, {"messages": [{"content": "x"}]}, "missing_required_parameter", "messages.0.role"),
+    (CHAT, {"messages": [USER], "tools": [{"type": "function"}]}, "missing_required_parameter", "tools.0.function"),
+    (RESPONSES, {}, "missing_required_parameter", "input"),
+    (RESPONSES, {"input": "x", "tools": [{"type": "mcp"}]}, "missing_required_parameter", "tools.0.server_label"),
+    ("/v1/completions", {}, "missing_required_parameter", "prompt"),
+    (CHAT, {"messages": "x"}, "invalid_type", "messages"),
+    (CHAT, {"messages": [USER], "temperature": "hot"}, "invalid_type", "temperature"),
+    (CHAT, {"messages": [USER], "max_tokens": 1.5}, "invalid_type", "max_tokens"),
+    (CHAT, {"messages": [USER], "temperature": 9}, "decimal_above_max_value", "temperature"),
+    (CHAT, {"messages": [USER], "max_tokens": 0}, "integer_below_min_value", "max_tokens"),
+    (CHAT, {"messages": []}, "empty_array", "messages"),
+    (CHAT, {"messages": [{"role": "x", "content": "x"}]}, "invalid_value", "messages.0.role"),
+]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("path", "body", "code", "param"), INVALID)
+async def test_invalid_field_has_the_code_that_sdks_know(
+    shared_gateway: Gateway, path: str, body: dict[str, Any], code: str, param: str
+) -> None:
+    reply = await shared_gateway.post(path, body)
+    error = reply.body["error"]
+    assert (reply.status, error["type"], error["code"]) == (400, "invalid_request_error", code)
+    assert error["param"] == param
+
+
 async def test_limit_of_tools_counts_those_of_the_client(gateway: Gateway) -> None:
     body = {"messages": [USER], "tools": make_tools(128), "x_gateway": {"tools": "all"}}
     reply = await gateway.post("/v1/chat/completions", body)
