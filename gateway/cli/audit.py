@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gateway.cli.database import run_with_database
+from gateway.cli.output import open_export
 from gateway.config import Settings
 
 if TYPE_CHECKING:
@@ -22,12 +23,11 @@ def export_log(
 ) -> None:
     """Write the entries as JSON lines, chained by hash."""
     from gateway.store.admin.audit_chain import AuditChain
-    from gateway_runtime.private_files import create_private
 
     async def export(database: "Database", _settings: Settings) -> None:
-        with create_private(output) if output else sys.stdout.buffer as file:
+        with open_export(output) as write:
             async for lines in AuditChain(database).export_lines(after):
-                file.write(lines)
+                write(lines)
 
     run_with_database(export)
 

@@ -1,12 +1,12 @@
 """`agent-gateway users`: export and erase all that is one user's."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gateway.cli.database import run_with_database
+from gateway.cli.output import open_export
 from gateway.config import Settings
 
 if TYPE_CHECKING:
@@ -24,12 +24,11 @@ def export_user(
 ) -> None:
     """Write everything that is stored of a user as JSON lines."""
     from gateway.store.admin.user_data import UserDataStore
-    from gateway_runtime.private_files import create_private
 
     async def export(database: "Database", _settings: Settings) -> None:
-        with create_private(output) if output else sys.stdout.buffer as file:
+        with open_export(output) as write:
             async for lines in UserDataStore(database).export_lines(user, by="cli"):
-                file.write(lines)
+                write(lines)
 
     run_with_database(export)
 

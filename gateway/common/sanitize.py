@@ -1,6 +1,7 @@
 """Removes or reveals invisible characters and terminal sequences in text."""
 
 import re
+from collections.abc import Callable
 from typing import Any, cast
 
 # Terminal sequences (OSC, DCS, SOS, PM and APC with their text, CSI, the short ones), and the other control characters.
@@ -71,6 +72,11 @@ def escape_for_terminal(text: str) -> str:
     Line feeds and tabs stay. A terminal would obey the others: they set its title or its clipboard, or hide text.
     """
     return text if text.isascii() and text.isprintable() else _CONTROLS.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def replace_controls(text: str, replace: Callable[[str], str]) -> str:
+    """The text with each control character and direction mark replaced."""
+    return _CONTROLS.sub(lambda match: replace(match[0]), text)
 
 
 def reveal_value(value: Any) -> Any:

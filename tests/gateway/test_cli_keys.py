@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ async def test_cli_key_can_have_limits_and_a_budget(database_url: str, db: async
     budget = ("--tokens-per-day=1000", "--usd-per-month=0.5")
     await run_keys_command(database_url, "create", "--owner", "ada", *limits, *budget)
     row = await db.fetchrow("SELECT limits, budget FROM api_keys")
+    assert row is not None
     assert json.loads(row["limits"]) == {"requests": 5, "window_seconds": 10, "streams": 2}
     assert json.loads(row["budget"]) == {"tokens_per_day": 1000, "usd_per_month": 0.5}
 
@@ -116,6 +118,41 @@ async def test_control_characters_in_the_name_of_a_key_do_not_reach_the_terminal
     listed = await run_keys_command(database_url, "list")
     assert r"x\x1b]52;c;aGk=\x07\u202e" in listed
     assert "\x1b" not in listed
+
+
+@pytest.mark.faults
+async def test_control_characters_of_an_export_do_not_reach_the_terminal(gateway: Gateway, database_url: str) -> None:
+    await gateway.chat("Say \x9b31m\u202e and \U000e0041")
+    reader, terminal = os.openpty()
+    os.set_blocking(reader, False)
+    process = await asyncio.create_subprocess_exec(
+        *gateway_command("users", "export", "local"),
+        cwd=ROOT,
+        env=clean_environment(DATABASE_URL=database_url),
+        stdout=terminal,
+    )
+    os.close(terminal)
+    output = b""
+
+    def has_ended() -> bool:
+        nonlocal output
+        try:
+            while piece := os.read(reader, 65_536):
+                output += piece
+        except BlockingIOError:
+            return False
+        except OSError:  # the other end is closed
+            return True
+        return True
+
+    await eventually(has_ended, timeout_seconds=120)
+    os.close(reader)
+    assert await process.wait() == 0
+    shown = output.decode()
+    assert r"Say \u009b31m\u202e and \udb40\udc41" in shown
+    assert not any(char in shown for char in "\x9b\u202e\U000e0041")
+    rows = [json.loads(line)["row"] for line in shown.splitlines()]
+    assert "Say \x9b31m\u202e and \U000e0041" in {row.get("prompt") for row in rows}
 
 
 async def test_documented_first_key_locks_nobody_out(gateway: Gateway, database_url: str) -> None:
