@@ -23,6 +23,8 @@ from gateway_runtime.postgres.keeper import PostgresKeeper
 from gateway_runtime.sockets import SharedPort
 
 _MAX_MESSAGE_BYTES = 65_536
+_RELEASE_SECONDS = 5.0
+"""Time limit of a stop for the release of turns."""
 
 STOPPED, FAILED, MISCONFIGURED = 0, 1, 2
 
@@ -103,6 +105,7 @@ class Supervisor:
         self._stopping = False
         self._is_stop_requested = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._releases: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Start everything, wait for the stop signal, stop everything.
@@ -143,11 +146,23 @@ class Supervisor:
         """
         self._spawn(coroutine, _print_task_error)
 
-    def _spawn(self, coroutine: Coroutine[None, None, None], on_done: Callable[[asyncio.Task[None]], object]) -> None:
+    def _spawn(
+        self,
+        coroutine: Coroutine[None, None, None],
+        on_done: Callable[[asyncio.Task[None]], object],
+        tasks: set[asyncio.Task[None]] | None = None,
+    ) -> None:
+        tasks = self._tasks if tasks is None else tasks
         task = asyncio.ensure_future(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
         task.add_done_callback(on_done)
+
+    def _release_turns(self, process: ManagedProcess) -> None:
+        """Let other workers claim the turns of a worker that has ended."""
+        worker_id, process.worker_id = process.worker_id, None
+        if worker_id is not None and self._release_worker is not None:
+            self._spawn(self._release_worker(worker_id), _print_task_error, self._releases)
 
     def _on_keeper_done(self, task: asyncio.Task[None]) -> None:
         """Stop everything after an error.
@@ -236,11 +251,10 @@ class Supervisor:
             if self._stopping:
                 return
             process.is_ready = False
+            self._release_turns(process)
             if await self._is_restart_wanted(process, code):
                 await self._start_process(process)
                 continue
-            if process.worker_id is not None and self._release_worker is not None:
-                self.spawn_task(self._release_worker(process.worker_id))
             reason = await process.startup_error if code == MISCONFIGURED and process.startup_error is not None else ""
             if code in (STOPPED, MISCONFIGURED) and not (
                 process.optional or (process.replaceable and self.ready.is_set())
@@ -297,6 +311,11 @@ class Supervisor:
             if running:
                 self._report_stop(_describe_wait(running))
             await asyncio.gather(*(_stop_process(process) for process in running))
+        for worker in self._workers:
+            if worker.process is not None and worker.process.returncode != STOPPED:  # else it has released them itself
+                self._release_turns(worker)
+        if self._releases:
+            await asyncio.wait(self._releases, timeout=_RELEASE_SECONDS)
 
 
 def _build_keeper(postgres: EmbeddedPostgres) -> PostgresKeeper:

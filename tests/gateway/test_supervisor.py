@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -163,3 +164,58 @@ async def test_changed_source_starts_every_process_again(
         assert not running.done()
         os.kill(os.getpid(), signal.SIGTERM)
         assert await running == STOPPED
+
+
+class ReleaseRecorder:
+    """Records the workers whose turns the supervisor releases."""
+
+    def __init__(self) -> None:
+        self.released: list[UUID] = []
+
+    async def release(self, worker_id: UUID) -> None:
+        await asyncio.sleep(0)
+        self.released.append(worker_id)
+
+
+async def test_turns_of_a_dead_worker_are_released_while_it_waits_for_a_changed_source(
+    port: SharedPort, tmp_path: Path
+) -> None:
+    recorder = ReleaseRecorder()
+    worker = make_worker(port, f"{READY_AND_WAIT}os.read(0, 9)")
+    supervisor = Supervisor([worker], None, source=SourceWatcher([tmp_path]), release_worker=recorder.release)
+    running = asyncio.create_task(supervisor.run())
+    async with asyncio.timeout(30):
+        await supervisor.ready.wait()
+        worker_id = worker.worker_id
+        assert worker.process is not None
+        worker.process.kill()
+        await eventually(lambda: recorder.released == [worker_id])
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await running == STOPPED
+    assert recorder.released == [worker_id]
+
+
+async def test_turns_of_a_worker_that_a_stop_kills_are_released(port: SharedPort) -> None:
+    recorder = ReleaseRecorder()
+    deaf = make_worker(
+        port, f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {READY_AND_WAIT}os.read(0, 9)"
+    )
+    deaf.stop_timeout_seconds = 0.1
+    supervisor = Supervisor([deaf], None, release_worker=recorder.release)
+    running = asyncio.create_task(supervisor.run())
+    async with asyncio.timeout(30):
+        await supervisor.ready.wait()
+        worker_id = deaf.worker_id
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await running == STOPPED
+    assert recorder.released == [worker_id]
+
+
+async def test_turns_of_a_worker_that_dies_too_often_are_released_each_time(port: SharedPort) -> None:
+    recorder = ReleaseRecorder()
+    policy = RestartPolicy(max_deaths=2, window_seconds=3600.0, min_backoff_seconds=0.001)
+    worker = make_worker(port, "raise SystemExit(7)")
+    async with asyncio.timeout(30):
+        supervisor = Supervisor([worker], None, restart_policy=policy, release_worker=recorder.release)
+        assert await supervisor.run() == FAILED
+    assert len(set(recorder.released)) == len(recorder.released) == 2
