@@ -1,4 +1,7 @@
-"""MCP hosts that others wrote, on the gateway's `/mcp`: `make real-servers` installs them."""
+"""Tests of MCP hosts of others on the gateway's `/mcp`.
+
+`make real-servers` installs the hosts.
+"""
 
 import asyncio
 from asyncio.subprocess import PIPE, STDOUT
@@ -18,7 +21,10 @@ HOSTS = {
     "hosts": ("agent_framework", "agno", "fastmcp", "llama_index", "openai_agents", "pydantic_ai"),
     "hosts-sdk-1": ("google_adk", "langchain", "mcp_use", "smolagents", "strands"),
 }
-"""Hosts by their environment: with the second or the first major version of MCP's SDK."""
+"""Hosts by their environment.
+
+It has the second or the first major version of MCP's SDK.
+"""
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 
