@@ -26,6 +26,8 @@ ERROR_META_KEY = "mcp-agent-gateway/error"
 
 The value has `code`, `message`, and `param` if a field is invalid.
 """
+WEBHOOK_META_KEY = "mcp-agent-gateway/webhook_url"
+"""Key in the `_meta` of a call: the URL that is told of the turn's end."""
 ASK_AGENT = ToolSpec(
     name="ask_agent",
     server="",
@@ -127,8 +129,12 @@ def _parse_turn_request(params: CallToolRequestParams) -> TurnRequest:
     prompt = arguments.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise InvalidRequest("prompt: must be a non-empty string.", param="prompt")
+    webhook_url: object = (params.meta or {}).get(WEBHOOK_META_KEY)
+    if webhook_url is not None and not isinstance(webhook_url, str):
+        raise InvalidRequest(f"_meta: {WEBHOOK_META_KEY} must be a string.", param="_meta")
     return TurnRequest(
         messages=(Message("user", prompt),),
+        webhook_url=webhook_url,
         model=str(arguments.get("model") or ""),
         conversation_id=str(arguments.get("conversation_id") or "new"),
         idempotency_key=parse_idempotency_key(params),

@@ -22,6 +22,7 @@ from gateway.simulator.faults import Fault
 from gateway.webhooks.deliverer import WebhookDeliverer
 from gateway_runtime.outgoing.private_targets import TargetPolicy
 from tests.eventually import eventually
+from tests.gateway.test_mcp_endpoint import connect_host
 from tests.stack import Gateway, JsonObject, serve_asgi, serve_gateway
 
 pytestmark = pytest.mark.faults
@@ -115,6 +116,16 @@ async def test_end_of_a_turn_is_told_with_signatures_of_all_keys(
     assert not verify(headers, content, b"x" * 32)
     message = json.loads(content)
     assert (message["type"], message["data"]["turn_id"]) == ("turn.completed", reply.headers["X-Turn-Id"])
+
+
+async def test_task_for_the_agent_at_mcp_is_told(hooked: Gateway, receiver: Receiver) -> None:
+    for url, permitted in ((f"{receiver.url}/hook", True), ("http://example.com/x", False)):
+        async with connect_host(hooked, "auto") as client:
+            meta = {"mcp-agent-gateway/webhook_url": url}
+            result = await client.call_tool("ask_agent", {"prompt": "Hello."}, meta=meta)
+        assert result.is_error is not permitted
+    await eventually(lambda: receiver.received)
+    assert [message["type"] for message in receiver.messages] == ["turn.completed"]
 
 
 async def test_failure_and_question_are_told(hooked: Gateway, receiver: Receiver, db: asyncpg.Connection) -> None:
