@@ -103,7 +103,19 @@ async def test_address_that_is_not_public_is_never_connected_to(url: str) -> Non
     assert "not public" in str(refused.value)
 
 
-@pytest.mark.parametrize("host", ["0", "0x7f000001", "2130706433", "127.1", "0177.0.0.1", "[fe80::1%25lo]"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "0",
+        "0x7f000001",
+        "2130706433",
+        "127.1",
+        "0177.0.0.1",
+        "[fe80::1%25lo]",
+        "\uff11\uff12\uff17.0.0.1",
+        "127\u30020\u30020\u30021",
+    ],
+)
 async def test_oddly_written_loopback_address_is_refused(host: str) -> None:
     async with serve_web(answer("secret", "text/plain")) as address:
         with pytest.raises(FetchError):
