@@ -151,7 +151,7 @@ class PostgresJournal(Journal):
 
     @property
     def recent_refusal(self) -> str | None:
-        """SQLSTATE code of a recent write, if resources were insufficient."""
+        """SQLSTATE code of a recent write, if resources or privileges were insufficient."""
         return self._writer.recent_refusal or self._slow_writer.recent_refusal
 
     @property

@@ -38,6 +38,11 @@ _INSUFFICIENT_RESOURCES = "53"
 
 Only some writes meet them; an empty commit does not.
 """
+_INSUFFICIENT_PRIVILEGE = "42501"
+"""SQLSTATE code of a missing privilege.
+
+Only some writes meet it as well: the default of a column may need it.
+"""
 _TOO_MANY_CONNECTIONS = "53300"
 """The exception: a new connection meets it as well."""
 _ENDS_OF_CONNECTION = ("08", "57")
@@ -106,7 +111,7 @@ class JournalWriter:
 
     @property
     def recent_refusal(self) -> str | None:
-        """SQLSTATE code of the last write, if resources were insufficient.
+        """SQLSTATE code of the last write, if resources or privileges were insufficient.
 
         None after `retry_seconds`.
         """
@@ -156,7 +161,7 @@ class JournalWriter:
         )
         self.disconnect()
         sqlstate = get_sqlstate(error) or ""
-        if batch and sqlstate.startswith(_INSUFFICIENT_RESOURCES) and sqlstate != _TOO_MANY_CONNECTIONS:
+        if batch and _is_met_by_some_writes(sqlstate):
             self._refusal = sqlstate, asyncio.get_running_loop().time()
         for write in batch:
             write.attempted_at = started_at
@@ -333,6 +338,12 @@ class SlowWriter(JournalWriter):
 
 def _is_timeout(error: Exception) -> bool:
     return isinstance(error, TimeoutError) or get_sqlstate(error) in _TIMEOUT_SQLSTATES
+
+
+def _is_met_by_some_writes(sqlstate: str) -> bool:
+    """Return whether an empty commit may succeed while others fail."""
+    is_short_of_resources = sqlstate.startswith(_INSUFFICIENT_RESOURCES) and sqlstate != _TOO_MANY_CONNECTIONS
+    return is_short_of_resources or sqlstate == _INSUFFICIENT_PRIVILEGE
 
 
 def _is_rolled_back(error: Exception) -> bool:

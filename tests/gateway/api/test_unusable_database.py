@@ -96,6 +96,28 @@ async def refuse_rows_for_lack_of_space(cluster: EmbeddedPostgres) -> AsyncGener
 
 
 @asynccontextmanager
+async def revoke_privileges_of_rows(cluster: EmbeddedPostgres) -> AsyncGenerator[None]:
+    """Revoke a privilege that only writes of rows need.
+
+    The default of a column needs it.
+    """
+    await execute(cluster.build_url(), "REVOKE USAGE ON SEQUENCE turn_positions FROM PUBLIC, gateway_app")
+    try:
+        yield
+    finally:
+        await execute(cluster.build_url(), "GRANT USAGE ON SEQUENCE turn_positions TO PUBLIC, gateway_app")
+
+
+@asynccontextmanager
+async def revoke_function(cluster: EmbeddedPostgres) -> AsyncGenerator[None]:
+    await execute(cluster.build_url(), "REVOKE EXECUTE ON FUNCTION refuse_stale_write FROM PUBLIC")
+    try:
+        yield
+    finally:
+        await execute(cluster.build_url(), "GRANT EXECUTE ON FUNCTION refuse_stale_write TO PUBLIC")
+
+
+@asynccontextmanager
 async def use_up_connections(cluster: EmbeddedPostgres) -> AsyncGenerator[None]:
     """Occupy all connections, those of the gateway included."""
     async with AsyncExitStack() as stack:
@@ -191,18 +213,27 @@ async def test_unusable_database_fails_readiness_and_new_turns_until_it_recovers
         assert (await gateway.chat("Hello", conversation_id="new")).status == 200
 
 
-async def test_worker_whose_write_was_refused_for_lack_of_space_is_not_ready_until_it_recovers(
-    cluster: EmbeddedPostgres, restricted_url: str, simulator: Simulator
+@pytest.mark.parametrize(
+    ("make_fault", "sqlstate"),
+    [
+        (refuse_rows_for_lack_of_space, "53100"),
+        (revoke_privileges_of_rows, "42501"),
+        (revoke_function, "42501"),
+    ],
+    ids=["full", "sequence", "function"],
+)
+async def test_worker_whose_write_was_refused_is_not_ready_until_it_recovers(
+    cluster: EmbeddedPostgres, restricted_url: str, simulator: Simulator, make_fault: Fault, sqlstate: str
 ) -> None:
     async with serve_gateway(
         restricted_url, simulator, None, timeouts=TIMEOUTS_OF_TURNS, storage_retry_seconds=3
     ) as gateway:
         await eventually(lambda: is_ready(gateway))
-        async with refuse_rows_for_lack_of_space(cluster):
+        async with make_fault(cluster):
             assert_unavailable(await gateway.chat("Hello"))
             ready = await gateway.get("/ready")
             assert (ready.status, ready.body["status"]) == (503, "unavailable")
-            assert "SQLSTATE 53100" in ready.body["database"]["reason"]
+            assert f"SQLSTATE {sqlstate}" in ready.body["database"]["reason"]
             assert (await gateway.get("/health")).status == 200
         await eventually(lambda: is_ready(gateway))
         assert (await gateway.chat("Hello")).status == 200
