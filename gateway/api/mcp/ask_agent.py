@@ -27,7 +27,7 @@ ERROR_META_KEY = "mcp-agent-gateway/error"
 The value has `code`, `message`, and `param` if a field is invalid.
 """
 WEBHOOK_META_KEY = "mcp-agent-gateway/webhook_url"
-"""Key in the `_meta` of a call: the URL that is told of the turn's end."""
+"""Key of a webhook's URL in the `_meta` of a call."""
 ASK_AGENT = ToolSpec(
     name="ask_agent",
     server="",
