@@ -11,6 +11,11 @@ JsonObject = dict[str, Any]
 _MAX_LOST_CONNECTIONS = 60
 _BACKOFF_SECONDS = 1.0
 _ANSWER_POLL_SECONDS = 5.0
+_TEMPORARY_STATUSES = (0, 429, 502, 503, 504)
+"""Statuses after which the stream is requested again.
+
+0: the gateway did not answer.
+"""
 
 
 class TurnFollower:
@@ -46,7 +51,7 @@ class TurnFollower:
         """Follow a turn from the last event that was shown.
 
         Raises:
-            ApiError: the gateway refuses, or did not answer for long.
+            ApiError: the gateway refuses for good, or could not serve the stream for long.
         """
         self._view.turn_id = turn_id
         while not self._view.is_finished:
@@ -60,7 +65,7 @@ class TurnFollower:
                             await self._wait_for_answer()
             except ApiError as error:
                 self._lost_connections += 1
-                if error.status or self._lost_connections >= _MAX_LOST_CONNECTIONS:
+                if error.status not in _TEMPORARY_STATUSES or self._lost_connections >= _MAX_LOST_CONNECTIONS:
                     raise
             if not self._view.is_finished:
                 await asyncio.sleep(_BACKOFF_SECONDS)
