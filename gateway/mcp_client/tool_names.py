@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from gateway.ports.servers import ServerConfig
 
@@ -12,7 +13,11 @@ _INVALID_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
 GATEWAY_TOOLS = frozenset({"ask_agent", "batch", "find_tools"})
 """Names of the gateway's own tools."""
 
+_MAX_CACHED_NAMES = 20_000
+"""Two names of each of the 5,000 tools, and as many of users' own."""
 
+
+@lru_cache(_MAX_CACHED_NAMES)
 def make_exposed_name(prefix: str, server: str, tool: str, distinct: bool = False) -> str:
     """Return prefix and tool name in at most 64 valid characters.
 
@@ -38,6 +43,9 @@ class ExposedNames:
         regions = {server.name: _get_region(server) for server in servers}
         ranked = sorted(regions, key=lambda name: not regions[name])
         self._regions = regions
+        self._foreign_regions = {
+            name: tuple(region for other, region in regions.items() if other != name) for name in regions
+        }
         self._reserved = {name: _list_overlapping(regions, ranked[:rank], name) for rank, name in enumerate(ranked)}
         self._marks = {name: f"_{_hash(name)}" for name in regions}
         self._foreign_marks = {
@@ -64,6 +72,8 @@ class ExposedNames:
 
     def list_rivals(self, server: ServerConfig, name: str) -> list[str]:
         """Other servers whose names may begin like this one."""
+        if not name.startswith(self._foreign_regions[server.name]):  # one call, as nearly no name has a rival
+            return []
         return [other for other, region in self._regions.items() if other != server.name and name.startswith(region)]
 
     def _must_be_marked(self, server: str, name: str) -> bool:
