@@ -1,4 +1,7 @@
-"""Serve many MCP servers with many tools in one process: `/0/mcp`, `/1/mcp` and so on."""
+"""MCP servers with many tools, in one process.
+
+Their paths are `/0/mcp`, `/1/mcp` and so on.
+"""
 
 import argparse
 from collections.abc import AsyncIterator

@@ -12,16 +12,14 @@ _HASH_LENGTH = 6
 _INVALID_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
 GATEWAY_TOOLS = frozenset({"ask_agent", "batch", "find_tools"})
 """Names of the gateway's own tools."""
-
 _MAX_CACHED_NAMES = 20_000
-"""Two names of each of the 5,000 tools, and as many of users' own."""
 
 
 @lru_cache(_MAX_CACHED_NAMES)
 def make_exposed_name(prefix: str, server: str, tool: str, distinct: bool = False) -> str:
     """Return prefix and tool name in at most 64 valid characters.
 
-    Ends with a hash if it had to be changed, or must be `distinct` from an equal name.
+    It ends with a hash if it had to be changed, or must be `distinct` from an equal name.
     """
     full_name = f"{prefix}_{tool}" if prefix else tool
     name = _INVALID_CHARACTER.sub("_", full_name)
