@@ -1,6 +1,7 @@
 """`python -m benchmarks.many_tools`: measure many tools of many servers.
 
-By default there are 5,000 tools of 50 MCP servers. The same gateway without them is the baseline, in the same run. `--servers` and `--tools` set the numbers.
+By default there are 5,000 tools of 50 MCP servers (`--servers`, `--tools`). The same gateway without them is the
+baseline, in the same run.
 """
 
 import argparse
