@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from uuid import UUID
 
 from gateway.common.logging import get_logger
 from gateway.domain.errors import (
@@ -11,6 +12,7 @@ from gateway.domain.errors import (
     StorageRefused,
     StorageUnavailable,
     TurnTakenOver,
+    TurnUnreadable,
 )
 from gateway_runtime.postgres.errors import (
     TAKEN_OVER_SQLSTATE,
@@ -31,6 +33,7 @@ __all__ = [
     "is_database_error",
     "must_reconnect",
     "raise_gateway_errors",
+    "raise_unreadable",
     "to_gateway_error",
 ]
 
@@ -85,3 +88,13 @@ def raise_gateway_errors() -> Generator[None]:
         if not is_database_error(error):
             raise
         raise to_gateway_error(error) from error
+
+
+@contextmanager
+def raise_unreadable(turn_id: UUID) -> Generator[None]:
+    """Raise `TurnUnreadable` for stored values that cannot be parsed."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError) as error:  # msgspec's errors are ValueErrors
+        log.error("turn_unreadable", turn_id=str(turn_id), error=str(error))
+        raise TurnUnreadable from error

@@ -1,8 +1,7 @@
 """Stored turns: reads, cancellation, and pruning of the journal."""
 
 import asyncio
-from collections.abc import AsyncIterator, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -12,7 +11,7 @@ from sqlmodel import col, func, select, text
 
 from gateway.common.logging import get_logger
 from gateway.domain import events as e
-from gateway.domain.errors import Conflict, ErrorInfo, NotFound, StorageUnavailable, TurnNotStored, TurnUnreadable
+from gateway.domain.errors import Conflict, ErrorInfo, NotFound, StorageUnavailable, TurnNotStored
 from gateway.domain.events import JournalEntry, decode_event
 from gateway.domain.messages import Outcome, Principal, TurnClaim, TurnRecord, TurnRequest, Usage
 from gateway.domain.reading import get_reader_key
@@ -20,6 +19,7 @@ from gateway.ports.store import TurnRepository
 from gateway.store.audit import make_audit_entry
 from gateway.store.context.titles import clear_titles
 from gateway.store.database import Database, DatabaseRow, count_changed_rows
+from gateway.store.errors import raise_unreadable
 from gateway.store.models import ToolCallRow, Turn, TurnEvents
 
 log = get_logger(__name__)
@@ -77,7 +77,7 @@ class TurnStore(TurnRepository):
         turn = await self.get_turn(turn_id, principal)
         if not turn.store:
             raise TurnNotStored("Only the usage of this turn is stored, so it cannot be forked or replayed.")
-        with _raise_unreadable(turn_id):
+        with raise_unreadable(turn_id):
             request = _parse_request(turn)
         messages = request.messages[: turn.sent_messages]
         return msgspec.structs.replace(request, messages=messages, parent_turn_id=turn.parent_id)
@@ -203,7 +203,7 @@ class TurnStore(TurnRepository):
         """See `TurnRepository.load_record`."""
         async with self._database.session() as session:
             turn = (await session.exec(select(Turn).where(Turn.id == claim.turn_id))).one()
-        with _raise_unreadable(claim.turn_id):
+        with raise_unreadable(claim.turn_id):
             return _parse_record(turn, claim), turn.cancel_requested
 
     async def prune_journal(self, older_than: timedelta) -> int:
@@ -253,18 +253,8 @@ def _rebuild_end_event(turn: Turn, usage: Usage) -> e.TurnEnd:
     return kind(error=msgspec.convert(turn.error, ErrorInfo), saved="text" if turn.response else "prompt")
 
 
-@contextmanager
-def _raise_unreadable(turn_id: UUID) -> Generator[None]:
-    """Raise `TurnUnreadable` for stored values that cannot be parsed."""
-    try:
-        yield
-    except (ValueError, TypeError, LookupError) as error:  # msgspec's errors are ValueErrors
-        log.error("turn_unreadable", turn_id=str(turn_id), error=str(error))
-        raise TurnUnreadable from error
-
-
 def _parse_entries(turn_id: UUID, first_seq: int, payload: str) -> list[JournalEntry]:
-    with _raise_unreadable(turn_id):
+    with raise_unreadable(turn_id):
         return [
             JournalEntry(first_seq + n, decode_event(line), line.encode()) for n, line in enumerate(payload.split("\n"))
         ]

@@ -8,6 +8,7 @@ import msgspec
 from gateway.domain.history import History, HistorySummary, HistoryTurn
 from gateway.domain.messages import Message, TurnRecord
 from gateway.store.database import Database, DatabaseRow, decode_json
+from gateway.store.errors import raise_unreadable
 from gateway.store.journal.statements import IS_FOLLOWED
 
 _START_OF_TURN = "SELECT parent_id AS id, origin_id FROM turns WHERE id = :turn_id"
@@ -76,8 +77,9 @@ def _build_history(rows: Sequence[DatabaseRow], max_turns: int) -> History:
 
 
 def _build_turn(row: DatabaseRow) -> HistoryTurn:
-    messages = () if row[2] is None else msgspec.convert(decode_json(row[2]), tuple[Message, ...])
-    return HistoryTurn(row[0], messages, _convert_summary(row[3]))
+    with raise_unreadable(row[0]):
+        messages = () if row[2] is None else msgspec.convert(decode_json(row[2]), tuple[Message, ...])
+        return HistoryTurn(row[0], messages, _convert_summary(row[3]))
 
 
 def _convert_summary(value: object) -> HistorySummary | None:

@@ -97,3 +97,11 @@ async def test_follower_ends_at_an_event_that_cannot_be_read(gateway: Gateway, d
         events = [event async for event in stream.read_events()]
     assert events[-1].type == "stream.closing"
     assert events[-1].data["reason"] in ("internal_error", "turn_unreadable")
+
+
+async def test_request_after_a_turn_that_cannot_be_read_is_told_so(gateway: Gateway, db: asyncpg.Connection) -> None:
+    first = (await gateway.chat("Hello", conversation_id="new")).body
+    await db.execute("""UPDATE turns SET messages = '[{"role": "alien"}]'""")
+    reply = await gateway.chat("Hello again", conversation_id=first["conversation_id"])
+    assert (reply.status, reply.body["error"]["code"]) == (500, "turn_unreadable")
+    assert (await gateway.chat("Hello", conversation_id="new")).status == 200
