@@ -64,8 +64,15 @@ class Simulator:
         self._flowing.set()
 
     def pause_streams(self) -> None:
-        """Send no further chunk of any stream until `resume_streams`."""
+        """Send no further chunk of any stream until `resume_streams`.
+
+        A stream that begins meanwhile sends its first chunk.
+        """
         self._flowing.clear()
+
+    @property
+    def is_paused(self) -> bool:
+        return not self._flowing.is_set()
 
     def resume_streams(self) -> None:
         self._flowing.set()
@@ -209,10 +216,13 @@ class _PacedStream(Response):
         await asyncio.sleep(slow_start.seconds if slow_start else settings.first_token_delay)
         pause = 1 / settings.tokens_per_second if settings.tokens_per_second else 0.0
         burst = 1 if pause or self._faults else _FRAMES_PER_WRITE
-        for start in range(0, len(chunks), burst):
+        start = 0
+        while start < len(chunks):
             async for frame in self._apply_faults(start):
                 yield frame
-            yield b"".join(chunks[start : start + burst])
+            end = start + (1 if self._simulator.is_paused else burst)
+            yield b"".join(chunks[start:end])
+            start = end
             await asyncio.sleep(pause)
             await self._simulator.wait_until_resumed()
         if (open_end := self._faults.get("no_done")) is not None:
