@@ -17,10 +17,11 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.common.logging import get_logger
 from gateway.config import ConfigError, Settings
-from gateway.domain.errors import GatewayError
+from gateway.domain.errors import GatewayError, StorageInternalError, StorageUnavailable
 from gateway.store.errors import get_driver_error, is_database_error, raise_gateway_errors
 from gateway.store.start.checks import find_problem, is_temporary
 from gateway_runtime.postgres.connections import ConnectionTimeouts, PostgresConnector
+from gateway_runtime.postgres.hidden_tables import is_table_hidden
 from gateway_runtime.postgres.url import mask_password
 
 log = get_logger(__name__)
@@ -76,16 +77,15 @@ class Database:
         Raises:
             GatewayError: see `raise_gateway_errors`.
         """
-        with raise_gateway_errors():
-            async with self._limit_time(seconds), self._sessions() as session:
-                if seconds is not None:
-                    connection = await session.connection()
-                    # The statement's limit must be shorter, because that of the transaction ends the connection.
-                    statement, margin = max(1, int(seconds * 1000)), 1000 * max(1, int(self.connector.limits.connect))
-                    limits = {"statement": str(statement), "transaction": str(statement + margin)}
-                    await connection.execute(_SET_TIME_LIMITS, limits)
-                yield session
-                await session.commit()
+        async with self._raise_gateway_errors(), self._limit_time(seconds), self._sessions() as session:
+            if seconds is not None:
+                connection = await session.connection()
+                # The statement's limit must be shorter, because that of the transaction ends the connection.
+                statement, margin = max(1, int(seconds * 1000)), 1000 * max(1, int(self.connector.limits.connect))
+                limits = {"statement": str(statement), "transaction": str(statement + margin)}
+                await connection.execute(_SET_TIME_LIMITS, limits)
+            yield session
+            await session.commit()
 
     async def fetch_rows(self, statement: str, *, custom_plan: bool = False, **values: object) -> Sequence[DatabaseRow]:
         """Run one SQL query with named parameters, in a single round trip.
@@ -96,7 +96,7 @@ class Database:
         Raises:
             GatewayError: see `raise_gateway_errors`.
         """
-        with raise_gateway_errors():
+        async with self._raise_gateway_errors():
             needs_transaction = custom_plan or self.connector.address.is_pooled
             async with (
                 self._limit_time(),
@@ -108,6 +108,16 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+    @asynccontextmanager
+    async def _raise_gateway_errors(self) -> AsyncGenerator[None]:
+        try:
+            with raise_gateway_errors():
+                yield
+        except StorageInternalError as error:
+            if error.__cause__ is not None and await is_table_hidden("turns", error.__cause__, self.direct.connect):
+                raise StorageUnavailable from error.__cause__
+            raise
 
     @asynccontextmanager
     async def _limit_time(self, seconds: float | None = None) -> AsyncGenerator[None]:

@@ -18,6 +18,7 @@ from gateway.store.errors import StorageFailure, classify_error, get_sqlstate
 from gateway.store.journal import statements
 from gateway.store.journal.queue import JournalQueue, PendingWrite
 from gateway.store.journal.statements import Fence
+from gateway_runtime.postgres.hidden_tables import is_table_hidden
 
 log = get_logger(__name__)
 
@@ -213,7 +214,8 @@ class JournalWriter:
         try:
             await self._commit(batch)
         except Exception as error:
-            if classify_error(error) is StorageFailure.UNAVAILABLE:
+            failure = classify_error(error)
+            if failure is StorageFailure.UNAVAILABLE or await is_table_hidden("turns", error, self._policy.connect):
                 raise
             sources = list(dict.fromkeys(write.source for write in batch))
             if not sources:

@@ -66,6 +66,16 @@ async def revoke_privileges(cluster: EmbeddedPostgres) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
+async def revoke_schema(cluster: EmbeddedPostgres) -> AsyncGenerator[None]:
+    """Hide the schema, so that PostgreSQL reports undefined tables."""
+    await execute(cluster.build_url(), "REVOKE USAGE ON SCHEMA public FROM PUBLIC, gateway_app")
+    try:
+        yield
+    finally:
+        await execute(cluster.build_url(), "GRANT USAGE ON SCHEMA public TO PUBLIC, gateway_app")
+
+
+@asynccontextmanager
 async def fill_disk(cluster: EmbeddedPostgres) -> AsyncGenerator[None]:
     """Let a trigger raise the error of a full disk."""
     await execute(
@@ -184,12 +194,13 @@ def assert_unavailable(reply: Reply) -> None:
     [
         (make_read_only, "SQLSTATE 25006"),
         (revoke_privileges, "SQLSTATE 42501"),
+        (revoke_schema, "SQLSTATE 42P01"),
         (fill_disk, "SQLSTATE 53100"),
         (use_up_connections, "SQLSTATE 53300"),
         (start_up_slowly, "SQLSTATE 57P03"),
         (stop_postgres, "does not answer"),
     ],
-    ids=["read-only", "revoked", "full", "too many connections", "starting up", "stopped"],
+    ids=["read-only", "revoked", "schema revoked", "full", "too many connections", "starting up", "stopped"],
 )
 async def test_unusable_database_fails_readiness_and_new_turns_until_it_recovers(
     cluster: EmbeddedPostgres, restricted_url: str, simulator: Simulator, make_fault: Fault, reason: str
