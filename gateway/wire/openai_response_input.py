@@ -123,15 +123,15 @@ InputItem = Annotated[
 parse_items = TypeAdapter(list[InputItem]).validate_python
 
 
-def parse_content(content: str | ItemList[JsonObject]) -> str | ItemList[JsonObject]:
+def parse_content(content: str | ItemList[JsonObject], path: str) -> str | ItemList[JsonObject]:
     """Convert content parts to the format of chat completions.
 
-    If all parts are text, the result is one text.
+    If all parts are text, the result is one text. `path` leads to the content in the request.
     """
     if isinstance(content, str):
         return content
     parts: list[JsonObject] = []
-    for part in content:
+    for index, part in enumerate(content):
         match part:
             case {"type": "input_text" | "output_text" | "text", "text": str(text)}:
                 parts.append({"type": "text", "text": text})
@@ -142,7 +142,8 @@ def parse_content(content: str | ItemList[JsonObject]) -> str | ItemList[JsonObj
             case _:
                 kind = str(part.get("type"))[:80]
                 advice = "send input_text, or input_image with an image_url"
-                raise InvalidRequest(f"input: content of the type {kind!r} is not supported; {advice}.", param="input")
+                name = f"{path}.{index}"
+                raise InvalidRequest(f"{name}: content of the type {kind!r} is not supported; {advice}.", param=name)
     return "\n".join(p["text"] for p in parts) if all(p["type"] == "text" for p in parts) else parts
 
 
@@ -168,12 +169,12 @@ def to_named_messages(items: str | list[InputItem]) -> list[tuple[Message, str]]
         match item:
             case MessageItem():
                 role: Role = "system" if item.role == "developer" else item.role
-                messages.append((Message(role, parse_content(item.content)), path))
+                messages.append((Message(role, parse_content(item.content, f"{path}.content")), path))
             case FunctionCallItem():
                 call = ToolCall(item.call_id, item.name, item.arguments, extra_content=item.extra_content)
                 _add_call(messages, call, path)
             case FunctionCallOutputItem():
-                output = item.output if isinstance(item.output, str) else parse_content(item.output)
+                output = item.output if isinstance(item.output, str) else parse_content(item.output, f"{path}.output")
                 messages.append((Message("tool", output, tool_call_id=item.call_id), path))
             case McpCallItem() if not restores_history:
                 messages.append((Message("assistant", None, (ToolCall(item.id, item.name, item.arguments),)), path))

@@ -168,8 +168,9 @@ async def test_field_that_changes_nothing_is_taken(shared_gateway: Gateway, body
 
 @pytest.mark.parametrize("kind", ["input_file", "input_audio"])
 async def test_content_of_a_response_is_refused_with_what_to_send(shared_gateway: Gateway, kind: str) -> None:
-    body = {"input": [{"role": "user", "content": [{"type": kind}]}]}
+    content = [{"type": "input_text", "text": "Read this."}, {"type": kind}]
+    body = {"input": [{"role": "user", "content": "Hello"}, {"role": "user", "content": content}]}
     error = (await shared_gateway.post("/v1/responses", body)).body["error"]
-    assert error["param"] == "input"
+    assert error["param"] == "input.1.content.1"
     assert kind in error["message"]
     assert "send input_text" in error["message"]
