@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import Table
 from sqlmodel import SQLModel
 
-import gateway.store.models  # noqa: F401
+import gateway.store.models
+import gateway.store.tables.webhooks  # noqa: F401
 import tools_server.tasks.models  # noqa: F401
 from benchmarks.costs import LABELS, SCALING_PAGE, Costs, format_costs, load_costs
 from benchmarks.scaling import LoadProfile, Machine, Plan, calculate_plan, find_user_limit, format_examples, main
