@@ -69,8 +69,14 @@ def _redact_event(_logger: object, _method: str, event: EventDict) -> EventDict:
     return _redact_fields(event)
 
 
+_PLAIN_TYPES = (int, float, bool, type(None))
+
+
 def _redact_fields(fields: Mapping[str, object]) -> dict[str, object]:
-    return {key: _REDACTED if _is_secret_name(str(key)) else _redact_value(value) for key, value in fields.items()}
+    return {
+        key: _REDACTED if _is_secret_name(str(key)) else value if type(value) in _PLAIN_TYPES else _redact_value(value)
+        for key, value in fields.items()
+    }
 
 
 def _redact_value(value: object) -> object:

@@ -24,7 +24,12 @@ def directory() -> Generator[Path]:
 def test_only_make_dev_reloads_and_allows_development_servers() -> None:
     for target, arguments in (("dev", "up --reload --dev-origins"), ("run", "up")):
         planned = subprocess.run(
-            ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+            ["make", "--no-print-directory", "-n", target],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         assert planned.stdout.splitlines()[-1].endswith(f"bin/agent-gateway {arguments}")
 
