@@ -631,8 +631,6 @@ UPDATE alembic_version SET version_num='gateway_0024' WHERE alembic_version.vers
 
 ALTER TABLE turns ADD COLUMN request_hash TEXT;
 
-CREATE INDEX ix_turns_request_hash ON turns (request_hash) WHERE request_hash IS NOT NULL;
-
 UPDATE alembic_version SET version_num='gateway_0025' WHERE alembic_version.version_num = 'gateway_0024';
 
 -- Running upgrade gateway_0025 -> gateway_0026

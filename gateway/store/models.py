@@ -61,7 +61,6 @@ class Turn(Table, table=True):
         Index("ix_turns_parent", "parent_id"),
         Index("ux_turns_busy", "busy_conversation_id", unique=True),
         Index("ux_turns_idempotency", "owner", "idempotency_key", unique=True),
-        Index("ix_turns_request_hash", "request_hash", postgresql_where=text("request_hash IS NOT NULL")),
         Index("ix_turns_search", "search", postgresql_using="gin"),
         Index("ix_turns_without_terms", "owner", text("id DESC"), postgresql_where=text("NOT has_terms")),
     )

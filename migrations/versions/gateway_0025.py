@@ -11,11 +11,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("turns", sa.Column("request_hash", sa.Text(), nullable=True))
-    op.create_index(
-        "ix_turns_request_hash", "turns", ["request_hash"], postgresql_where=sa.text("request_hash IS NOT NULL")
-    )
 
 
 def downgrade() -> None:
-    op.drop_index("ix_turns_request_hash", table_name="turns")
     op.drop_column("turns", "request_hash")
