@@ -561,6 +561,7 @@ WAITS = {
 }
 
 
+@pytest.mark.faults
 async def test_each_wait_of_a_rate_limit_is_read(gateway: Gateway, model: ScriptedModelServer) -> None:
     waited: dict[str, bool] = {}
     for text in WAITS:

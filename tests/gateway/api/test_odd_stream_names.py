@@ -250,6 +250,7 @@ NOTICES: dict[str, bytes] = {
 }
 
 
+@pytest.mark.faults
 async def test_error_of_a_stream_is_read_in_each_form(gateway: Gateway, model: ScriptedModelServer) -> None:
     wrong: dict[str, Any] = {}
     for name, notice in NOTICES.items():
