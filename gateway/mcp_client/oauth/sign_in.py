@@ -87,16 +87,16 @@ class SignInService(SignIn):
     ) -> Question | None:
         """The question to a user whose call needs a sign-in.
 
-        None if only an admin may sign in, or if this sign-in is among the keys of the call's `answered` questions: it
-        has not helped, and another one would not end. One for other scopes has another key.
+        None if only an admin may sign in, or if the server wants the scopes of a sign-in that is among the keys of the
+        call's `answered` questions: another one would not end.
         """
         if server.share == "all" and principal.role != "admin":
             return None
         key = f"login:{server.name}"
         if INSUFFICIENT_SCOPE in challenge:
             key += f":{sha256(challenge.encode()).hexdigest()[:16]}"
-        if key in answered:
-            return None
+            if key in answered:
+                return None
         url = await self._create_ticket(server, principal, challenge)
         return Question(
             key,
