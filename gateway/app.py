@@ -20,7 +20,7 @@ from gateway.api.security.middleware import SecurityMiddleware
 from gateway.api.security.origins import PreflightMiddleware
 from gateway.common.logging import get_logger
 from gateway.common.timeouts import Timeouts
-from gateway.composition import build_gateway
+from gateway.composition.gateway import build_gateway
 from gateway.config import ConfigError, Settings
 from gateway.mcp_client.server_config import load_servers
 from gateway.server.asgi import SelfConfiguredApplication

@@ -1,7 +1,8 @@
 """Typed dependencies of the routes: parts of the application, and the caller.
 
-`composition.py` sets the parts as attributes of `app.state`. A route names the parts that it uses as parameters of a
-type `…Dep`. The chat routes call `get_turn_service(request)` and its siblings instead. See docs/adr/0013.
+`composition/gateway.py` sets the parts as attributes of `app.state`. A route names the parts that it uses as
+parameters of a type `…Dep`. The chat routes call `get_turn_service(request)` and its siblings instead. See
+docs/adr/0013.
 """
 
 from collections.abc import Coroutine

@@ -278,7 +278,7 @@ class SupervisedTask:
 class TaskRegistry:
     """The supervised tasks of a process, for `/ready` and for statistics.
 
-    `composition.py` makes one and adds to it.
+    `composition/` makes one and adds to it.
     """
 
     def __init__(self) -> None:

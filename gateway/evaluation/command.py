@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from gateway.common.concurrency import TaskRegistry
-from gateway.composition import build_llm
+from gateway.composition.model_server import build_llm
 from gateway.config import ConfigError, Settings, load_settings
 from gateway.evaluation.agent import CaseRunner
 from gateway.evaluation.cases import Case, Suite

@@ -25,7 +25,10 @@ from gateway.common.concurrency import TaskRegistry
 from gateway.common.lease import WorkerLease
 from gateway.common.load import LoadMonitor
 from gateway.common.timeouts import Timeouts
-from gateway.composition import Llm, Store, Tools, build_agent, build_store
+from gateway.composition.agent import build_agent
+from gateway.composition.model_server import Llm
+from gateway.composition.storage import Store, build_store
+from gateway.composition.tools import Tools
 from gateway.domain.events import JournalEntry
 from gateway.domain.messages import Message, TurnRequest
 from gateway.llm.catalog import Catalog

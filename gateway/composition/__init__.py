@@ -1,0 +1,1 @@
+"""Builds and connects all parts. Only this package imports every other one."""

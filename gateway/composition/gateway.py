@@ -1,0 +1,127 @@
+"""The whole gateway: all parts, handed to the routes."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from starlette.datastructures import State
+from uuid_utils.compat import uuid7
+
+from gateway.agent.service import TurnService
+from gateway.api.mcp.endpoint import McpEndpoint
+from gateway.api.mcp.question_state import QuestionStates
+from gateway.api.rate_limit.limiter import RateLimiter
+from gateway.api.security.authentication import Authenticator
+from gateway.common.concurrency import TaskRegistry
+from gateway.common.lease import WorkerLease
+from gateway.common.load import LoadMonitor, find_memory_limit
+from gateway.common.timeouts import Timeouts
+from gateway.composition.agent import build_agent
+from gateway.composition.model_server import build_llm
+from gateway.composition.storage import Store, build_storage_health, build_store
+from gateway.composition.supervision import supervise
+from gateway.composition.tools import build_tools
+from gateway.config import Settings
+from gateway.domain.bus import BusKind
+from gateway.ports.servers import ServerConfig
+from gateway.store.admin.audit_chain import AuditChain
+from gateway.store.history import HistoryStore
+from gateway.store.lists.turn_contents import TurnContentStore
+from gateway.store.usage_report import UsageReports
+from gateway.webhooks.deliverer import create_deliverer
+from gateway_runtime.cached_value import CachedValue
+
+
+@asynccontextmanager
+async def build_gateway(
+    settings: Settings, servers: list[ServerConfig], timeouts: Timeouts, state: State
+) -> AsyncGenerator[None]:
+    """Start every part; stop in reverse order.
+
+    Sets the attributes of `state` that `api/deps.py` reads.
+    """
+    tasks = TaskRegistry()
+    worker_id = settings.gateway_worker_id or uuid7()
+    lease = WorkerLease()
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(build_store(settings, timeouts, worker_id, tasks))
+        llm = await stack.enter_async_context(build_llm(settings, tasks))
+        tools = await stack.enter_async_context(build_tools(settings, servers, store, tasks))
+        auth = _build_authenticator(settings, timeouts, store, stack)
+        rates = RateLimiter(settings)
+        stack.push_async_callback(rates.close)
+        load = LoadMonitor(
+            max_lag_seconds=settings.shed_lag_seconds,
+            max_memory_bytes=settings.shed_memory_bytes or find_memory_limit(settings.gateway_workers),
+        )
+        supervise(load.task, tasks, stack)
+        if settings.webhook_hosts:
+            supervise(create_deliverer(settings, store.webhooks).task, tasks, stack)
+        agent = build_agent(settings, timeouts, worker_id, store, llm, tools, lease, tasks, load, rates)
+        turn_service = await stack.enter_async_context(agent)
+        mcp = McpEndpoint(
+            settings,
+            turn_service,
+            tools.host_toolbox,
+            worker_id,
+            store.database.connector.dsn,
+            load,
+            timeouts,
+            QuestionStates(store.cipher),
+        )
+        tools.toolbox.subscribe_to_changes(mcp.notify_changes)
+        await stack.enter_async_context(mcp.run_sessions())
+        state.settings = settings
+        state.auth = auth
+        state.rates = rates
+        _set_stores(state, store)
+        state.turn_service = turn_service
+        state.lease = lease
+        state.registry = tools.registry
+        state.mcp = mcp
+        state.toolbox = tools.policy_toolbox
+        state.definitions = tools.definitions
+        state.catalog = llm.catalog
+        state.model = llm.model
+        state.storage_health = build_storage_health(settings, timeouts, store, lease, stack)
+        state.model_health = CachedValue(llm.model.check, timeouts.model_health)
+        state.tasks = tasks
+        state.load = load
+        state.started_at = time.monotonic()
+        state.stop = partial(_stop, mcp, turn_service)
+        yield
+
+
+def _set_stores(state: State, store: Store) -> None:
+    state.database = store.database
+    state.bus = store.bus
+    state.keys = store.keys
+    state.audit = store.audit
+    state.audit_chain = AuditChain(store.database)
+    state.user_data = store.user_data
+    state.turns = store.turns
+    state.questions = store.questions
+    state.conversations = store.conversations
+    state.turn_contents = TurnContentStore(store.database)
+    state.history = HistoryStore(store.database)
+    state.usage = store.usage
+    state.usage_reports = UsageReports(store.database)
+    state.servers = store.servers
+    state.webhooks = store.webhooks
+    state.identity_jwks = store.identity_keys.get_jwks()
+
+
+async def _stop(mcp: McpEndpoint, turn_service: TurnService, grace_seconds: float) -> None:
+    """End all streams with their last messages, and hand over late turns."""
+    mcp.stop_listening()
+    await turn_service.stop(grace_seconds)
+
+
+def _build_authenticator(settings: Settings, timeouts: Timeouts, store: Store, stack: AsyncExitStack) -> Authenticator:
+    auth = Authenticator(
+        settings, store.keys, store.audit, key_cache_seconds=timeouts.key_cache, key_poll_seconds=timeouts.key_poll
+    )
+    stack.push_async_callback(auth.stop)
+    store.bus.subscribe(BusKind.KEYS_CHANGED, auth.on_keys_changed)
+    return auth

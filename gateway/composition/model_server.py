@@ -1,0 +1,39 @@
+"""The model server and its catalog, connected and kept fresh."""
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from gateway.common.concurrency import SupervisedTask, TaskRegistry
+from gateway.composition.supervision import supervise
+from gateway.config import Settings
+from gateway.llm.build import connect_model_server
+from gateway.llm.catalog import Catalog
+from gateway.llm.resilient import ResilientModel, RetryPolicy
+
+
+@dataclass(frozen=True)
+class Llm:
+    """The model server and the catalog of its models."""
+
+    model: ResilientModel
+    catalog: Catalog
+
+
+@asynccontextmanager
+async def build_llm(settings: Settings, tasks: TaskRegistry) -> AsyncGenerator[Llm]:
+    """Connect to the model server and keep its catalog fresh."""
+    upstream, catalog = connect_model_server(settings)
+    policy = RetryPolicy(
+        retries=settings.model_retries,
+        delay=settings.model_retry_delay,
+        max_wait=settings.model_retry_max_wait,
+        text_call_chars=settings.model_text_call_chars,
+    )
+    model = ResilientModel(upstream, catalog, fallbacks=settings.model_fallbacks, policy=policy)
+    refresh = SupervisedTask("model catalog", partial(upstream.refresh_catalog_periodically, catalog))
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(upstream.close)
+        supervise(refresh, tasks, stack)
+        yield Llm(model, catalog)

@@ -1,0 +1,65 @@
+"""The MCP servers, connected and behind the policy."""
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from gateway.agent.server_registry import ServerRegistry
+from gateway.common.concurrency import TaskRegistry
+from gateway.composition.storage import Store
+from gateway.composition.supervision import supervise
+from gateway.config import Settings
+from gateway.domain.bus import BusKind
+from gateway.mcp_client.caller_identity import TokenIssuer
+from gateway.mcp_client.policy.build import apply_policy
+from gateway.mcp_client.server_config import ServerConfigFile
+from gateway.mcp_client.tool_server.definitions import DefinitionClient
+from gateway.mcp_client.toolbox import McpToolbox
+from gateway.ports.servers import ServerConfig
+from gateway.ports.tools import Toolbox
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The MCP servers: `toolbox` connects to them, `policy_toolbox` applies the administrator's policy.
+
+    `host_toolbox` applies it, too, and leaves the servers' content unchanged.
+    """
+
+    toolbox: McpToolbox
+    policy_toolbox: Toolbox
+    host_toolbox: Toolbox
+    registry: ServerRegistry
+    definitions: DefinitionClient
+
+
+@asynccontextmanager
+async def build_tools(
+    settings: Settings, servers: list[ServerConfig], store: Store, tasks: TaskRegistry
+) -> AsyncGenerator[Tools]:
+    """Connect to the MCP servers.
+
+    Changes of their configuration open and close connections.
+    """
+    toolbox = McpToolbox(servers, settings, store.servers, store.grants, identity_keys=store.identity_keys)
+    store.identity_keys.write_jwks_file(settings.gateway_data_dir)
+    apply_rules = partial(
+        apply_policy,
+        toolbox,
+        deny=settings.tools_deny,
+        redactor=store.redactor,
+        max_result_chars=settings.tool_result_max_chars,
+    )
+    policy_toolbox, host_toolbox = apply_rules(), apply_rules(sanitizes=False)
+    registry = ServerRegistry(ServerConfigFile(settings), toolbox, store.servers, store.bus)
+    store.bus.subscribe(BusKind.SERVERS_CHANGED, registry.on_servers_changed)
+    store.bus.subscribe(BusKind.GRANTS_CHANGED, lambda _: toolbox.on_grants_changed())
+    async with AsyncExitStack() as stack:
+        await toolbox.connect_servers()
+        stack.push_async_callback(toolbox.disconnect_servers)
+        supervise(registry.task, tasks, stack)
+        secret = settings.tools_server_secret
+        issuer = TokenIssuer(store.identity_keys, secret.get_secret_value() if secret else None)
+        definitions = DefinitionClient(registry.get_config, issuer)
+        yield Tools(toolbox, policy_toolbox, host_toolbox, registry, definitions)
