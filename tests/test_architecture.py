@@ -58,6 +58,7 @@ LIBRARY_USERS: dict[str, tuple[str, ...]] = {
     "openai": ("gateway.llm.providers", "examples"),
     "mcp": ("gateway.mcp_client", "gateway.api.mcp", "tools_server"),
     "sqlmodel": ("gateway.store", "tools_server.common.database", "tools_server.http_tools", "tools_server.tasks"),
+    "ag_ui": ("gateway.wire.ag_ui",),
     "nicegui": ("gateway_console",),
     "fastapi": ("gateway.api", "gateway.app", "gateway.server.asgi", "gateway_console"),
     "starlette": (
