@@ -10,13 +10,15 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
 
 from gateway_runtime import embedded_postgres, tls
+from gateway_runtime.background.tasks import SupervisedTask
 from gateway_runtime.child_processes import keep_descriptors_private
 from gateway_runtime.event_loop import event_loop_factory
 from gateway_runtime.parent_watchdog import stop_with_parent
@@ -110,9 +112,9 @@ async def run_server(
     store = TaskStore(url)
     mcp = create_server(settings, store)
     SecretCipher(settings).load()
-    migrations = asyncio.create_task(
-        _log_failure("migrations", upgrade_when_available(settings.direct_postgres_url or url))
-    )
+    upgrade = partial(upgrade_when_available, settings.direct_postgres_url or url)
+    migrations = SupervisedTask("migrations", upgrade, restart=False)
+    migrations.start()
     try:
         if listener is None:
             async with mcp.run_definitions():
@@ -132,8 +134,7 @@ async def run_server(
             server.reload_certificate_at_hangup()
             await server.serve(sockets=[listener])
     finally:
-        migrations.cancel()
-        await asyncio.wait([migrations])
+        await migrations.stop()
         await store.close()
 
 
@@ -146,17 +147,6 @@ def _warn_about_tokens(settings: Settings) -> None:
     if settings.requires_token and settings.tools_server_oauth_issuer is None and not has_keys:
         reason = f"neither TOOLS_SERVER_GATEWAY_JWKS_URL is set nor does a gateway's {keys} exist"
         log.warning("all_calls_rejected", reason=reason)
-
-
-async def _log_failure(task: str, coroutine: Coroutine[object, object, None]) -> None:
-    """Run a background task and log its failure.
-
-    The server continues without the task.
-    """
-    try:
-        await coroutine
-    except Exception as error:
-        log.exception("background_task_failed", task=task, error=type(error).__name__)
 
 
 async def _serve_stdio(mcp: "ToolServer", before_exit: Callable[[], None] | None) -> None:

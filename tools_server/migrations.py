@@ -8,6 +8,7 @@ import time
 
 import structlog
 
+from gateway_runtime.background.waits import Backoff
 from gateway_runtime.postgres.connections import PostgresConnector
 from gateway_runtime.postgres.errors import is_database_error
 from gateway_runtime.settings.shipped_files import find_shipped_file
@@ -43,7 +44,7 @@ async def upgrade_when_available(url: str) -> None:
     Tools without a database work meanwhile.
     """
     threads = BoundedThreadPool(1)
-    backoff_seconds = _MIN_BACKOFF_SECONDS
+    backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
     logged_error = ""
     started_at = time.monotonic()
     while True:
@@ -58,8 +59,7 @@ async def upgrade_when_available(url: str) -> None:
             if time.monotonic() - started_at > _QUIET_SECONDS and name != logged_error:
                 logged_error = name
                 log.warning("schema_upgrade_delayed", error=name)
-        await asyncio.sleep(backoff_seconds)
-        backoff_seconds = min(backoff_seconds * 2, _MAX_BACKOFF_SECONDS)
+        await asyncio.sleep(backoff.next_delay())
 
 
 def _upgrade_or_log(url: str) -> None:

@@ -8,6 +8,8 @@ import aiohttp
 import jwt
 import structlog
 
+from gateway_runtime.background.tasks import SupervisedTask
+
 log = structlog.stdlib.get_logger(__name__)
 
 _MAX_DOCUMENT_BYTES = 1024 * 1024
@@ -37,7 +39,7 @@ class PublishedKeys:
         self._source = source
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._read_at = self._attempted_at = float("-inf")
-        self._reading: asyncio.Task[None] | None = None
+        self._reading = SupervisedTask("published keys", self._replace_keys, restart=False)
 
     async def find_key(self, token: str) -> jwt.PyJWK:
         """Return the key that a token names.
@@ -58,13 +60,13 @@ class PublishedKeys:
 
         A read starts unless the last one was a moment ago.
         """
-        if self._reading is None or self._reading.done():
+        if not self._reading.is_running:
             interval = _MIN_INTERVAL_SECONDS if self._keys else _MIN_FIRST_INTERVAL_SECONDS
             if time.monotonic() - self._attempted_at < interval:
                 return
-            self._reading = asyncio.create_task(self._replace_keys(), name="published keys")
+            self._reading.start()
         # A file of a network file system, or the resolution of a name, may outlast the read's own limit.
-        await asyncio.wait({self._reading}, timeout=_WAIT_TIMEOUT_SECONDS)
+        await self._reading.wait(_WAIT_TIMEOUT_SECONDS)
 
     async def _replace_keys(self) -> None:
         """Replace the keys; a document that cannot be read leaves them unchanged."""

@@ -1,15 +1,16 @@
 """The published tools of this process, reloaded at each change."""
 
 import asyncio
-import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
 from mcp.types import CallToolResult, TextContent, Tool
 from pydantic import ValidationError
 
+from gateway_runtime.background.tasks import SupervisedTask
+from gateway_runtime.background.waits import Backoff, wait_or_poll
 from gateway_runtime.http_tools.definitions import DefinedTool
 from gateway_runtime.postgres.connections import ConnectionTimeouts, PostgresConnector
 from gateway_runtime.postgres.errors import is_database_error
@@ -58,22 +59,21 @@ class DefinitionCatalog:
         self._has_tried = asyncio.Event()
         self._has_tried.set()
         self._changed = asyncio.Event()
+        self._task = SupervisedTask("tool definitions", self._stay_current, max_backoff_seconds=_MAX_BACKOFF_SECONDS)
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[None]:
         """Keep the catalog current inside of the block."""
         self._has_tried.clear()
-        task = asyncio.create_task(self._run_forever(), name="tool definitions")
+        self._task.start()
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.wait([task])
+            await self._task.stop()
 
     async def list_tools(self) -> list[Tool]:
         """List the published tools, after the first attempt to load them."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._has_tried.wait(), _FIRST_LOAD_SECONDS)
+        await wait_or_poll(self._has_tried, _FIRST_LOAD_SECONDS)
         return self._listed
 
     def find(self, name: str) -> CompiledDefinition | None:
@@ -134,19 +134,19 @@ class DefinitionCatalog:
             log.info("tool_definitions_changed", tools=len(listed))
             await self._on_change()
 
-    async def _run_forever(self) -> None:
-        """Listen for changes; after a failure, again."""
-        backoff_seconds = _MIN_BACKOFF_SECONDS
+    async def _stay_current(self) -> None:
+        """Listen for changes, again after each loss of the database."""
+        backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
         while True:
             try:
                 await self._listen()
-                backoff_seconds = _MIN_BACKOFF_SECONDS
+                backoff.reset()
             except Exception as error:
                 if not isinstance(error, DatabaseUnavailable) and not is_database_error(error):
-                    log.exception("tool_definitions_failed")
-            self._has_tried.set()
-            await asyncio.sleep(backoff_seconds * (0.5 + random.random()))  # noqa: S311 - spreads load
-            backoff_seconds = min(backoff_seconds * 2, _MAX_BACKOFF_SECONDS)
+                    raise
+            finally:
+                self._has_tried.set()
+            await asyncio.sleep(backoff.next_delay())
 
     def _on_notification(self, *_message: object) -> None:
         self._changed.set()
@@ -161,8 +161,7 @@ class DefinitionCatalog:
                 self._changed.clear()
                 await self.reload()
                 self._has_tried.set()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), _POLL_SECONDS)
+                await wait_or_poll(self._changed, _POLL_SECONDS)
                 await connection.execute("SELECT 1")
         finally:
             connection.terminate()

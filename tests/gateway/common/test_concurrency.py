@@ -35,7 +35,7 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> Logs:
     logger = structlog.wrap_logger(
         structlog.ReturnLogger(), processors=[captured], wrapper_class=levels, cache_logger_on_first_use=False
     )
-    monkeypatch.setattr("gateway.common.concurrency.log", logger)
+    monkeypatch.setattr("gateway_runtime.background.tasks.log", logger)
     return captured.entries
 
 
@@ -252,7 +252,7 @@ async def test_long_run_resets_the_backoff(
         delays.append(delay)
         return True
 
-    monkeypatch.setattr("gateway.common.concurrency.wait_or_poll", record_delay)
+    monkeypatch.setattr("gateway_runtime.background.tasks.wait_or_poll", record_delay)
     monkeypatch.setattr("random.uniform", lambda _low, high: high)
     task = SupervisedTask(
         "worker", loop.run, min_backoff_seconds=2.0, max_backoff_seconds=30.0, good_run_seconds=60.0, clock=lambda: now

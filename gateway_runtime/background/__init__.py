@@ -1,0 +1,1 @@
+"""Background tasks and bounded waits of all servers."""

@@ -1,0 +1,104 @@
+"""Waits with a time limit, and pauses between attempts."""
+
+import asyncio
+import math
+import random
+from collections.abc import Awaitable
+from typing import TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+
+async def wait_or_poll(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, at most one poll interval.
+
+    The event is not cleared: clear it before reading the state that it announces, or a change in between is missed.
+
+    Returns:
+        Whether the event is set; False means that `seconds` have passed.
+    """
+    with anyio.move_on_after(seconds):
+        await event.wait()
+    return event.is_set()
+
+
+class WorkInterrupted(Exception):
+    """`run_until` has cancelled its work."""
+
+
+async def run_until(work: Awaitable[T], end: Awaitable[object]) -> T:
+    """Await `work`, and cancel it when `end` returns first.
+
+    Both have ended on return. The error of the one that ended first is raised.
+
+    Raises:
+        WorkInterrupted: `end` returned first, or something else cancelled `work`.
+    """
+    work_task, end_task = asyncio.ensure_future(work), asyncio.ensure_future(end)
+    try:
+        await asyncio.wait((work_task, end_task), return_when=asyncio.FIRST_COMPLETED)
+        if work_task.done() and not work_task.cancelled():
+            return work_task.result()
+        if end_task.done():
+            end_task.result()
+        raise WorkInterrupted
+    finally:
+        work_task.cancel()
+        end_task.cancel()
+        await asyncio.gather(work_task, end_task, return_exceptions=True)
+
+
+class Backoff:
+    """Pauses between attempts, which double and have jitter.
+
+    A pause is drawn from the upper half of its range, so clients that failed together do not come back together.
+    """
+
+    def __init__(self, min_seconds: float, max_seconds: float) -> None:
+        self._min_seconds = min_seconds
+        self._max_seconds = max_seconds
+        self._seconds = min_seconds
+
+    def next_delay(self) -> float:
+        """Seconds to pause before the next attempt."""
+        seconds = self._seconds
+        self._seconds = min(2 * seconds, self._max_seconds)
+        return seconds * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, protects nothing
+
+    def reset(self) -> None:
+        """Start again from the shortest pause, after an attempt that succeeded."""
+        self._seconds = self._min_seconds
+
+
+class Deadline:
+    """A point in time that several waits share.
+
+    It is on the event loop's monotonic clock. `async with deadline.limit():` raises `TimeoutError` when the deadline
+    passes inside the block. Blocks may follow or enclose each other, also in several tasks.
+    """
+
+    __slots__ = ("_when",)
+
+    def __init__(self, when: float | None) -> None:
+        self._when = when
+
+    @classmethod
+    def after(cls, seconds: float | None) -> "Deadline":
+        """A deadline so many seconds from now; None is no deadline."""
+        return cls(None if seconds is None else asyncio.get_running_loop().time() + seconds)
+
+    def remaining(self) -> float:
+        """Seconds until the deadline: 0 once it has passed, infinite without one."""
+        if self._when is None:
+            return math.inf
+        return max(0.0, self._when - asyncio.get_running_loop().time())
+
+    @property
+    def is_over(self) -> bool:
+        return self.remaining() == 0.0
+
+    def limit(self) -> asyncio.Timeout:
+        """A context manager that ends its block at the deadline with `TimeoutError`."""
+        return asyncio.timeout_at(self._when)
