@@ -21,10 +21,12 @@ class NavigationEntry:
     title: str
     icon: str
     role: str = "viewer"
+    group: str = ""
 
 
 NAVIGATION: list[NavigationEntry] = [
     NavigationEntry("/", "Chat", "chat"),
+    NavigationEntry("/conversations", "Conversations", "forum"),
 ]
 _STYLE_FILE = Path(__file__).parent / "assets" / "console.css"
 
@@ -50,12 +52,21 @@ def frame(api: Api, title: str, current: str) -> Generator[None]:
     with ui.left_drawer(value=None).props("width=200 breakpoint=900") as drawer:
         toggle.on_click(drawer.toggle)
         with ui.element("nav").props('aria-label="Pages"').classes("w-full"):
-            for entry in NAVIGATION:
-                if _RANKS[api.session.role] >= _RANKS[entry.role]:
-                    _draw_entry(entry, is_current=entry.path == current)
+            _draw_navigation(api.session.role, current)
     with ui.element("main").classes("page"):
         ui.label(title).classes("text-xl font-medium q-mb-sm").props('role="heading" aria-level="1"')
         yield
+
+
+def _draw_navigation(role: str, current: str) -> None:
+    group = ""
+    for entry in NAVIGATION:
+        if _RANKS[role] < _RANKS[entry.role]:
+            continue
+        if entry.group != group:
+            group = entry.group
+            ui.label(group).classes("nav-group")
+        _draw_entry(entry, is_current=entry.path == current)
 
 
 def _draw_entry(entry: NavigationEntry, *, is_current: bool) -> None:

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from gateway_console.api import Api, ApiError, quote_path
-from gateway_console.components.turn_view import TERMINAL_EVENTS, TurnView
+from gateway_console.components.turn_view import TERMINAL_EVENTS
 
 JsonObject = dict[str, Any]
 _MAX_LOST_CONNECTIONS = 60
@@ -18,10 +18,21 @@ _TEMPORARY_STATUSES = (0, 429, 502, 503, 504)
 """
 
 
+class TurnEventSink(Protocol):
+    """A receiver of a turn's events."""
+
+    turn_id: str | None
+    is_finished: bool
+
+    def apply(self, event: JsonObject) -> None: ...
+
+    def flush(self) -> None: ...
+
+
 class TurnFollower:
     """Reads a turn's events into a view."""
 
-    def __init__(self, api: Api, view: TurnView) -> None:
+    def __init__(self, api: Api, view: TurnEventSink) -> None:
         self._api = api
         self._view = view
         self._last = 0

@@ -7,15 +7,36 @@ from nicegui import ui
 
 from gateway_console.api import Api
 from gateway_console.pages.chat import draw_chat
+from gateway_console.pages.comparison import draw_comparison
+from gateway_console.pages.conversations import draw_conversations
+from gateway_console.pages.turn import draw_turn
+
+_BUILD_SECONDS = 90.0
+"""Timeout of a page's first drawing, which waits for the gateway."""
 
 
 def register_pages(build_api: Callable[[Request], Api]) -> None:
     """Register the routes of all pages."""
+    _register_chat(build_api)
 
-    @ui.page("/")
+    @ui.page("/conversations", response_timeout=_BUILD_SECONDS)
+    async def show_conversations(request: Request) -> None:
+        await draw_conversations(build_api(request))
+
+    @ui.page("/turns/{turn_id}", response_timeout=_BUILD_SECONDS)
+    async def show_turn(request: Request, turn_id: str) -> None:
+        await draw_turn(build_api(request), turn_id)
+
+    @ui.page("/compare/{left_id}/{right_id}", response_timeout=_BUILD_SECONDS)
+    async def show_comparison(request: Request, left_id: str, right_id: str) -> None:
+        await draw_comparison(build_api(request), left_id, right_id)
+
+
+def _register_chat(build_api: Callable[[Request], Api]) -> None:
+    @ui.page("/", response_timeout=_BUILD_SECONDS)
     async def show_new_chat(request: Request) -> None:
         await draw_chat(build_api(request), None)
 
-    @ui.page("/chat/{conversation_id}")
-    async def show_chat(request: Request, conversation_id: str) -> None:
-        await draw_chat(build_api(request), conversation_id)
+    @ui.page("/chat/{conversation_id}", response_timeout=_BUILD_SECONDS)
+    async def show_chat(request: Request, conversation_id: str, turn: str | None = None) -> None:
+        await draw_chat(build_api(request), conversation_id, last_turn=turn)

@@ -7,6 +7,7 @@ from typing import Any
 from nicegui import background_tasks, events, ui
 
 from gateway_console.api import Api, ApiError, quote_path
+from gateway_console.components.controls import draw_icon_button
 from gateway_console.components.turn_follower import TurnFollower
 from gateway_console.components.turn_view import TurnView, list_stored_events
 from gateway_console.layout import draw_error, frame, notify_error
@@ -22,8 +23,9 @@ _IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 class ChatPage:
     """A conversation in a browser window."""
 
-    def __init__(self, api: Api, conversation_id: str | None) -> None:
+    def __init__(self, api: Api, conversation_id: str | None, last_turn: str | None) -> None:
         self._api = api
+        self._last_turn = last_turn
         self._conversation_id = conversation_id
         self._follower: TurnFollower | None = None
         self._view: TurnView | None = None
@@ -54,7 +56,9 @@ class ChatPage:
     async def _load_conversation(self, conversation_id: str) -> None:
         try:
             detail = await self._api.get(quote_path("api", "v1", "conversations", conversation_id))
-            branch = find_branch(detail)
+            branch = find_branch(detail, self._last_turn)
+            if branch and self._last_turn == branch[-1]["id"] != detail["head_id"]:
+                self._is_branching, self._edited_parent = True, self._last_turn  # the next request continues it
             for turn in branch[-_MAX_SHOWN_TURNS:]:
                 if turn["status"] in ("running", "waiting"):
                     self._begin_turn(turn["prompt"], turn["parent_id"])
@@ -164,8 +168,11 @@ class ChatPage:
     def _on_started(self) -> None:
         """Let a reload of the page continue with this conversation."""
         assert self._view is not None
-        if self._view.conversation_id not in (None, self._conversation_id):
-            self._conversation_id = self._view.conversation_id
+        if self._view.conversation_id is not None and (self._conversation_id, self._last_turn) != (
+            self._view.conversation_id,
+            None,
+        ):
+            self._conversation_id, self._last_turn = self._view.conversation_id, None
             ui.navigate.history.replace(f"/chat/{self._conversation_id}")
 
     def _run(self, work: Any) -> None:
@@ -195,10 +202,11 @@ class ChatPage:
         turn_id = view.turn_id
         with self._turns, ui.row().classes("gap-1"):
             if self._api.session.role != "viewer":
-                _draw_action("refresh", "Retry", lambda: self._retry(prompt, parent))
-                _draw_action("edit", "Edit and branch", lambda: self._edit(prompt, parent))
-                _draw_action("thumb_up", "Good answer", lambda: self._rate(turn_id, "up"))
-                _draw_action("thumb_down", "Bad answer", lambda: self._rate(turn_id, "down"))
+                draw_icon_button("refresh", "Retry", lambda: self._retry(prompt, parent))
+                draw_icon_button("edit", "Edit and branch", lambda: self._edit(prompt, parent))
+                draw_icon_button("thumb_up", "Good answer", lambda: self._rate(turn_id, "up"))
+                draw_icon_button("thumb_down", "Bad answer", lambda: self._rate(turn_id, "down"))
+            ui.link("Timeline", f"/turns/{turn_id}").classes("plain-link text-sm")
 
     def _retry(self, prompt: str, parent: str | None) -> None:
         if not self._is_running():
@@ -249,15 +257,17 @@ class ChatPage:
             self._task.cancel()
 
 
-def find_branch(detail: JsonObject) -> list[JsonObject]:
-    """Return the turns of the current branch, oldest first.
+def find_branch(detail: JsonObject, last_turn: str | None = None) -> list[JsonObject]:
+    """Return the turns of a branch, oldest first.
 
-    The next request continues it.
-    A turn that still runs is newer than the head, so it ends the branch instead.
+    It ends with `last_turn`, or else with the turn that the next request follows. A turn that still runs is newer than
+    that one, so it ends the branch instead.
     """
     turns: dict[str, JsonObject] = {turn["id"]: turn for turn in detail["turns"]}
     running = [turn for turn in detail["turns"] if turn["status"] in ("running", "waiting")]
-    current = running[-1] if running else turns.get(str(detail.get("head_id")))
+    current = turns.get(last_turn) if last_turn else None
+    if current is None:
+        current = running[-1] if running else turns.get(str(detail.get("head_id")))
     branch: list[JsonObject] = []
     while current is not None and len(branch) < len(turns):
         branch.append(current)
@@ -265,10 +275,6 @@ def find_branch(detail: JsonObject) -> list[JsonObject]:
     return branch[::-1]
 
 
-def _draw_action(icon: str, name: str, on_click: Any) -> None:
-    ui.button(icon=icon, on_click=on_click).props(f'flat dense round size=sm aria-label="{name}"').tooltip(name)
-
-
-async def draw_chat(api: Api, conversation_id: str | None) -> None:
+async def draw_chat(api: Api, conversation_id: str | None, last_turn: str | None = None) -> None:
     with frame(api, "Chat", "/"):
-        await ChatPage(api, conversation_id).draw()
+        await ChatPage(api, conversation_id, last_turn).draw()

@@ -1,59 +1,12 @@
 """The chat in Chromium, as a person uses it."""
 
-from collections.abc import AsyncGenerator
-
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
-from tests.gateway_console.running_console import CHROMIUM, PICTURES, needs_chromium, run_console
-from tests.stack import ServeSharedGateway
+from tests.gateway_console.browsing import send, wait_for_end
+from tests.gateway_console.running_console import PICTURES, needs_chromium
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240), needs_chromium]
-SECONDS = 60.0
-
-
-@pytest.fixture(scope="module")
-async def console(
-    serve_shared_gateway: ServeSharedGateway, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncGenerator[str]:
-    gateway = await serve_shared_gateway()
-    async with run_console(gateway.base_url, tmp_path_factory.mktemp("console")) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-async def chromium() -> AsyncGenerator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        await browser.close()
-
-
-@pytest.fixture
-async def page(chromium: Browser) -> AsyncGenerator[Page]:
-    expect.set_options(SECONDS * 1e3)
-    context = await chromium.new_context(viewport={"width": 1200, "height": 800})
-    context.set_default_timeout(SECONDS * 1e3)
-    page = await context.new_page()
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    await context.close()
-    assert errors == []
-
-
-@pytest.fixture(autouse=True)
-def create_picture_folder() -> None:
-    PICTURES.mkdir(parents=True, exist_ok=True)
-
-
-async def send(page: Page, prompt: str) -> None:
-    await page.get_by_label("Message").fill(prompt)
-    await page.get_by_role("button", name="Send").click()
-
-
-async def wait_for_end(page: Page, turns: int = 1) -> None:
-    await expect(page.get_by_role("button", name="Retry")).to_have_count(turns)
 
 
 async def test_tool_runs_in_a_card_and_a_reload_shows_the_conversation(console: str, page: Page) -> None:
