@@ -10,12 +10,13 @@ from starlette.routing import Route
 
 from gateway import __version__
 from gateway.api.http import errors, openapi
+from gateway.api.http.direct_routes import DirectRouteMiddleware
 from gateway.api.http.request_body import RequestBodyMiddleware
 from gateway.api.http.request_context import RequestContextMiddleware
 from gateway.api.http.root_path import RootPathMiddleware
 from gateway.api.mcp.endpoint import McpRoute
 from gateway.api.rate_limit.limiter import RATE_HEADERS
-from gateway.api.routes.registration import register_routes
+from gateway.api.routes.registration import list_direct_routes, register_routes
 from gateway.api.security.middleware import SecurityMiddleware
 from gateway.api.security.origins import PreflightMiddleware
 from gateway.common.logging import get_logger
@@ -91,6 +92,7 @@ def create_app(
 
 def _add_middleware(app: FastAPI, settings: Settings, timeouts: Timeouts) -> None:
     """Add what handles each request before its route, the innermost first."""
+    app.add_middleware(DirectRouteMiddleware, routes=list_direct_routes())
     app.add_middleware(RequestBodyMiddleware, settings=settings, timeout_seconds=timeouts.body)
     app.add_middleware(SecurityMiddleware, settings=settings)
     app.add_middleware(errors.ServerErrorMiddleware)

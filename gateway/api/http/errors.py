@@ -172,6 +172,17 @@ class ServerErrorMiddleware:
             await _internal_error(Request(scope), error)(scope, receive, send)
 
 
+def build_expected_error(
+    request: Request, error: GatewayError | RequestValidationError | HTTPException
+) -> JSONResponse:
+    """Build the response for an error that a route may raise."""
+    if isinstance(error, GatewayError):
+        return _gateway_error(request, error)
+    if isinstance(error, RequestValidationError):
+        return _validation_error(request, error)
+    return http_error(request, error)
+
+
 def register_error_handlers(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into error responses."""
     app.add_exception_handler(GatewayError, _gateway_error)

@@ -1,6 +1,9 @@
 """Register every route module with the application."""
 
+from collections.abc import Iterator
+
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from gateway.api.documentation import pages
 from gateway.api.routes.admin import api_keys, audit, stats, user_data
@@ -24,6 +27,27 @@ from gateway.api.routes.native import (
 )
 from gateway.api.routes.openai import chat_completions, responses
 from gateway.api.routes.openai import conversations as openai_conversations
+
+_DIRECT = (
+    chat.chat,
+    chat.chat_stream,
+    chat_completions.chat_completions,
+    chat_completions.completions,
+    responses.create_response,
+    messages.create_message,
+)
+"""Endpoints that start turns."""
+
+
+def list_direct_routes() -> Iterator[tuple[str, APIRoute]]:
+    """Yield path and route of each endpoint that `DirectRouteMiddleware` calls."""
+    routers = [("", chat.router), ("", messages.router)]
+    for prefix in chat_completions.PREFIXES:
+        routers += [(prefix, chat_completions.router), (prefix, responses.router)]
+    for prefix, router in routers:
+        for route in router.routes:
+            if isinstance(route, APIRoute) and route.endpoint in _DIRECT:
+                yield prefix + route.path, route
 
 
 def register_routes(app: FastAPI) -> None:

@@ -1,0 +1,102 @@
+"""Hot routes, called without FastAPI's handler. See docs/adr/0028."""
+
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, NoReturn, cast
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.api.http.errors import build_expected_error
+from gateway.api.http.request_context import STARTED_SCOPE_KEY
+from gateway.domain.errors import GatewayError
+
+_METHOD = "POST"
+_MISSING_BODY: dict[str, Any] = {"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}
+
+
+class DirectEndpoint:
+    """The endpoint of a route, called with its body and headers as FastAPI would call it.
+
+    It takes a body, headers, the request and the response whose headers it may set, and returns a `Response`.
+    """
+
+    def __init__(self, route: APIRoute) -> None:
+        needs = route.dependant
+        unsupported = (needs.path_params, needs.query_params, needs.cookie_params, needs.dependencies)
+        assert len(needs.body_params) == 1, route.path
+        assert not any(unsupported), route.path
+        self._endpoint = cast(Callable[..., Awaitable[Response]], route.endpoint)
+        self._body = needs.body_params[0]
+        self._headers = [(field.alias, field) for field in needs.header_params]
+        self._request_name = needs.request_param_name
+        self._response_name = needs.response_param_name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        try:
+            response = await self._endpoint(**await self._read_arguments(request))
+            await response(scope, receive, send)
+        except (GatewayError, RequestValidationError, HTTPException) as error:
+            if STARTED_SCOPE_KEY in scope:
+                raise
+            await build_expected_error(request, error)(scope, receive, send)
+
+    async def _read_arguments(self, request: Request) -> dict[str, Any]:
+        arguments: dict[str, Any] = {}
+        if self._request_name is not None:
+            arguments[self._request_name] = request
+        if self._response_name is not None:
+            arguments[self._response_name] = response = Response()
+            del response.headers["content-length"]  # of its empty body
+        errors: list[dict[str, Any]] = []
+        for name, field in self._headers:
+            value = request.headers.get(name)
+            if value is None:
+                arguments[field.name] = field.default
+                continue
+            arguments[field.name], problems = field.validate(value, loc=("header", name))
+            errors += problems
+        body = _decode_body(data, request) if (data := await request.body()) else None
+        if data:
+            arguments[self._body.name], problems = self._body.validate(body, loc=("body",))
+        else:
+            problems = [_MISSING_BODY]
+        errors += problems
+        if errors:
+            raise RequestValidationError(errors, body=body)
+        return arguments
+
+
+class DirectRouteMiddleware:
+    """Passes requests of hot routes to their endpoints; all others, to the application."""
+
+    def __init__(self, app: ASGIApp, routes: Iterable[tuple[str, APIRoute]]) -> None:
+        self._app = app
+        self._endpoints = {path: DirectEndpoint(route) for path, route in routes}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint: ASGIApp | None = None
+        if scope["type"] == "http" and scope["method"] == _METHOD:
+            endpoint = self._endpoints.get(scope["path"])
+        await (endpoint or self._app)(scope, receive, send)
+
+
+def _decode_body(body: bytes, request: Request) -> Any:
+    """Decode a body of JSON; that of another media type stays as it is."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    main_type, _, subtype = media_type.partition("/")
+    if main_type != "application" or not (subtype == "json" or subtype.endswith("+json")):
+        return body
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        _reject_json()
+
+
+def _reject_json() -> NoReturn:
+    raise RequestValidationError([{"type": "json_invalid", "loc": ("body",), "msg": "JSON decode error", "input": {}}])

@@ -1,0 +1,106 @@
+"""Routes that are called directly answer as FastAPI's handler would."""
+
+import asyncio
+from typing import Annotated
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI, Header, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import Field
+
+from gateway.api.http import errors
+from gateway.api.http.direct_routes import DirectRouteMiddleware
+from gateway.api.routes.registration import list_direct_routes
+from gateway.domain.errors import Forbidden
+from gateway_runtime.requests.model import ItemList, RequestModel
+
+router = APIRouter()
+
+
+class Order(RequestModel):
+    """A body with limits of each kind."""
+
+    items: ItemList[int] = Field(max_length=3)
+    note: str | None = None
+
+
+@router.post("/orders")
+async def create_order(
+    body: Order,
+    request: Request,
+    response: Response,
+    x_trace: Annotated[str | None, Header(max_length=5)] = None,
+    priority: Annotated[int, Header(ge=0)] = 1,
+) -> Response:
+    if body.note == "forbidden":
+        raise Forbidden("Not this one.")
+    response.headers["X-Path"] = request.url.path
+    answer = f"{body.model_dump_json()} {x_trace} {priority}"
+    return Response(answer, status_code=201, headers=dict(response.headers))
+
+
+def create_app(*, direct: bool) -> FastAPI:
+    app = FastAPI()
+    errors.register_error_handlers(app)
+    app.include_router(router)
+    if direct:
+        routes = [(route.path, route) for route in router.routes if isinstance(route, APIRoute)]
+        app.add_middleware(DirectRouteMiddleware, routes=routes)
+    return app
+
+
+REQUESTS: dict[str, tuple[str, bytes, dict[str, str]]] = {
+    "valid": ("POST", b'{"items": [1, 2]}', {}),
+    "valid with headers": ("POST", b'{"items": [1]}', {"X-Trace": "abc", "Priority": "7"}),
+    "another letter case": (
+        "POST",
+        b'{"items": [1]}',
+        {"x-TRACE": "abc", "Content-Type": "Application/JSON; charset=utf-8"},
+    ),
+    "structured suffix": ("POST", b'{"items": []}', {"Content-Type": "application/vnd.api+json"}),
+    "wrong header": ("POST", b'{"items": []}', {"Priority": "high"}),
+    "long header": ("POST", b'{"items": []}', {"X-Trace": "abcdef"}),
+    "wrong header and body": ("POST", b'{"items": [1, 2, 3, 4]}', {"Priority": "-1"}),
+    "wrong items": ("POST", b'{"items": ["a", "b"]}', {}),
+    "unknown field": ("POST", b'{"items": [], "color": 1}', {}),
+    "list": ("POST", b"[1]", {}),
+    "null": ("POST", b"null", {}),
+    "number": ("POST", b"1", {}),
+    "empty": ("POST", b"", {}),
+    "no JSON": ("POST", b"{", {}),
+    "no UTF-8": ("POST", b'{"items": "\xff"}', {}),
+    "another media type": ("POST", b'{"items": []}', {"Content-Type": "text/xml"}),
+    "no media type": ("POST", b'{"items": []}', {"Content-Type": ""}),
+    "domain error": ("POST", b'{"items": [], "note": "forbidden"}', {}),
+    "another method": ("GET", b"", {}),
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS.keys())
+def test_direct_route_answers_like_fastapi(request_: tuple[str, bytes, dict[str, str]]) -> None:
+    method, body, headers = request_
+
+    async def answer(*, direct: bool) -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(direct=direct))
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            declared = {"Content-Type": "application/json", **headers}
+            return await client.request(method, "/orders", content=body, headers=declared)
+
+    direct, expected = (asyncio.run(answer(direct=is_direct)) for is_direct in (True, False))
+    assert (direct.status_code, direct.text) == (expected.status_code, expected.text)
+    assert direct.headers == expected.headers
+
+
+def test_every_route_that_starts_a_turn_in_the_common_formats_is_direct() -> None:
+    assert {path for path, _ in list_direct_routes()} == {
+        "/api/v1/chat",
+        "/api/v1/chat/stream",
+        "/v1/chat/completions",
+        "/openai/v1/chat/completions",
+        "/v1/completions",
+        "/openai/v1/completions",
+        "/v1/responses",
+        "/openai/v1/responses",
+        "/v1/messages",
+    }
