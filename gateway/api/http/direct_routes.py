@@ -20,7 +20,7 @@ _MISSING_BODY: dict[str, Any] = {"type": "missing", "loc": ("body",), "msg": "Fi
 
 
 class DirectEndpoint:
-    """The endpoint of a route, called with its body and headers as FastAPI would call it.
+    """The endpoint of a route, called as FastAPI would call it.
 
     It takes a body, headers, the request and the response whose headers it may set, and returns a `Response`.
     """
@@ -73,7 +73,10 @@ class DirectEndpoint:
 
 
 class DirectRouteMiddleware:
-    """Passes requests of hot routes to their endpoints; all others, to the application."""
+    """Passes requests of hot routes to their endpoints.
+
+    All others go to the application.
+    """
 
     def __init__(self, app: ASGIApp, routes: Iterable[tuple[str, APIRoute]]) -> None:
         self._app = app
@@ -87,7 +90,10 @@ class DirectRouteMiddleware:
 
 
 def _decode_body(body: bytes, request: Request) -> Any:
-    """Decode a body of JSON; that of another media type stays as it is."""
+    """Decode a body of JSON.
+
+    That of another media type stays as it is.
+    """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     main_type, _, subtype = media_type.partition("/")
     if main_type != "application" or not (subtype == "json" or subtype.endswith("+json")):
