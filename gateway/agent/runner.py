@@ -67,7 +67,7 @@ class Runner:
         self._budgets = budgets
         self._lease = lease
         tools = ToolSelector(toolbox, max_tokens=config.max_tool_tokens, batches=config.batch_tool)
-        self._prompts = PromptBuilder(toolbox, storage.conversations, config.system_prompt)
+        self._prompts = PromptBuilder(toolbox, storage.conversations, config.system_prompt, config.tokenizer)
         self._planner = TurnPlanner(models, tools, self._prompts, config.default_parameters)
         self._responses = TurnResponseCache(storage.responses)
         self._origins = TurnOrigins(storage.turns)

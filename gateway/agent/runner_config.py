@@ -20,6 +20,7 @@ from gateway.ports.store import (
     TurnRepository,
     WorkerRepository,
 )
+from gateway.ports.tokenizers import Tokenizer
 
 _BUILT_IN_PROMPT = SystemPrompt()
 
@@ -45,9 +46,10 @@ class RunnerConfig:
     batch_tool: bool = False
     max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES
     default_parameters: Parameters = Parameters()  # noqa: RUF009 - frozen
+    tokenizer: Tokenizer | None = None
 
     @classmethod
-    def from_settings(cls, settings: Settings, worker_id: UUID) -> Self:
+    def from_settings(cls, settings: Settings, worker_id: UUID, tokenizer: Tokenizer | None = None) -> Self:
         return cls(
             worker_id=worker_id,
             system_prompt=SystemPrompt(settings.agent_system_prompt, settings.system_prompt_policy),
@@ -65,6 +67,7 @@ class RunnerConfig:
                 reasoning_effort=settings.groq_reasoning_effort,
                 reasoning_format=settings.groq_reasoning_format,
             ),
+            tokenizer=tokenizer,
         )
 
 

@@ -116,7 +116,7 @@ def _build_runner(
         steps=settings.agent_max_steps, tokens=settings.agent_max_tokens, parallel_calls=settings.tool_parallelism
     )
     return Runner(
-        RunnerConfig.from_settings(settings, worker_id),
+        RunnerConfig.from_settings(settings, worker_id, llm.tokenizer),
         AgentLoop(llm.model, tools.policy_toolbox, limits),
         storage,
         models=llm.catalog,

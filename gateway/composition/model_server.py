@@ -11,14 +11,17 @@ from gateway.config import Settings
 from gateway.llm.build import connect_model_server
 from gateway.llm.catalog import Catalog
 from gateway.llm.resilient import ResilientModel, RetryPolicy
+from gateway.llm.tokenizers.harmony import HarmonyTokenizer
+from gateway.ports.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
 class Llm:
-    """The model server and the catalog of its models."""
+    """The model server, the catalog of its models, and a tokenizer."""
 
     model: ResilientModel
     catalog: Catalog
+    tokenizer: Tokenizer | None
 
 
 @asynccontextmanager
@@ -36,4 +39,5 @@ async def build_llm(settings: Settings, tasks: TaskRegistry) -> AsyncGenerator[L
     async with AsyncExitStack() as stack:
         stack.push_async_callback(upstream.close)
         supervise(refresh, tasks, stack)
-        yield Llm(model, catalog)
+        tokenizer = HarmonyTokenizer.find(settings.tiktoken_encodings_base, settings.gateway_data_dir)
+        yield Llm(model, catalog, tokenizer)

@@ -1,8 +1,6 @@
-"""Estimates of the tokens of texts, by script.
+"""Tokens of texts and messages, counted or estimated by script. See docs/adr/0027."""
 
-An exact count needs the tokenizer of each model. OpenAI's packages load their vocabulary from the network. See
-docs/adr/0027.
-"""
+from collections.abc import Callable
 
 from gateway.domain.messages import Message
 
@@ -11,6 +9,7 @@ _SAMPLES = 16
 _SAMPLE_CHARS = _MAX_COUNTED_CHARS // _SAMPLES
 CHARS_PER_TOKEN = 4
 _MESSAGE_OVERHEAD = 8
+_CALL_OVERHEAD = 12
 _QUARTERS_BY_WIDTH = (1, 1.6, 3, 8)
 """Quarters of a token per character, by its bytes in UTF-8.
 
@@ -27,6 +26,24 @@ def estimate_text_tokens(text: str) -> int:
 def estimate_message_tokens(message: Message) -> int:
     """Estimate the tokens of a message with its calls."""
     return count_message_quarters(message) // CHARS_PER_TOKEN + _MESSAGE_OVERHEAD
+
+
+def count_message_tokens(message: Message, count_text: Callable[[str], int]) -> int:
+    """Count the tokens of a message with its calls by a tokenizer."""
+    tokens = count_text(message.text) + _MESSAGE_OVERHEAD
+    for call in message.tool_calls:
+        tokens += count_text(call.name) + count_text(call.arguments) + _CALL_OVERHEAD
+    return tokens
+
+
+def bound_message_tokens(message: Message) -> int:
+    """Return an upper bound of the tokens of a message.
+
+    Each byte is a token at most.
+    """
+    texts = [message.text, *(text for call in message.tool_calls for text in (call.name, call.arguments))]
+    overhead = _MESSAGE_OVERHEAD + _CALL_OVERHEAD * len(message.tool_calls)
+    return sum(len(text) if text.isascii() else 4 * len(text) for text in texts) + overhead
 
 
 def count_message_quarters(message: Message) -> int:

@@ -36,6 +36,7 @@ class ModelSettings(BaseSettings):
     openai_default_model: str = Field(
         default="gpt-5-mini", validation_alias=AliasChoices("OPENAI_DEFAULT_MODEL", "OPENAI_MODEL")
     )
+    tiktoken_encodings_base: Path | None = None
     model_aliases: bool = True
     model_map: CommaSeparated = ("claude-*",)
     list_plain_models: bool = False

@@ -1,6 +1,6 @@
 """Selects the turns of a history that fit into the model's context."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import msgspec
@@ -94,11 +94,12 @@ def fit_history(
     model: ModelInfo,
     max_tokens: int | None,
     made_summary: HistorySummarized | None = None,
+    count_tokens: Callable[[Message], int] = estimate_message_tokens,
 ) -> HistoryWindow:
     """Select the turns that fit into the context window.
 
     The window must also hold the prompt and tools, of `fixed_tokens`, and the answer of `max_tokens`. `made_summary` is
-    the one that this turn has made. Each message is counted once.
+    the one that this turn has made. Each message is counted once, the newest ones first.
     """
     window = int(model.context_window * (1 - RESERVED_SHARE))
     available = (
@@ -107,8 +108,8 @@ def fit_history(
         - fixed_tokens
     )
     summary, turns, is_cut = _apply_summary(history, made_summary)
-    tokens = [sum(map(estimate_message_tokens, turn.messages)) for turn in turns]
-    summary_tokens = estimate_message_tokens(build_summary_message(summary)) if summary else 0
+    tokens = [sum(map(count_tokens, turn.messages)) for turn in reversed(turns)][::-1]
+    summary_tokens = count_tokens(build_summary_message(summary)) if summary else 0
     if summary_tokens + sum(tokens) <= available and not (history.is_full and made_summary is None):
         return HistoryWindow(turns, summary, is_cut=is_cut)
     max_summary = min(_MAX_SUMMARY_TOKENS, available // 4, model.max_output_tokens)

@@ -1,6 +1,8 @@
 """Conversations that do not fit into the model's context."""
 
+import base64
 import json
+import random
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,7 +17,7 @@ from tests.stack import Event, Gateway, Reply, insert_rows, serve_gateway
 
 RULES = Path(__file__).parent.parent.parent.parent / "docs" / "redaction.toml"
 WINDOW = 4_000
-FILLER = "This sentence fills the context of a small model. " * 48
+FILLER = "This sentence fills the context of a small model. " * 60
 """About 600 tokens."""
 QUESTION = f"What is my name? {FILLER}"
 EMAIL = "ada@lovelace.example"
@@ -238,3 +240,27 @@ async def test_budget_counts_the_summary(database_url: str, small_simulator: Sim
         total = await db.fetchval("SELECT sum(total_tokens) FROM turn_usage")
         assert view["user"]["tokens_today"] == total
         assert completed["usage"]["total_tokens"] > summarized["usage"]["total_tokens"] > 0
+
+
+@pytest.mark.faults
+async def test_history_is_counted_by_the_tokenizer_of_the_model(
+    database_url: str, small_simulator: Simulator, tmp_path: Path
+) -> None:
+    """Send texts of 1.3 characters per token.
+
+    The estimate says 4, so it would send more than fits.
+    """
+    text = base64.b64encode(random.Random(22).randbytes(1_500)).decode()
+    async with serve_gateway(database_url, small_simulator, None, gateway_data_dir=tmp_path) as gateway:
+        figures: list[tuple[int, int]] = []
+        for model, conversation in (("openai/gpt-oss-20b", "counted"), ("qwen/qwen3.8-27b", "estimated")):
+            summaries = 0
+            for prompt in (f"Keep: {text}", f"Keep: {text}", "Go on."):
+                reply = await gateway.chat_stream(prompt, conversation_id=conversation, model=model)
+                assert reply.get_event_data("turn.completed"), reply.events
+                summaries += len(reply.get_event_data("history.summarized"))
+            body = {"model": model, "max_tokens": 10, "messages": [{"role": "user", "content": text}]}
+            counted = await gateway.post("/v1/messages/count_tokens", body, headers={"X-Gateway-Tools": "none"})
+            figures.append((summaries, counted.body["input_tokens"]))
+    assert [summaries for summaries, _ in figures] == [1, 0]
+    assert figures[0][1] > 2 * figures[1][1]
