@@ -25,8 +25,8 @@ _MAX_COUNTED_WINDOWS = 8
 class PromptCounter:
     """Counts prompts by the model's tokenizer, or estimates their tokens.
 
-    A tokenizer takes time in proportion to the text, so it runs in a thread, and not for histories that certainly fit. It
-    counts a multiple of the context window at most; the rest is estimated.
+    A tokenizer takes time in proportion to the text, so it runs in a thread, and not for histories that certainly fit.
+    It counts a multiple of the context window at most; the rest is estimated.
     """
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
