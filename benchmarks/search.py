@@ -27,18 +27,19 @@ from gateway_runtime import embedded_postgres
 from gateway_runtime.postgres.url import plain_dsn
 
 MAX_RATIO = 1.5
+_NEW = "Chinese (found only by this search)"
 _OWNER = "local"
 _LIMIT = 20
 _WARM_UP = 20
 # As in `benchmarks.gateway_only`: a word is in about one turn of eighty, `common` is in every turn. One turn of ten has
 # a path, an address and Chinese text.
 _INSERT = """
-INSERT INTO turns (id, owner, status, prompt, response, messages, model_name, parameters, options)
+INSERT INTO {table} (id, owner, status, prompt, response, messages, model_name, parameters, options)
 SELECT uuidv7(), 'local', 'completed',
        'common ' || pg_temp.words(n, 12) || CASE WHEN n % 10 = 0 THEN
            ' /srv/' || left(md5(n::text), 2) || '/app.conf user' || n % 97 || '@example.com 数据库连接池的配置'
        ELSE '' END,
-       pg_temp.words(-n, 40), '[]', 'bench', '{}', '{}'
+       pg_temp.words(-n, 40), '[]', 'bench', '{{}}', '{{}}'
 FROM generate_series(1, $1::int) AS n"""
 # The statement of release 0.1.0.
 _QUERY = """(websearch_to_tsquery('simple', :query) || CASE cast(:lang AS regconfig) WHEN 'simple'::regconfig
@@ -48,7 +49,7 @@ _EARLIER_SEARCH = f"""
 WITH hits AS MATERIALIZED (
     SELECT id, rank FROM (
         SELECT id, ts_rank_cd(earlier, {_QUERY}) AS rank
-        FROM (SELECT id, earlier FROM turns WHERE owner = :owner AND earlier @@ {_QUERY}
+        FROM (SELECT id, earlier FROM earlier_turns WHERE owner = :owner AND earlier @@ {_QUERY}
               ORDER BY id DESC LIMIT 500) AS newest
     ) AS ranked
     ORDER BY rank DESC, id DESC LIMIT :limit
@@ -56,16 +57,20 @@ WITH hits AS MATERIALIZED (
 SELECT id, conversation_id, prompt, response, model_name, status, created_at, rank,
        ts_headline(cast(:lang AS regconfig), "left"(prompt || ' ' || response, 20000), {_QUERY},
                    'StartSel=<mark>, StopSel=</mark>, MaxFragments=2, MaxWords=24, MinWords=8') AS snippet
-FROM hits JOIN turns USING (id) ORDER BY rank DESC, id DESC
+FROM hits JOIN earlier_turns USING (id) ORDER BY rank DESC, id DESC
 """
-_EARLIER_COLUMN = """
-ALTER TABLE turns ADD COLUMN earlier TSVECTOR GENERATED ALWAYS AS (
+# A table of its own: with both vectors, a row would be so long that PostgreSQL stores one of them elsewhere.
+_EARLIER_TABLE = """
+CREATE TABLE earlier_turns (LIKE turns INCLUDING ALL);
+ALTER TABLE earlier_turns DROP COLUMN search;
+ALTER TABLE earlier_turns ADD COLUMN earlier TSVECTOR GENERATED ALWAYS AS (
     to_tsvector('simple'::regconfig, left(prompt, 50000) || ' ' || left(response, 50000))) STORED;
-CREATE INDEX ix_turns_earlier ON turns USING gin (earlier)"""
+CREATE INDEX ix_turns_earlier ON earlier_turns USING gin (earlier)"""
 _SIZES = """
 SELECT pg_relation_size('ix_turns_earlier')::float8 / count(*) AS earlier_index,
        pg_relation_size('ix_turns_search')::float8 / count(*) AS index,
-       avg(pg_column_size(earlier))::float8 AS earlier_column, avg(pg_column_size(search))::float8 AS column,
+       (SELECT avg(pg_column_size(earlier)) FROM earlier_turns)::float8 AS earlier_column,
+       avg(pg_column_size(search))::float8 AS column,
        avg(octet_length(prompt) + octet_length(response))::float8 AS text
 FROM turns
 """
@@ -90,10 +95,11 @@ async def _compare(directory: Path, turns: int, requests: int) -> None:
         database = Database(url)
         try:
             await connection.execute(WORDS)
-            await connection.execute(_EARLIER_COLUMN)
-            await connection.execute(_INSERT, turns, timeout=600)
+            await connection.execute(_EARLIER_TABLE)
+            for table in ("turns", "earlier_turns"):
+                await connection.execute(_INSERT.format(table=table), turns, timeout=600)
             await _index_turns(database, turns)
-            await connection.execute("VACUUM ANALYZE turns", timeout=600)
+            await connection.execute("VACUUM ANALYZE turns, earlier_turns", timeout=600)
             sizes = await connection.fetchrow(_SIZES)
             for label, query in _build_queries().items():
                 await _measure(database, label, query, requests)
@@ -137,7 +143,7 @@ def _build_queries() -> dict[str, Callable[[], tuple[str, str]]]:
         "either of two words": lambda: (pick_words(1) + " or " + pick_words(1), "simple"),
         "a word, without another": lambda: (pick_words(1) + " -" + pick_words(1), "simple"),
         "a mail address": lambda: (f"user{generator.randrange(97)}@example.com", "simple"),
-        "Chinese (found only by this search)": lambda: ("连接池", "simple"),
+        _NEW: lambda: ("连接池", "simple"),
     }
 
 
@@ -167,7 +173,7 @@ async def _measure(database: Database, label: str, build: Callable[[], tuple[str
     ratio = p99[1] / p99[0]
     print_line(
         f"{label}: p50 {p50[1]:.1f} ms (earlier {p50[0]:.1f}), p99 {p99[1]:.1f} ms (earlier {p99[0]:.1f}):"
-        f" {ratio:.2f} times{'' if ratio <= MAX_RATIO else f', more than {MAX_RATIO}'}"
+        f" {ratio:.2f} times{f', more than {MAX_RATIO}' if ratio > MAX_RATIO and label != _NEW else ''}"
     )
 
 
