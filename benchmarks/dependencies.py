@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-MAX_DEFAULT_MEGABYTES = 300
+MAX_DEFAULT_MEGABYTES = 345
 _RUNS = 10
 _IMPORTED = re.compile(r"^import time: +(\d+) \| +\d+ \|( *)([\w.]+)$", re.MULTILINE)
 
