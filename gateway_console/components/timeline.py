@@ -103,6 +103,9 @@ class TurnTimeline:
             case "history.summarized":
                 usage = _describe_usage(event.get("usage") or {}, event.get("cost_usd"))
                 entry = TimelineEntry("history", "Earlier turns summarized", usage, text=str(event.get("text") or ""))
+                if event.get("error"):
+                    entry.tone = "warning"
+                    entry.state = f"{event['cut_turns']} turns left out: {event['error']['message']}"
                 self._add(entry)
             case "turn.resumed":
                 self._add(TimelineEntry("resume", "Resumed by another worker"))

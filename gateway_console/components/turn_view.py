@@ -117,6 +117,8 @@ class TurnView:
                     self.turn_id, self.conversation_id = event["turn_id"], event["conversation_id"]
                     for warning in event.get("warnings") or ():
                         self._note(str(warning), "warning")
+                case "history.summarized":
+                    self._show_summary(event)
                 case "reasoning.delta":
                     step = self._get_step(event["step"])
                     step.reasoning.append(event["text"])
@@ -178,6 +180,13 @@ class TurnView:
             self._note(f"{error['message']} [{error['code']}]", "error")
         else:
             self._note(describe_figures(event), "")
+
+    def _show_summary(self, event: JsonObject) -> None:
+        if event.get("error"):
+            self._note(f"{event['cut_turns']} earlier turns are left out: {event['error']['message']}", "warning")
+        if event.get("text"):
+            with ui.expansion(f"Summary of {event['turns']} earlier turns", icon="history").classes("w-full muted"):
+                draw_json(str(event["text"]))
 
     def _note(self, text: str, icon: str) -> None:
         with ui.row().classes("items-center no-wrap muted text-sm"):

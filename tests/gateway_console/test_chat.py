@@ -5,6 +5,7 @@ from playwright.async_api import Page, expect
 
 from tests.gateway_console.browsing import send, wait_for_end
 from tests.gateway_console.running_console import PICTURES, needs_chromium
+from tests.stack import Gateway
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240), needs_chromium]
 
@@ -53,3 +54,20 @@ async def test_markup_in_prompt_arguments_and_result_stays_text(console: str, pa
     assert await page.locator("main img[src=x], main script").count() == 0
     assert "owned" not in await page.title()
     await expect(page.locator(".prompt")).to_contain_text("<script>")
+
+
+async def test_summary_of_earlier_turns_is_shown(gateway: Gateway, console: str, page: Page) -> None:
+    words = "and so on "  # three tokens; the model has 131,072, a quarter of them for the answer
+    first = await gateway.chat(f"My name is Ada. {words * 8_000}", conversation_id="new")
+    conversation = first.body["conversation_id"]
+    await gateway.chat(words * 16_000, conversation_id=conversation)
+    await page.goto(f"{console}/chat/{conversation}")
+    await wait_for_end(page, 2)
+    await send(page, f"What is my name? {words * 5_000}")
+    await wait_for_end(page, 3)
+    await expect(page.get_by_text("turns of this conversation do not fit into the model's context")).to_be_visible()
+    await page.get_by_text("Summary of ", exact=False).click()
+    await expect(page.get_by_text("My name is Ada.", exact=False).last).to_be_visible()
+    await page.screenshot(path=PICTURES / "summary.png")
+    await page.get_by_role("link", name="Timeline").last.click()
+    await expect(page.get_by_text("Earlier turns summarized")).to_be_visible()
