@@ -48,7 +48,7 @@
 The message is public: clients receive it unchanged, so it must not contain internal details.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -240,6 +240,9 @@ class McpServerError(GatewayError):
     code = "mcp_failed"
     status = 502
     default_message = "The MCP server failed or sent an invalid response."
+
+    refusal: dict[str, Any] | None = None
+    """The server's own JSON-RPC error, for MCP hosts: code, message and data."""
 
 
 class TurnTimeout(GatewayError):

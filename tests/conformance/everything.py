@@ -2,14 +2,16 @@
 
 import asyncio
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import mcp.types as t
 from mcp import MCPError
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.prompts.base import Message, UserMessage
+from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
 from mcp.server.subscriptions import InMemorySubscriptionBus, PromptsListChanged, ToolsListChanged
+from pydantic import Field
 from starlette.types import ASGIApp
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg=="
@@ -30,6 +32,24 @@ def make_embedded_resource(uri: str, kind: str, body: str) -> t.EmbeddedResource
     return t.EmbeddedResource(resource=t.TextResourceContents(uri=uri, mime_type=kind, text=body))
 
 
+class MemoryEventStore(EventStore):
+    """Events of all streams, for hosts that resume one."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[str, t.JSONRPCMessage | None]] = []
+
+    async def store_event(self, stream_id: str, message: t.JSONRPCMessage | None) -> str:
+        self._events.append((stream_id, message))
+        return str(len(self._events))
+
+    async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
+        stream, _ = self._events[int(last_event_id) - 1]
+        for number, (other, message) in enumerate(self._events, start=1):
+            if number > int(last_event_id) and other == stream and message is not None:
+                await send_callback(EventMessage(message, str(number)))
+        return stream
+
+
 def create_server() -> MCPServer[Any]:
     bus = InMemorySubscriptionBus()
     mcp: MCPServer[Any] = MCPServer("everything", log_level="ERROR", subscriptions=bus)
@@ -40,6 +60,7 @@ def create_server() -> MCPServer[Any]:
     _register_elicitation_tools(mcp)
     _register_input_required_tools(mcp)
     _register_change_tools(mcp, bus)
+    _register_schema_tools(mcp)
     _register_resources(mcp)
     _register_prompts(mcp)
     _register_handlers(mcp)
@@ -290,9 +311,17 @@ def _register_input_required_tools(mcp: MCPServer[Any]) -> None:
 
 
 def _register_change_tools(mcp: MCPServer[Any], bus: InMemorySubscriptionBus) -> None:
+    async def extra() -> str:
+        """Come and go."""
+        return "extra"
+
     @mcp.tool()
     async def test_trigger_tool_change() -> str:
-        """Change the tools."""
+        """Add or remove a tool."""
+        if "extra" in mcp._tool_manager._tools:
+            mcp.remove_tool("extra")
+        else:
+            mcp.add_tool(extra)
         await bus.publish(ToolsListChanged())
         return "changed"
 
@@ -311,6 +340,56 @@ def _register_change_tools(mcp: MCPServer[Any], bus: InMemorySubscriptionBus) ->
             data = {"requiredCapabilities": {"sampling": {}}}
             raise MCPError(-32021, "The client must declare sampling", data)
         return "declared"
+
+
+_SCHEMA: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "$defs": {
+        "address": {
+            "$anchor": "addressDef",
+            "type": "object",
+            "properties": {"street": {"type": "string"}, "city": {"type": "string"}},
+        }
+    },
+    "properties": {
+        "name": {"type": "string"},
+        "address": {"$ref": "#/$defs/address"},
+        "contactMethod": {"type": "string", "enum": ["phone", "email"]},
+        "phone": {"type": "string"},
+        "email": {"type": "string"},
+    },
+    "allOf": [{"anyOf": [{"required": ["phone"]}, {"required": ["email"]}]}],
+    "if": {"properties": {"contactMethod": {"const": "phone"}}, "required": ["contactMethod"]},
+    "then": {"required": ["phone"]},
+    "else": {"required": ["email"]},
+    "additionalProperties": False,
+}
+
+
+def _register_schema_tools(mcp: MCPServer[Any]) -> None:
+    @mcp.tool()
+    async def json_schema_2020_12_tool() -> str:
+        """Have a schema with keywords of every kind."""
+        return "called"
+
+    mcp._tool_manager._tools["json_schema_2020_12_tool"].parameters = _SCHEMA
+
+    @mcp.tool()
+    async def test_x_mcp_header(
+        region: Annotated[str, Field(json_schema_extra={"x-mcp-header": "Region"})] = "none",
+    ) -> str:
+        """Have an argument that is also a header."""
+        return f"region={region}"
+
+    @mcp.tool()
+    async def test_reconnection(ctx: Context[Any]) -> str:
+        """Close the stream of the call before it ends."""
+        await ctx.info("Before disconnect")
+        await ctx.close_sse_stream()
+        await asyncio.sleep(4 * STEP_SECONDS)
+        await ctx.info("After reconnect")
+        return "reconnected"
 
 
 def _register_resources(mcp: MCPServer[Any]) -> None:
@@ -368,4 +447,4 @@ def _register_prompts(mcp: MCPServer[Any]) -> None:
 
 def create_app() -> ASGIApp:
     """Create the HTTP app, which speaks both protocols."""
-    return create_server().streamable_http_app()
+    return create_server().streamable_http_app(event_store=MemoryEventStore(), retry_interval=100)

@@ -10,6 +10,7 @@ import sys
 
 with socket.socket(socket.AF_UNIX) as client:
     client.connect(sys.argv[1])
-    context = os.environ.get("MCP_CONFORMANCE_CONTEXT") or "{}"
-    client.sendall(json.dumps({"url": sys.argv[-1], "context": json.loads(context)}).encode() + b"\n")
+    context = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT") or "{}")
+    scenario = {"scenario": os.environ.get("MCP_CONFORMANCE_SCENARIO", ""), "url": sys.argv[-1], "context": context}
+    client.sendall(json.dumps(scenario).encode() + b"\n")
     sys.exit(0 if client.recv(1) == b"0" else 1)

@@ -374,6 +374,7 @@ class McpEndpoint:
         params: t.InputResponseRequestParams,
         name: str,
         send: Callable[[HostExchange], Awaitable[JsonObject]],
+        uri: str | None = None,
     ) -> JsonObject | t.InputRequiredResult:
         """Send a request that is not a call, with its server's questions."""
         host, principal = HostObserver(ctx), get_principal(ctx)
@@ -381,7 +382,7 @@ class McpEndpoint:
         meta = remove_connection_keys(_get_meta(ctx)) or {}
         for _ in range(_MAX_ROUNDS):
             try:
-                with mcp_errors():
+                with mcp_errors(ctx, uri):
                     return await send(HostExchange(host.profile, answers, meta))
             except InputNeeded as needed:
                 pending = needed.pending
@@ -395,7 +396,7 @@ class McpEndpoint:
     ) -> t.ReadResourceResult | t.InputRequiredResult:
         server, uri = self._app_resources.find_server(params.uri, self._toolbox.list_specs(get_principal(ctx)))
         read = partial(self._toolbox.read_resource, uri, get_principal(ctx), server)
-        result = await self._answer_host(ctx, params, f"resource {params.uri}", read)
+        result = await self._answer_host(ctx, params, f"resource {params.uri}", read, params.uri)
         if isinstance(result, t.InputRequiredResult):
             return result
         contents = [part | {"uri": params.uri} if part.get("uri") == uri else part for part in result["contents"]]
@@ -414,7 +415,7 @@ class McpEndpoint:
         server = None
         if isinstance(params.ref, t.ResourceTemplateReference):
             server, ref["uri"] = split_uri(params.ref.uri)
-        with mcp_errors():
+        with mcp_errors(ctx):
             known = params.context.arguments if params.context is not None else None
             completion = await self._toolbox.complete_argument(ref, argument, get_principal(ctx), server, known)
         return t.CompleteResult.model_validate(completion)

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
-from gateway.domain.errors import GatewayError, NotFound
+from gateway.domain.errors import GatewayError, McpServerError, NotFound
 from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import Answer, JsonObject, Principal, Question, StoredQuestion
 from gateway.ports.tools import MAX_OBSERVED_MESSAGE_LENGTH, MAX_OBSERVED_MESSAGES, CallObserver
@@ -32,6 +32,7 @@ _NOTIFY_TIMEOUT_SECONDS = 5.0
 _MAX_LOG_CHARS, _MAX_WAITING_LOG_CHARS = 64 * 1024, 4 * 1024 * 1024
 _VISIT_VERSION = "2025-11-25"
 """Protocol version that announces the ends of visits to pages."""
+_LEGACY_RESOURCE_NOT_FOUND = -32002
 LOG_LEVELS: tuple[str, ...] = get_args(t.LoggingLevel)
 
 Context = ServerRequestContext[JsonObject, Request]
@@ -157,12 +158,26 @@ async def _send_notification(notification: Coroutine[object, object, None]) -> N
 
 
 @contextmanager
-def mcp_errors() -> Generator[None]:
-    """Convert the gateway's errors to JSON-RPC errors."""
+def mcp_errors(ctx: Context, uri: str | None = None) -> Generator[None]:
+    """Convert the gateway's errors to JSON-RPC errors.
+
+    An error of a server is forwarded. Errors of a missing resource name its `uri`, with the code of the host's
+    protocol.
+    """
+    is_modern = ctx.protocol_version in MODERN_PROTOCOL_VERSIONS
+    not_found_code = t.INVALID_PARAMS if is_modern or uri is None else _LEGACY_RESOURCE_NOT_FOUND
+    not_found_data = None if uri is None else {"uri": uri}
     try:
         yield
     except NotFound as error:
-        raise MCPError(t.INVALID_PARAMS, error.message) from None
+        raise MCPError(not_found_code, error.message, not_found_data) from None
+    except McpServerError as error:
+        if (refusal := error.refusal) is None:
+            raise MCPError(t.INTERNAL_ERROR, error.message) from None
+        code, data = refusal["code"], refusal["data"]
+        if code == _LEGACY_RESOURCE_NOT_FOUND:
+            code, data = not_found_code, data or not_found_data
+        raise MCPError(code, refusal["message"], data) from None
     except GatewayError as error:
         raise MCPError(t.INTERNAL_ERROR, error.message) from None
 

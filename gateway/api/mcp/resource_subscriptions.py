@@ -85,7 +85,7 @@ class ResourceSubscriptions:
         async with subscriptions.lock:
             if uri in subscriptions.watches:
                 return
-            with mcp_errors():
+            with mcp_errors(ctx, uri):
                 if len(subscriptions.watches) >= MAX_SESSION_SUBSCRIPTIONS:
                     message = (
                         f"A session may subscribe to {MAX_SESSION_SUBSCRIPTIONS} resources: unsubscribe from some."

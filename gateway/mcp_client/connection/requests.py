@@ -52,6 +52,7 @@ T = TypeVar("T")
 ClientRequest = Callable[[Client], Awaitable[T]]
 
 _RECONNECT_SECONDS = 10.0
+_MAX_REFUSAL_LENGTH = 64 * 1024
 _NO_TIMEOUT_SECONDS = 30 * 86400.0  # the SDK's own timeout cannot be paused
 _LOST_SESSION_MESSAGES = ("Session not found", "Session terminated")
 _INLINE_QUESTION_VERSIONS = ("2025-06-18", "2025-11-25")
@@ -230,7 +231,7 @@ class RequestSender:
             return ToolCallError(f"The answer of the MCP server {self._config.name!r} cannot be read.", did_run=None)
         if error.code == CONNECTION_CLOSED:
             return self._translate_closed_connection(error, client)
-        refusal = {"code": error.code, "message": error.message[:500], "data": error.data}
+        refusal = {"code": error.code, "message": error.message[:_MAX_REFUSAL_LENGTH], "data": error.data}
         message = f"The MCP server refused the call: {clean_text(error.message, 500)}"
         return ToolCallError(message, did_run=False, refusal=refusal)
 

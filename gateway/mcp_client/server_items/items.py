@@ -72,8 +72,7 @@ class ServerItems(Toolbox):
         try:
             return await self._request_from_server(name, partial(request_resource, uri, exchange), principal)
         except McpServerError as error:
-            cause = error.__cause__
-            if isinstance(cause, ToolCallError) and cause.refusal and cause.refusal["code"] in _UNKNOWN_RESOURCE_CODES:
+            if exchange is None and error.refusal and error.refusal["code"] in _UNKNOWN_RESOURCE_CODES:
                 raise NotFound(f"No such resource: {uri[:200]!r}.", param="uri") from None
             raise
 
@@ -153,4 +152,8 @@ class ServerItems(Toolbox):
         try:
             return await connection.send_request(request, principal=principal, timeout=timeout)
         except ToolCallError as error:
-            raise (StorageUnavailable if error.storage_unavailable else McpServerError)(str(error)) from error
+            if error.storage_unavailable:
+                raise StorageUnavailable(str(error)) from error
+            failure = McpServerError(str(error))
+            failure.refusal = error.refusal
+            raise failure from error

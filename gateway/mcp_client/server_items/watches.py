@@ -156,7 +156,9 @@ class ServerResourceWatch(ResourceWatch):
                 except GatewayError as error:
                     self._settle(error)
                 except ToolCallError as error:
-                    self._settle(McpServerError(str(error)))
+                    failure = McpServerError(str(error))
+                    failure.refusal = error.refusal
+                    self._settle(failure)
                 except _STREAM_ERRORS as error:
                     log.debug("resource_watch_lost", server=self._server, error=type(error).__name__)
                     self._settle(McpServerError(f"The MCP server {self._server!r} refuses the subscription."))

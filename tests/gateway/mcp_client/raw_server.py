@@ -25,6 +25,13 @@ It gets the parameters and the request.
 METHOD_NOT_FOUND = {"code": -32601, "message": "Method not found"}
 
 
+class RawError(Exception):
+    """A JSON-RPC error that an answer raises."""
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        self.error = {"code": code, "message": message} | ({} if data is None else {"data": data})
+
+
 def make_raw_tool(name: Any, **fields: Any) -> JsonObject:
     return {"name": name, "inputSchema": {"type": "object"}, **fields}
 
@@ -93,8 +100,11 @@ class RawServer:
             self.forgets_session = False
             error = {"code": -32600, "message": "Session not found"}
             return JSONResponse({"jsonrpc": "2.0", "id": message["id"], "error": error}, status_code=404)
-        result = await self._answer(method, params, request)
-        outcome = {"error": METHOD_NOT_FOUND} if result is None else {"result": result}
+        try:
+            result = await self._answer(method, params, request)
+            outcome = {"error": METHOD_NOT_FOUND} if result is None else {"result": result}
+        except RawError as error:
+            outcome = {"error": error.error}
         headers = {"Mcp-Session-Id": "raw"} if method == "initialize" else None
         return JSONResponse({"jsonrpc": "2.0", "id": message["id"], **outcome}, headers=headers)
 
