@@ -14,6 +14,7 @@ from gateway.settings.limits import LimitSettings
 from gateway.settings.models import ModelSettings
 from gateway.settings.server import ServerSettings
 from gateway.settings.storage import StorageSettings
+from gateway.settings.upstream import UpstreamSettings
 from gateway.settings.values import LOCAL_HOSTS, is_loopback
 from gateway.settings.webhooks import WebhookSettings
 from gateway_runtime.errors import ConfigError
@@ -44,6 +45,7 @@ class Settings(
     StorageSettings,
     AccessSettings,
     WebhookSettings,
+    UpstreamSettings,
     ServerSettings,
     ConsoleLinkSettings,
 ):

@@ -35,9 +35,7 @@ async def read_body(
     for name, value in headers:
         if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
             raise _make_too_large(max_bytes)
-        if name == b"content-encoding" and value.lower() not in _UNCOMPRESSED:
-            message = "Compressed bodies are not supported: send the body without Content-Encoding."
-            raise BodyRejected(415, "unsupported_encoding", message)
+    reject_compressed(headers)
     body: bytes | bytearray = b""
     try:
         async with asyncio.timeout(timeout_seconds):
@@ -59,6 +57,16 @@ async def read_body(
         message = f"The body did not arrive within {timeout_seconds:g} seconds."
         raise BodyRejected(408, "request_timeout", message) from None
     return bytes(body)
+
+
+def reject_compressed(headers: list[tuple[bytes, bytes]]) -> None:
+    """Raises:
+    BodyRejected: the body is compressed.
+    """
+    for name, value in headers:
+        if name == b"content-encoding" and value.lower() not in _UNCOMPRESSED:
+            message = "Compressed bodies are not supported: send the body without Content-Encoding."
+            raise BodyRejected(415, "unsupported_encoding", message)
 
 
 def _make_too_large(max_bytes: int) -> BodyRejected:

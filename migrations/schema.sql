@@ -692,6 +692,42 @@ CREATE TRIGGER turn_inputs_webhook AFTER INSERT ON turn_inputs FOR EACH ROW
 
 UPDATE alembic_version SET version_num='gateway_0026' WHERE alembic_version.version_num = 'gateway_0025';
 
+-- Running upgrade gateway_0026 -> gateway_0027
+
+ALTER TABLE turn_usage ADD COLUMN endpoint TEXT;
+
+CREATE TABLE request_holds (
+    id UUID NOT NULL, 
+    owner TEXT NOT NULL, 
+    key TEXT, 
+    tokens BIGINT NOT NULL, 
+    usd FLOAT NOT NULL, 
+    expires_at TIMESTAMP WITH TIME ZONE, 
+    PRIMARY KEY (id)
+);
+
+CREATE INDEX ix_request_holds_owner ON request_holds (owner);
+
+CREATE TABLE upstream_objects (
+    id TEXT NOT NULL, 
+    kind TEXT NOT NULL, 
+    owner TEXT NOT NULL, 
+    key TEXT, 
+    body JSONB NOT NULL, 
+    estimate JSONB, 
+    hold_id UUID, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    checked_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    settled_at TIMESTAMP WITH TIME ZONE, 
+    PRIMARY KEY (id)
+);
+
+CREATE INDEX ix_upstream_objects_owner ON upstream_objects (owner, kind, created_at DESC, id DESC);
+
+CREATE INDEX ix_upstream_objects_open ON upstream_objects (checked_at) WHERE kind = 'batch' AND settled_at IS NULL;
+
+UPDATE alembic_version SET version_num='gateway_0027' WHERE alembic_version.version_num = 'gateway_0026';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

@@ -14,7 +14,13 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 CONFIG_IMPORTS = {"gateway.config", "gateway.settings"}
 BASE_IMPORTS = {"gateway.domain", "gateway.common", "gateway.ports", "gateway_runtime"} | CONFIG_IMPORTS
-API_IMPORTS = BASE_IMPORTS | {"gateway.agent.service", "gateway.api", "gateway.store", "gateway.wire"}
+API_IMPORTS = BASE_IMPORTS | {
+    "gateway.agent.service",
+    "gateway.api",
+    "gateway.passthrough",
+    "gateway.store",
+    "gateway.wire",
+}
 ALLOWED_IMPORTS: dict[str, set[str]] = {
     "gateway.domain": {"gateway.domain"},
     "gateway.ports": {"gateway.domain", "gateway.ports"},
@@ -25,6 +31,7 @@ ALLOWED_IMPORTS: dict[str, set[str]] = {
     "gateway.mcp_client": BASE_IMPORTS | {"gateway.mcp_client"},
     "gateway.store": BASE_IMPORTS | {"gateway.store"},
     "gateway.wire": BASE_IMPORTS | {"gateway.wire"},
+    "gateway.passthrough": BASE_IMPORTS | {"gateway.passthrough"},
     "gateway.webhooks": BASE_IMPORTS | {"gateway.webhooks"},
     "gateway.agent": BASE_IMPORTS | {"gateway.agent"},
     "gateway.simulator": BASE_IMPORTS | {"gateway.simulator", "gateway.llm.recording"},

@@ -15,10 +15,11 @@ from gateway.common.concurrency import wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.errors import BudgetExceeded, StorageInternalError, StorageUnavailable
 from gateway.domain.messages import Budget, Principal, Usage
-from gateway.domain.spending import BudgetReservation, UsageTotals
+from gateway.domain.spending import BudgetReservation, RequestHold, UsageTotals
 from gateway.ports.model import ModelCall, ModelInfo
 from gateway.ports.store import BudgetRepository
 from gateway.ports.turns import TurnSpending
+from gateway.ports.upstream import RequestBudgets
 
 log = get_logger(__name__)
 
@@ -34,7 +35,7 @@ class _UserLock:
         self.settled = asyncio.Event()
 
 
-class Budgets:
+class Budgets(RequestBudgets):
     """Checks and reserves the budgets of users and keys.
 
     Every user has a budget; a key may have one of its own. Principals without a budget cause no database access. A step
@@ -116,6 +117,21 @@ class Budgets:
             await transaction.reserve(reservation, principal.key)
         return True
 
+    async def reserve_request(self, principal: Principal, hold: RequestHold, *, strict: bool = False) -> bool:
+        """See `RequestBudgets.reserve_request`."""
+        if not self.applies_to(principal):
+            return False
+        as_step = BudgetReservation(hold.id, 0, 0, 0.0, hold.tokens, hold.usd)
+        async with self._ledger.begin_transaction(principal.user) as transaction:
+            for owner, budget, key in self._list_budgets(principal):
+                remaining = _RemainingBudget(owner, budget, await transaction.get_totals(key))
+                remaining.check()
+                if not remaining.covers(as_step, strict=strict):
+                    estimate = f"about {hold.tokens:,} tokens" + (f" or {hold.usd:.4g} USD" if hold.usd else "")
+                    raise BudgetExceeded(f"{owner} does not leave enough for this request: {estimate}.", retry_after=1)
+            await transaction.reserve_request(hold, principal.key)
+        return True
+
     def applies_to(self, principal: Principal) -> bool:
         """Return whether the principal has a budget."""
         return self._user_budget is not None or principal.budget is not None
@@ -164,9 +180,12 @@ class _RemainingBudget:
                     retry_after=(until - now).total_seconds(),
                 )
 
-    def covers(self, reservation: BudgetReservation) -> bool:
-        """Return whether the step fits beside the concurrent ones."""
-        if not self._others_run:
+    def covers(self, reservation: BudgetReservation, *, strict: bool = False) -> bool:
+        """Return whether the step fits beside the concurrent ones.
+
+        Without concurrent ones, it always fits, unless `strict`.
+        """
+        if not self._others_run and not strict:
             return True
         amounts = (reservation.step_tokens, reservation.step_usd, reservation.step_tokens, reservation.step_usd)
         return all(

@@ -14,11 +14,14 @@ from fastapi.params import Depends as Dependency
 from starlette.datastructures import Headers
 
 from gateway.agent.service import TurnService
+from gateway.api.http.relay import wait_for_disconnect
+from gateway.api.http.uploads import UploadReader
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator
 from gateway.common.concurrency import TaskRegistry, WorkInterrupted, run_until
 from gateway.config import Settings
 from gateway.domain.errors import ClientGone
 from gateway.domain.messages import JsonObject, Principal
+from gateway.passthrough.service import PassThroughService
 from gateway.ports.definitions import DefinitionForwarder
 from gateway.ports.model import Model, ModelCatalog
 from gateway.ports.servers import ServerAdmin
@@ -91,6 +94,7 @@ IdentityJwksDep = Annotated[JsonObject, _depends_on_part("identity_jwks")]
 ModelDep = Annotated[Model, _depends_on_part("model")]
 ModelHealthDep = Annotated[CachedValue[str | None], _depends_on_part("model_health")]
 CatalogDep = Annotated[ModelCatalog, _depends_on_part("catalog")]
+PassThroughDep = Annotated[PassThroughService, _depends_on_part("pass_through")]
 QuestionsDep = Annotated[QuestionStore, _depends_on_part("questions")]
 ServerAdminDep = Annotated[ServerAdmin, _depends_on_part("registry")]
 StorageHealthDep = Annotated[StorageHealth, _depends_on_part("storage_health")]
@@ -103,6 +107,7 @@ ToolboxDep = Annotated[Toolbox, _depends_on_part("toolbox")]
 TurnContentsDep = Annotated[TurnContentStore, _depends_on_part("turn_contents")]
 TurnServiceDep = Annotated[TurnService, _depends_on_part("turn_service")]
 TurnsDep = Annotated[TurnStore, _depends_on_part("turns")]
+UploadsDep = Annotated[UploadReader, _depends_on_part("uploads")]
 UserDataDep = Annotated[UserDataStore, _depends_on_part("user_data")]
 UsageDep = Annotated[UsageStore, _depends_on_part("usage")]
 UsageReportsDep = Annotated[UsageReports, _depends_on_part("usage_reports")]
@@ -117,11 +122,6 @@ async def run_until_disconnect(request: Request, work: Coroutine[object, object,
         ClientGone: the client disconnected.
     """
     try:
-        return await run_until(work, _wait_for_disconnect(request))
+        return await run_until(work, wait_for_disconnect(request.receive))
     except WorkInterrupted:
         raise ClientGone from None
-
-
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

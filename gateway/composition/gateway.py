@@ -9,6 +9,7 @@ from starlette.datastructures import State
 from uuid_utils.compat import uuid7
 
 from gateway.agent.service import TurnService
+from gateway.api.http.uploads import UploadReader
 from gateway.api.mcp.endpoint import McpEndpoint
 from gateway.api.mcp.question_state import QuestionStates
 from gateway.api.rate_limit.limiter import RateLimiter
@@ -19,6 +20,7 @@ from gateway.common.load import LoadMonitor, find_memory_limit
 from gateway.common.timeouts import Timeouts
 from gateway.composition.agent import build_agent
 from gateway.composition.model_server import build_llm
+from gateway.composition.pass_through import build_pass_through
 from gateway.composition.storage import Store, build_storage_health, build_store
 from gateway.composition.supervision import supervise
 from gateway.composition.tools import build_tools
@@ -72,6 +74,8 @@ async def build_gateway(
         )
         tools.toolbox.subscribe_to_changes(mcp.notify_changes)
         await stack.enter_async_context(mcp.run_sessions())
+        state.pass_through = build_pass_through(settings, store, llm, stack)
+        state.uploads = UploadReader(settings)
         state.settings = settings
         state.auth = auth
         state.rates = rates

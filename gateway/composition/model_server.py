@@ -10,6 +10,7 @@ from gateway.composition.supervision import supervise
 from gateway.config import Settings
 from gateway.llm.build import connect_model_server
 from gateway.llm.catalog import Catalog
+from gateway.llm.passthrough import UpstreamClient
 from gateway.llm.resilient import ResilientModel, RetryPolicy
 from gateway.llm.tokenizers.harmony import HarmonyTokenizer
 from gateway.ports.tokenizers import Tokenizer
@@ -17,11 +18,12 @@ from gateway.ports.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class Llm:
-    """The model server, the catalog of its models, and a tokenizer."""
+    """The model server, its catalog and tokenizer, and the API beyond chat."""
 
     model: ResilientModel
     catalog: Catalog
     tokenizer: Tokenizer | None
+    api: UpstreamClient
 
 
 @asynccontextmanager
@@ -40,4 +42,6 @@ async def build_llm(settings: Settings, tasks: TaskRegistry) -> AsyncGenerator[L
         stack.push_async_callback(upstream.close)
         supervise(refresh, tasks, stack)
         tokenizer = HarmonyTokenizer.find(settings.tiktoken_encodings_base, settings.gateway_data_dir)
-        yield Llm(model, catalog, tokenizer)
+        api = UpstreamClient(upstream.get_connection(), timeout_seconds=settings.upstream_timeout_seconds)
+        stack.push_async_callback(api.close)
+        yield Llm(model, catalog, tokenizer, api)

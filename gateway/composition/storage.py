@@ -28,6 +28,7 @@ from gateway.store.oauth_grants import PostgresGrantStore
 from gateway.store.questions import QuestionStore
 from gateway.store.search.indexer import SearchIndexer
 from gateway.store.turns import TurnStore, prune_forever
+from gateway.store.upstream.ledger import RequestLedgerStore
 from gateway.store.usage import UsageStore
 from gateway.store.webhooks.queue import WebhookStore
 from gateway.store.workers import WorkerStore
@@ -55,6 +56,7 @@ class Store:
     cipher: Cipher
     identity_keys: IdentityKeys
     webhooks: WebhookStore
+    requests: RequestLedgerStore
 
 
 def _create_database(settings: Settings) -> Database:
@@ -125,6 +127,7 @@ async def build_store(
             cipher=cipher,
             identity_keys=IdentityKeys(secrets),
             webhooks=WebhookStore(database),
+            requests=RequestLedgerStore(database),
         )
 
 

@@ -32,3 +32,15 @@ class BudgetReservation(msgspec.Struct, frozen=True):
     usd: float
     step_tokens: int = 0
     step_usd: float = 0.0
+
+
+class RequestHold(msgspec.Struct, frozen=True):
+    """Estimated cost of a request that is no turn.
+
+    It counts until its usage is stored, at most for `seconds`; None: without end.
+    """
+
+    id: UUID
+    tokens: int
+    usd: float
+    seconds: float | None = None

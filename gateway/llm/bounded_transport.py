@@ -12,6 +12,8 @@ _MAX_PIECE_BYTES = 64 * 1024
 MAX_REFUSAL_BYTES = 1024 * 1024
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
 """Of the answer to a GET request."""
+MAX_BYTES_EXTENSION = "gateway.max_bytes"
+"""Extension of a request with the maximum size of its answer."""
 
 
 class BoundedTransport(httpx.AsyncBaseTransport):
@@ -27,10 +29,12 @@ class BoundedTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await self._inner.handle_async_request(request)
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
-        if response.is_success and request.method == "POST" and encoding == "identity":
+        max_bytes = request.extensions.get(
+            MAX_BYTES_EXTENSION, None if request.method == "POST" else MAX_DOCUMENT_BYTES
+        )
+        if response.is_success and max_bytes is None and encoding == "identity":
             return response
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        max_bytes = None if response.is_success and request.method == "POST" else MAX_DOCUMENT_BYTES
         response.stream = _BoundedStream(
             response.stream,
             _PieceDecoder(encoding),

@@ -71,6 +71,9 @@ _COMPOUND = ModelInfo(
 _COMPOUND_MINI = msgspec.structs.replace(_COMPOUND, id="groq/compound-mini")
 GROQ_MODELS = (_GPT_OSS_120B, _GPT_OSS_20B, _QWEN, _GPT_OSS_SAFEGUARD, _COMPOUND, _COMPOUND_MINI)
 
+_PRICES_PER_HOUR: Mapping[str, float] = {"whisper-large-v3": 0.111, "whisper-large-v3-turbo": 0.04}
+"""Groq's prices of transcriptions, in USD per hour of audio."""
+
 RETIRED_MODELS: Mapping[str, str] = {
     "gemma2-9b-it": "openai/gpt-oss-20b",
     "llama-3.1-70b-versatile": "openai/gpt-oss-120b",
@@ -169,6 +172,7 @@ class Catalog(ModelCatalog):
             max_output_tokens=_DEFAULT_MAX_OUTPUT_TOKENS,
             owned_by=owned_by,
             not_taken=self._unsupported_parameters,
+            price_hour=_PRICES_PER_HOUR.get(model),
             assumed=("context_window", "max_output_tokens"),
         )
 
@@ -176,7 +180,7 @@ class Catalog(ModelCatalog):
         return list(self._models.values())
 
     def get_model_info(self, model: str) -> ModelInfo:
-        """Return the data of a model, or defaults for an unknown model."""
+        """See `ModelCatalog.get_model_info`."""
         return self._models.get(model) or self._make_default_info(model)
 
     def split_plain(self, model: str) -> tuple[str, bool]:

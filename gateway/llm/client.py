@@ -6,7 +6,7 @@ read as bytes. See docs/adr/0003.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, cast
@@ -99,7 +99,7 @@ class _HttpClient(HttpxAiohttpClient):
         return BoundedTransport(super()._init_proxy_transport(*arguments, **options))
 
 
-def _create_http_client(recorder: Recorder | None) -> httpx.AsyncClient:
+def create_http_client(recorder: Recorder | None) -> httpx.AsyncClient:
     """Create the HTTP client of an SDK: httpx with aiohttp's connections.
 
     See docs/adr/0003.
@@ -148,6 +148,22 @@ class ModelServerOptions:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelServerConnection:
+    """The address of a model server, and how its errors are translated.
+
+    `url` ends in `/`; `url_setting` names its setting. `headers` authenticate a request.
+    """
+
+    url: str
+    url_setting: str
+    headers: dict[str, str] = field(repr=False)
+    limiter: ModelRateLimiter
+    queue_seconds: float
+    translate_errors: Callable[[], AbstractAsyncContextManager[None]]
+    make_status_error: Callable[[httpx.Response, object], GatewayError]
+
+
 class OpenAICompatibleModel(Model):
     """A model server, called through one connection pool.
 
@@ -167,7 +183,7 @@ class OpenAICompatibleModel(Model):
         key_setting: str,
         streams_structured_output: bool = False,
     ) -> None:
-        self._http_client = _create_http_client(options.recorder)
+        self._http_client = create_http_client(options.recorder)
         self._client = client = create_client(**options.make_client_arguments(sdk, self._http_client))
         self._sdk = sdk
         self._make_body = make_body
@@ -272,7 +288,7 @@ class OpenAICompatibleModel(Model):
             permit.on_response(response.headers, response.status_code)
             return response
         async with aclosing(response):
-            content = await _read_refusal(response)
+            content = await read_refusal(response)
         permit.on_response(response.headers, response.status_code)
         raise self._make_status_error(response, decode_error_body(content))
 
@@ -327,6 +343,19 @@ class OpenAICompatibleModel(Model):
         await self._client.close()
         await self._limiter.close()
 
+    def get_connection(self) -> ModelServerConnection:
+        """Return what other parts of the server's API need."""
+        headers = {name: value for name, value in self._request.headers.items() if name.lower() != "content-type"}
+        return ModelServerConnection(
+            url=str(self._models_url).removesuffix("models"),
+            url_setting=self._url_setting,
+            headers=headers,
+            limiter=self._limiter,
+            queue_seconds=self._queue_seconds,
+            translate_errors=self._translate_errors,
+            make_status_error=self._make_status_error,
+        )
+
     @asynccontextmanager
     async def _translate_errors(self) -> AsyncGenerator[None]:
         """Translate errors of the SDK, httpx and aiohttp."""
@@ -346,7 +375,7 @@ class OpenAICompatibleModel(Model):
             raise ModelStreamBroken from error
 
 
-async def _read_refusal(response: httpx.Response) -> bytes:
+async def read_refusal(response: httpx.Response) -> bytes:
     """Read the start of a refusal's body, which holds what people need."""
     body = bytearray()
     async for data in response.aiter_bytes():

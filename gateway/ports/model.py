@@ -115,9 +115,9 @@ class ModelSink(Protocol):
 class ModelInfo(msgspec.Struct, frozen=True):
     """An available model. Windows in tokens; prices in USD per million tokens.
 
-    `tools`: supports native tool calls; without them, the model writes calls into its text. `parallel_calls`: makes
-    several calls in one step. `not_taken`: parameters that its server rejects. `assumed`: limits that nobody told; they
-    serve as estimates and are not enforced.
+    `price_hour` is that of an hour of audio. `tools`: supports native tool calls; without them, the model writes calls
+    into its text. `parallel_calls`: makes several calls in one step. `not_taken`: parameters that its server rejects.
+    `assumed`: limits that nobody told; they serve as estimates and are not enforced.
     """
 
     id: str
@@ -128,6 +128,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     price_in: float | None = None
     price_out: float | None = None
     price_cached: float | None = None
+    price_hour: float | None = None
     reasoning_efforts: tuple[str, ...] = ()
     tools: bool = True
     parallel_calls: bool = True
@@ -211,6 +212,11 @@ class ModelCatalog(Protocol):
     @abstractmethod
     def split_plain(self, model: str) -> tuple[str, bool]:
         """Return a requested id without `PLAIN_SUFFIX`, and whether it had it."""
+        ...
+
+    @abstractmethod
+    def get_model_info(self, model: str) -> ModelInfo:
+        """Return the data of a model, or defaults for an unknown model."""
         ...
 
     @abstractmethod

@@ -24,7 +24,7 @@ from gateway.domain.messages import (
     TurnRecord,
     TurnRequest,
 )
-from gateway.domain.spending import BudgetReservation, UsageTotals
+from gateway.domain.spending import BudgetReservation, RequestHold, UsageTotals
 
 
 class StoredTurn(Protocol):
@@ -395,6 +395,11 @@ class BudgetTransaction(Protocol):
         Raises:
             TurnTakenOver: this worker does not own the turn in this epoch.
         """
+        ...
+
+    @abstractmethod
+    async def reserve_request(self, hold: RequestHold, key: str | None) -> None:
+        """Store the reservation of a request that is no turn."""
         ...
 
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from gateway.common.concurrency import WorkInterrupted, run_until
 from gateway.domain.messages import JsonObject
 from gateway.llm.recording import RecordedExchange, Recordings
 from gateway.simulator.faults import Fault, FaultPlan
+from gateway.simulator.media_routes import MediaRoutes
+from gateway.simulator.pieces import Aborted, ScriptedError, make_tool_use_failed, raise_fault, wait_for_disconnect
 from gateway.simulator.request import ApiError, Chat, check_api_key, list_models, parse_chat_request
 from gateway.simulator.responder import Reply, SimulatedCall, make_reply
 from gateway.simulator.wire import PromptCache, SimulatedAnswer, encode_frame
@@ -94,9 +96,26 @@ class Simulator:
         async with self._changed:
             self._changed.notify_all()
 
+    async def record_request(self, request: JsonObject) -> None:
+        self.requests.append(request)
+        await self.notify_changed()
+
+    async def track_stream(self, work: Coroutine[object, object, None], receive: Receive) -> None:
+        """Send a stream until its client disconnects, and count it meanwhile."""
+        self.open_streams += 1
+        await self.notify_changed()
+        try:
+            await run_until(work, wait_for_disconnect(receive))
+        except WorkInterrupted:
+            self.cancelled_streams += 1
+        finally:
+            self.open_streams -= 1
+            await self.notify_changed()
+
     def create_app(self) -> Starlette:
         routes = [
             Route("/openai/v1/chat/completions", self._complete_chat, methods=["POST"]),
+            *MediaRoutes(self.faults, self.record_request, self.track_stream, self.wait_until_resumed).list_routes(),
             Route("/openai/v1/models", self._list_models),
             Route("/openai/v1/models/{name:path}", self._get_model),
             Route("/simulator/faults", self._set_faults, methods=["POST", "DELETE"]),
@@ -130,17 +149,15 @@ class Simulator:
         check_api_key(request.headers.get("authorization", ""))
         body = await request.body()
         if self._recordings is not None and (exchange := self._recordings.take_response(body)) is not None:
-            self.requests.append(msgspec.json.decode(body))
             self.replayed_requests += 1
-            await self.notify_changed()
+            await self.record_request(msgspec.json.decode(body))
             return _ReplayedResponse(exchange)
         if self.settings.replays_only:
             raise ApiError(400, "There is no recording of this request.", "not_recorded")
         chat = parse_chat_request(body)
-        self.requests.append(msgspec.json.decode(body))
-        await self.notify_changed()
+        await self.record_request(msgspec.json.decode(body))
         faults = self.faults.take_faults(chat)
-        _raise_fault(faults)
+        raise_fault(faults)
         answer = SimulatedAnswer(chat, _choose_reply(chat, faults), self.cache)
         headers = {"x-request-id": answer.request_id} | _make_limit_headers(answer)
         if chat.stream:
@@ -148,10 +165,6 @@ class Simulator:
         if (slow_start := faults.get("slow_first_token")) is not None:
             await asyncio.sleep(slow_start.seconds)
         return _make_json_response(answer.to_response(), headers=headers)
-
-
-class _Aborted(Exception):
-    """Raised to make uvicorn drop the connection without ending the body."""
 
 
 class _ReplayedResponse(Response):
@@ -174,9 +187,9 @@ class _ReplayedResponse(Response):
             case "complete":
                 await send({"type": "http.response.body", "body": b""})
             case "broken":
-                raise _Aborted
+                raise Aborted
             case "silent" | "left":
-                await _wait_for_disconnect(receive)
+                await wait_for_disconnect(receive)
 
 
 class _PacedStream(Response):
@@ -194,15 +207,7 @@ class _PacedStream(Response):
         self._faults = faults
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._simulator.open_streams += 1
-        await self._simulator.notify_changed()
-        try:
-            await run_until(self._send_frames(send), _wait_for_disconnect(receive))
-        except WorkInterrupted:
-            self._simulator.cancelled_streams += 1
-        finally:
-            self._simulator.open_streams -= 1
-            await self._simulator.notify_changed()
+        await self._simulator.track_stream(self._send_frames(send), receive)
 
     async def _send_frames(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -256,7 +261,7 @@ class _PacedStream(Response):
                     yield encode_frame({"error": fault.error or {"message": "broke", "type": "server_error"}})
                     raise _EndOfStream
                 case "malformed_tool_call":
-                    yield encode_frame({"error": _make_tool_use_failed(fault)}, event="error")
+                    yield encode_frame({"error": make_tool_use_failed(fault)}, event="error")
                     raise _EndOfStream
                 case "x_groq_error":
                     yield self._answer.make_error_frame(str(fault.error or "stopped early"))
@@ -264,7 +269,7 @@ class _PacedStream(Response):
                 case "cut":
                     raise _EndOfStream
                 case "abort":
-                    raise _Aborted
+                    raise Aborted
                 case _:
                     pass  # already applied before the stream
 
@@ -281,38 +286,6 @@ async def _split_frames(frames: AsyncGenerator[bytes], *, small: bool) -> AsyncG
                 yield data[start : start + size]
     except _EndOfStream:
         return
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _raise_fault(faults: dict[str, Fault]) -> None:
-    if (fault := faults.get("status")) is not None:
-        raise _ScriptedError(fault)
-    malformed = faults.get("malformed_tool_call")
-    if malformed is not None and not malformed.after_chunks:
-        raise _ScriptedError(Fault(kind="status", status=400, body={"error": _make_tool_use_failed(malformed)}))
-
-
-def _make_tool_use_failed(fault: Fault) -> JsonObject:
-    return {
-        "message": "Failed to call a function. Please adjust your prompt. See 'failed_generation' for more details.",
-        "type": "invalid_request_error",
-        "code": "tool_use_failed",
-        "status_code": 400,
-        "failed_generation": fault.failed_generation,
-    }
-
-
-class _ScriptedError(ApiError):
-    """An error response that a fault defines."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.status, "simulated failure", "simulated")
-        self.headers = fault.headers
-        self.scripted = fault.body
 
 
 def _choose_reply(chat: Chat, faults: dict[str, Fault]) -> Reply:
@@ -350,7 +323,7 @@ def _make_json_response(value: object, status: int = 200, headers: dict[str, str
 
 async def _answer_api_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    if isinstance(error, _ScriptedError):
+    if isinstance(error, ScriptedError):
         if isinstance(error.scripted, str):
             return Response(error.scripted, error.status, error.headers, "text/html")
         return _make_json_response(error.scripted or error.body, error.status, error.headers)

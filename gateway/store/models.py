@@ -178,7 +178,8 @@ class TurnInput(Table, table=True):
 class TurnUsage(Table, table=True):
     """Usage of an ended turn, for budgets and reports.
 
-    The row stays when the turn is deleted. Times are in seconds, as reported by the model's server.
+    The row stays when the turn is deleted. Times are in seconds, as reported by the model's server. A row with an
+    `endpoint` is that of a request that was passed on, which is no turn.
     """
 
     __tablename__ = "turn_usage"
@@ -213,6 +214,7 @@ class TurnUsage(Table, table=True):
     cached: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
     cost_usd: float | None = None
     error_code: str | None = Field(default=None, sa_type=Text)
+    endpoint: str | None = Field(default=None, sa_type=Text)
     at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 

@@ -51,7 +51,7 @@ _DELETE_TURN = "DELETE FROM turns WHERE id = :id RETURNING conversation_id, left
 _FAILED_TURNS = """
 SELECT turn_id AS id, at, owner, model_name AS model, error_code AS error, status, steps, conversation_id
 FROM turn_usage
-WHERE error_code IS NOT NULL AND (cast(:error AS text) IS NULL OR error_code = :error)
+WHERE error_code IS NOT NULL AND endpoint IS NULL AND (cast(:error AS text) IS NULL OR error_code = :error)
 AND (cast(:before AS uuid) IS NULL OR (at, turn_id) < (SELECT at, turn_id FROM turn_usage WHERE turn_id = :before))
 ORDER BY at DESC, turn_id DESC LIMIT :limit
 """

@@ -15,7 +15,7 @@ from sqlmodel import text
 
 from gateway.common.redaction import Redactor
 from gateway.domain.errors import NotFound
-from gateway.domain.spending import BudgetReservation, UsageTotals
+from gateway.domain.spending import BudgetReservation, RequestHold, UsageTotals
 from gateway.ports.store import BudgetRepository, BudgetTransaction
 from gateway.store.database import Database, DatabaseRow
 from gateway.store.journal.statements import FENCE, Fence, Values
@@ -24,7 +24,7 @@ _TODAY, _THIS_MONTH = "date_trunc('day', now(), 'UTC')", "date_trunc('month', no
 # One statement, or a turn that ends now could be in both sums or in none.
 _SPENT = f"""
 SELECT ended.tokens_today + running.tokens, ended.tokens + running.tokens, ended.usd_today + running.usd,
-       ended.usd + running.usd, running.step_tokens, running.step_usd
+       ended.usd + running.usd, running.step_tokens + requests.tokens, running.step_usd + requests.usd
 FROM (SELECT coalesce(sum(total_tokens) FILTER (WHERE at >= {_TODAY}), 0) AS tokens_today,
              coalesce(sum(total_tokens), 0) AS tokens,
              coalesce(sum(cost_usd) FILTER (WHERE at >= {_TODAY}), 0) AS usd_today, coalesce(sum(cost_usd), 0) AS usd
@@ -33,7 +33,10 @@ FROM (SELECT coalesce(sum(total_tokens) FILTER (WHERE at >= {_TODAY}), 0) AS tok
              coalesce(sum(hold.step_tokens), 0) AS step_tokens, coalesce(sum(hold.step_usd), 0) AS step_usd
       FROM budget_holds AS hold JOIN turns ON turns.id = hold.turn_id
       WHERE hold.owner = :owner AND turns.completed_at IS NULL
-            AND hold.turn_id IS DISTINCT FROM cast(:without AS uuid) {{hold_key_filter}}) AS running
+            AND hold.turn_id IS DISTINCT FROM cast(:without AS uuid) {{hold_key_filter}}) AS running,
+     (SELECT coalesce(sum(hold.tokens), 0) AS tokens, coalesce(sum(hold.usd), 0) AS usd FROM request_holds AS hold
+      WHERE hold.owner = :owner AND (hold.expires_at IS NULL OR hold.expires_at > now()) {{hold_key_filter}}
+     ) AS requests
 """  # noqa: S608
 _LOCK_OWNER = "SELECT pg_advisory_xact_lock(hashtextextended('budget ' || :owner, 0))"
 _DELETE_ENDED = """
@@ -51,6 +54,11 @@ _SETTLE = f"""
 {FENCE}
 UPDATE budget_holds SET tokens = $4, usd = $5, step_tokens = $6, step_usd = $7 FROM fence WHERE turn_id = fence.id
 """  # noqa: S608
+_DELETE_EXPIRED = "DELETE FROM request_holds WHERE owner = :owner AND expires_at <= now()"
+_HOLD = """
+INSERT INTO request_holds (id, owner, key, tokens, usd, expires_at)
+VALUES (:id, :owner, :key, :tokens, :usd, now() + make_interval(secs => cast(:seconds AS float8)))
+"""
 _RATE = """
 INSERT INTO turn_feedback (turn_id, owner, rating, comment)
 SELECT id, owner, cast(:rating AS text), cast(:comment AS text) FROM turns
@@ -60,8 +68,10 @@ RETURNING at
 """
 _SINCE = "at >= date_trunc('day', now(), 'UTC') - make_interval(days => :days - 1)"
 BY_DAY = f"""
-SELECT (at AT TIME ZONE 'UTC')::date AS day, count(*), count(*) FILTER (WHERE status = 'completed'),
-       count(*) FILTER (WHERE status = 'failed'), count(*) FILTER (WHERE status = 'cancelled'),
+SELECT (at AT TIME ZONE 'UTC')::date AS day, count(*) FILTER (WHERE endpoint IS NULL),
+       count(*) FILTER (WHERE status = 'completed' AND endpoint IS NULL),
+       count(*) FILTER (WHERE status = 'failed' AND endpoint IS NULL),
+       count(*) FILTER (WHERE status = 'cancelled' AND endpoint IS NULL),
        sum(prompt_tokens)::bigint, sum(completion_tokens)::bigint, sum(total_tokens)::bigint, coalesce(sum(cost_usd), 0)
 FROM turn_usage WHERE {_SINCE} AND (cast(:owner AS text) IS NULL OR owner = :owner) GROUP BY 1
 """  # noqa: S608
@@ -71,11 +81,12 @@ SELECT (at AT TIME ZONE 'UTC')::date AS day, count(*) FILTER (WHERE rating = 'up
 FROM turn_feedback WHERE {_SINCE} AND (cast(:owner AS text) IS NULL OR owner = :owner) GROUP BY 1
 """  # noqa: S608
 BY_MODEL = f"""
-SELECT model_name, count(*), sum(total_tokens)::bigint, coalesce(sum(cost_usd), 0)
+SELECT model_name, count(*) FILTER (WHERE endpoint IS NULL), sum(total_tokens)::bigint, coalesce(sum(cost_usd), 0)
 FROM turn_usage WHERE {_SINCE} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 1000
 """  # noqa: S608
 ERRORS = f"""
-SELECT error_code, count(*) FROM turn_usage WHERE {_SINCE} AND error_code IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1
+SELECT error_code, count(*) FROM turn_usage WHERE {_SINCE} AND error_code IS NOT NULL AND endpoint IS NULL
+GROUP BY 1 ORDER BY 2 DESC, 1
 """  # noqa: S608
 TOOLS = f"""
 SELECT (started_at AT TIME ZONE 'UTC')::date AS day, coalesce(server, ''), tool, count(*),
@@ -167,6 +178,12 @@ class _PostgresBudgetTransaction(BudgetTransaction):
         await self._connection.execute(text(_DELETE_ENDED), {"owner": self._owner})
         fence, amounts = _get_values(reservation, self._worker_id)
         await self._connection.exec_driver_sql(_RESERVE, (*fence, self._owner, key, *amounts))
+
+    async def reserve_request(self, hold: RequestHold, key: str | None) -> None:
+        """See `BudgetTransaction.reserve_request`."""
+        await self._connection.execute(text(_DELETE_EXPIRED), {"owner": self._owner})
+        values = {"id": hold.id, "owner": self._owner, "key": key, "tokens": hold.tokens, "usd": hold.usd}
+        await self._connection.execute(text(_HOLD), values | {"seconds": hold.seconds})
 
 
 class UsageStore(BudgetRepository):

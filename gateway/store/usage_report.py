@@ -25,13 +25,15 @@ _COLUMNS: dict[GroupKey, str] = {
     "conversation": "used.conversation_id",
 }
 _AGGREGATE = """
-SELECT {groups}, grouping({groups}) <> 0 AS is_total, count(*), count(*) FILTER (WHERE status = 'completed'),
-       count(*) FILTER (WHERE status = 'failed'), count(*) FILTER (WHERE status = 'cancelled'),
+SELECT {groups}, grouping({groups}) <> 0 AS is_total, count(*) FILTER (WHERE endpoint IS NULL),
+       count(*) FILTER (WHERE status = 'completed' AND endpoint IS NULL),
+       count(*) FILTER (WHERE status = 'failed' AND endpoint IS NULL),
+       count(*) FILTER (WHERE status = 'cancelled' AND endpoint IS NULL),
        coalesce(sum(steps), 0), coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0),
        coalesce(sum(completion_tokens), 0), coalesce(sum(reasoning_tokens), 0), coalesce(sum(total_tokens), 0),
        coalesce(sum(queue_time), 0), coalesce(sum(model_time), 0), coalesce(sum(generation_time), 0),
        coalesce(sum(completion_tokens) FILTER (WHERE generation_time > 0), 0),
-       coalesce(sum(cost_usd), 0), count(*) FILTER (WHERE cost_usd IS NULL),
+       coalesce(sum(cost_usd), 0), count(*) FILTER (WHERE cost_usd IS NULL AND endpoint IS NULL),
        count(*) FILTER (WHERE cached), count(*) FILTER (WHERE rating = 'up'), count(*) FILTER (WHERE rating = 'down')
 FROM (SELECT {columns}, used.*, rating FROM turn_usage AS used LEFT JOIN turn_feedback USING (turn_id)
       WHERE used.at >= :since AND used.at < :until {owner_filter}) AS ended

@@ -19,8 +19,9 @@ class RoutePermission(NamedTuple):
     """Requirements of a route.
 
     `area` None: any credential is sufficient. `public`: no credential is required. `counted`: requests count against
-    rate limits. `starts_turn`: requests pass the admission gate. `detailed`: an uncounted route that shows more to
-    admins; requests with a credential count. `long_body`: bodies may be as long as those that start turns.
+    rate limits. `starts_turn`: requests pass the admission gate, as those that start turns. `detailed`: an uncounted
+    route that shows more to admins; requests with a credential count. `long_body`: bodies may be as long as those that
+    start turns. `upload`: the route reads the body itself, within limits of its own.
     """
 
     area: Area | None
@@ -31,6 +32,7 @@ class RoutePermission(NamedTuple):
     starts_turn: bool = False
     detailed: bool = False
     long_body: bool = False
+    upload: bool = False
 
 
 _ROLE_RANKS: dict[UserRole, int] = {"viewer": 0, "user": 1, "admin": 2}
@@ -40,6 +42,8 @@ ANYONE = RoutePermission(None)
 _START_TURN = RoutePermission("chat", "user", "chat", starts_turn=True)
 _CONTROL_TURN = RoutePermission("chat", "user")
 _ADD_TO_CONVERSATION = RoutePermission("chat", "user", "chat", long_body=True)
+_PASS_ON = RoutePermission("chat", "user", "chat", starts_turn=True)
+_UPLOAD = _PASS_ON._replace(upload=True)
 _FOLLOW = RoutePermission("history", route_class="chat")
 _READ = RoutePermission("history")
 _CHANGE = RoutePermission("history", "user")
@@ -153,6 +157,14 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("POST", "/openai/v1/conversations/{conversation_id}/items"): _ADD_TO_CONVERSATION,
     ("GET", "/openai/v1/conversations/{conversation_id}/items"): _READ,
     ("GET", "/openai/v1/conversations/{conversation_id}/items/{item_id}"): _READ,
+    ("POST", "/v1/embeddings"): _PASS_ON,
+    ("POST", "/v1/audio/speech"): _PASS_ON,
+    ("POST", "/v1/audio/transcriptions"): _UPLOAD,
+    ("POST", "/v1/audio/translations"): _UPLOAD,
+    ("POST", "/openai/v1/embeddings"): _PASS_ON,
+    ("POST", "/openai/v1/audio/speech"): _PASS_ON,
+    ("POST", "/openai/v1/audio/transcriptions"): _UPLOAD,
+    ("POST", "/openai/v1/audio/translations"): _UPLOAD,
     ("POST", "/stream"): _START_TURN,
     ("POST", "/api/chat/stream"): _START_TURN,
     ("GET", "/api/conversations/{conversation_id}"): _READ,

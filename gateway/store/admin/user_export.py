@@ -52,6 +52,8 @@ EXPORTS = (
     _Export("turn_feedback", {"turn_id": "uuid"}),
     _Export("turn_usage", {"turn_id": "uuid"}),
     _Export("budget_holds", {"turn_id": "uuid"}),
+    _Export("request_holds", {"id": "uuid"}),
+    _Export("upstream_objects", {"id": "text"}),
     _Export("cached_responses", {"key": "bytea"}, without=("key",)),
     _Export("api_keys", {"id": "uuid"}, without=("hash",)),
     _Export("oauth_grants", {"server": "text", "url": "text"}, without=("sealed",)),

@@ -7,6 +7,7 @@ Each route is called by another user, without a credential, and by a viewer. A r
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
+import aiohttp
 import asyncpg
 import pytest
 from yarl import URL
@@ -16,6 +17,16 @@ from gateway.app import create_app
 from gateway.config import Settings
 from gateway.domain.messages import UserRole
 from tests.auth_helpers import Keyring
+
+
+class Form(dict[str, str]):
+    """Fields of a form with a file."""
+
+    def build(self) -> aiohttp.FormData:
+        form = aiohttp.FormData(self)
+        form.add_field("file", b"hello", filename="hello.wav")
+        return form
+
 
 RouteKind = Literal["public", "shared", "own list", "owned", "creates", "admin"]
 CHAT_BODY = {"messages": [{"role": "user", "content": "hello"}]}
@@ -98,6 +109,10 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("GET", "/v1/responses/{response_id}/input_items"): ("owned", None),
     ("POST", "/v1/responses/{response_id}/cancel"): ("owned", None),
     ("DELETE", "/v1/responses/{response_id}"): ("owned", None),
+    ("POST", "/v1/embeddings"): ("creates", {"model": "nomic-embed-text-v1_5", "input": "hello"}),
+    ("POST", "/v1/audio/speech"): ("creates", {"model": "tts-1", "voice": "alloy", "input": "hello"}),
+    ("POST", "/v1/audio/transcriptions"): ("creates", Form({"model": "whisper-1"})),
+    ("POST", "/v1/audio/translations"): ("creates", Form({"model": "whisper-1"})),
     ("POST", "/stream"): ("creates", {"prompt": "hello"}),
     ("POST", "/api/chat/stream"): ("creates", {"user_prompt": "hello"}),
     ("GET", "/api/conversations/{conversation_id}"): ("owned", None),
@@ -194,9 +209,10 @@ class ResourceOwner:
     async def send_request(self, route: tuple[str, str], headers: dict[str, str]) -> tuple[int, str]:
         method, path = route
         url = f"{self.keyring.gateway.base_url}{self.fill_path(path)}"
-        body = self.fill_body(ROUTE_KINDS[route][1])
-        async with self.keyring.gateway.session.request(method, url, json=body, headers=headers) as response:
-            return response.status, await response.text()
+        body = ROUTE_KINDS[route][1]
+        content = {"data": body.build()} if isinstance(body, Form) else {"json": self.fill_body(body)}
+        async with self.keyring.gateway.session.request(method, url, headers=headers, **content) as response:
+            return response.status, (await response.read()).decode(errors="replace")
 
 
 @pytest.fixture

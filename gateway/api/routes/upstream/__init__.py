@@ -1,0 +1,1 @@
+"""Routes that pass requests on to the model's server."""

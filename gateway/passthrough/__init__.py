@@ -1,0 +1,1 @@
+"""Embeddings, audio, files and batches of the model's server."""

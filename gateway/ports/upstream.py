@@ -1,0 +1,119 @@
+"""Interfaces of the pass-through to the model's server."""
+
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+import msgspec
+
+from gateway.domain.messages import JsonObject, Principal, Usage
+from gateway.domain.spending import RequestHold
+
+
+class StreamedBody(Protocol):
+    """Request body in pieces. `size` is in bytes."""
+
+    @property
+    def size(self) -> int: ...
+
+    @abstractmethod
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamRequest:
+    """A request to the model's server.
+
+    `path` is below the server's API, such as `audio/speech`. The request waits for the rate limits of `model`, as one
+    of `tokens` by `user`; without a model, it does not wait.
+    """
+
+    method: str
+    path: str
+    content_type: str = ""
+    body: bytes | StreamedBody = b""
+    model: str = ""
+    tokens: int = 0
+    user: str = ""
+
+
+class UpstreamAnswer(Protocol):
+    """The answer of the model's server, whose status is a success."""
+
+    @property
+    def content_type(self) -> str: ...
+
+    @abstractmethod
+    def iterate_bytes(self) -> AsyncGenerator[bytes]:
+        """Yield the body.
+
+        Raises:
+            ModelError: the answer broke off or is too large.
+        """
+        ...
+
+
+class UpstreamApi(Protocol):
+    """The API of the model's server beyond chat."""
+
+    @abstractmethod
+    def open(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
+        """Send a request, and wait for the head of its answer.
+
+        Raises:
+            NotFound: the server does not have this part of the API, or what the path names.
+            GatewayError: the server refuses the request, or cannot be reached.
+        """
+        ...
+
+
+class RequestUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Usage of a request to the model's server.
+
+    `endpoint` is the path of the client's request, such as `/v1/embeddings`; `status` is that of a turn. `subject`
+    names the object of the request in the audit log.
+    """
+
+    id: UUID
+    principal: Principal
+    endpoint: str
+    action: str
+    subject: str
+    model: str
+    status: str
+    usage: Usage
+    cost_usd: float | None = None
+    error_code: str | None = None
+    detail: JsonObject = {}
+
+
+class RequestBudgets(Protocol):
+    """Budgets of requests that are no turns."""
+
+    @abstractmethod
+    async def reserve_request(self, principal: Principal, hold: RequestHold, *, strict: bool = False) -> bool:
+        """Reserve the estimated cost of a request.
+
+        Return False for a principal without a budget: nothing is reserved. With `strict`, the estimate must fit in what
+        remains even while nothing else runs.
+
+        Raises:
+            BudgetExceeded: the budget is used up, or the rest of it is reserved or too small.
+            StorageUnavailable: the budget cannot be read.
+        """
+        ...
+
+
+class RequestLedger(Protocol):
+    """The usage of requests, beside that of turns."""
+
+    @abstractmethod
+    async def record(self, used: RequestUsage, hold_id: UUID | None = None) -> None:
+        """Store the usage of a request, with an audit entry.
+
+        Its reservation ends.
+        """
+        ...

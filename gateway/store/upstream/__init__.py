@@ -1,0 +1,1 @@
+"""Usage of passed-on requests, and owners of files and batches."""
