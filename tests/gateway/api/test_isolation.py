@@ -210,7 +210,7 @@ class ResourceOwner:
         method, path = route
         url = f"{self.keyring.gateway.base_url}{self.fill_path(path)}"
         body = ROUTE_KINDS[route][1]
-        content = {"data": body.build()} if isinstance(body, Form) else {"json": self.fill_body(body)}
+        content: dict[str, Any] = {"data": body.build()} if isinstance(body, Form) else {"json": self.fill_body(body)}
         async with self.keyring.gateway.session.request(method, url, headers=headers, **content) as response:
             return response.status, (await response.read()).decode(errors="replace")
 
