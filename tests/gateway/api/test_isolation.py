@@ -4,6 +4,7 @@ Each route is called by another user, without a credential, and by a viewer. A r
 `gateway/api/security/permissions.py`.
 """
 
+from collections.abc import AsyncGenerator
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
@@ -16,7 +17,9 @@ from gateway.api.security.permissions import ROUTES
 from gateway.app import create_app
 from gateway.config import Settings
 from gateway.domain.messages import UserRole
+from gateway.simulator import Simulator
 from tests.auth_helpers import Keyring
+from tests.stack import Gateway, serve_gateway
 
 
 class Form(dict[str, str]):
@@ -140,6 +143,15 @@ def app() -> Any:
         _env_file=None, database_url="postgresql://x/y", groq_api_key="x", mcp_server_url="http://x/mcp"
     )  # type: ignore[call-arg,arg-type]
     return create_app(settings)
+
+
+@pytest.fixture
+async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+    """A gateway with every route, and without rate limits."""
+    async with serve_gateway(
+        database_url, simulator, tools_url, upstream_files=True, rate_limit_requests=1_000_000
+    ) as running:
+        yield running
 
 
 def get_documented_routes(app: Any) -> set[tuple[str, str]]:
