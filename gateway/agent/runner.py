@@ -197,8 +197,7 @@ class Runner:
     ) -> None:
         """Continue a claimed turn of another worker, or a suspended one."""
         model, _ = self._models.resolve(record.model)
-        principal = record.caller or Principal(user=record.owner)
-        turn = self._create_turn(record, principal, model)
+        turn = self._create_turn(record, record.principal, model)
         plan = self._planner.plan_takeover(turn)
         turn.restore(events, inputs)
         if not turn.is_stored:

@@ -331,6 +331,12 @@ class TurnRecord(msgspec.Struct, frozen=True):
     epoch: int = 0
     attempts: int = 0
 
+    @property
+    def principal(self) -> Principal:
+        """The caller with its rights, also if no authentication asked for it."""
+        anonymous = LOCAL_PRINCIPAL if self.owner == LOCAL_PRINCIPAL.user else Principal(self.owner)
+        return self.caller or anonymous
+
 
 MAX_ATTEMPTS = 3
 """Maximum number of attempts to complete a step, by as many workers."""

@@ -285,8 +285,8 @@ class McpToolbox(ServerPool, ServerItems):
                 return await self._describe_tools(connection, spec)
             timeout = connection.config.timeout or self._timeout
             arguments = fill_required_defaults(spec.input_schema, request.arguments)
-            request = msgspec.structs.replace(request, arguments=arguments, answers=server_answers)
-            result = await call_with_repeats(connection, request, timeout)
+            sent = msgspec.structs.replace(request, arguments=arguments, answers=server_answers)
+            result = await call_with_repeats(connection, sent, timeout)
         except ToolCallError as error:
             question = await self._ask_to_sign_in(connection, request, error) if error.needs_sign_in else None
             if request.host is None or not request.host.is_legacy:  # a legacy host knows the server's error itself

@@ -39,6 +39,7 @@ class InMemoryGrantStore:
         self._states: dict[str, str] = {}
         self._answers: dict[str, dict[str, Any]] = {}
         self._outcomes: dict[str, str] = {}
+        self._challenge: str | None = None
 
     async def get_grant(self, server: str, owner: str, url: str) -> Grant | None:
         return self.grant
@@ -58,6 +59,12 @@ class InMemoryGrantStore:
 
     async def delete_grant(self, server: str, owner: str, url: str, *, by: str) -> None:
         self.grant = None
+
+    async def save_challenge(self, server: str, owner: str, url: str, challenge: str) -> None:
+        self._challenge = challenge
+
+    async def get_challenge(self, server: str, owner: str, url: str) -> str | None:
+        return self._challenge
 
     async def save_request(self, ticket: str, request: AuthorizationRequest) -> None:
         self._requests[ticket] = request
@@ -162,6 +169,8 @@ async def run_scenario(url: str, context: dict[str, Any]) -> None:
     oauth = {key: context[key] for key in ("client_id", "client_secret") if context.get(key)}
     server = ServerConfig.model_validate({"name": "suite", "url": url, "prefix": "", "oauth": oauth or None})
     toolbox = McpToolbox([server], settings, grants=InMemoryGrantStore())
+    assert toolbox.sign_in_service is not None
+    toolbox.sign_in_service.on_change = toolbox.on_grants_changed  # as the composition root does
     await toolbox.connect_servers()
     try:
         await toolbox.wait_until_connected(10)

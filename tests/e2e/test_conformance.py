@@ -40,13 +40,6 @@ def revision(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-_UNSTABLE = {"auth/scope-retry-limit"}
-"""Client scenarios that pass or fail by the order of two refusals.
-
-A call asks for up to five sign-ins if the last refusal has a plain challenge, and three are permitted.
-"""
-
-
 async def run_suite(*arguments: str) -> str:
     """Run the suite and return its output."""
     programs = NODE / "node_modules" / ".bin"
@@ -167,7 +160,7 @@ async def find_failed_client_scenarios(socket: str, directory: Path) -> set[str]
     print(output[-6_000:])
     results = {name: mark == "✓" for mark, name in RESULT.findall(output)}
     assert len(results) > 40
-    failed = {name for name, passed in results.items() if not passed} - _UNSTABLE
+    failed = {name for name, passed in results.items() if not passed}
     for name in failed - EXPECTED["client"].keys():
         if await passes_when_repeated(name, *suite):
             failed.remove(name)

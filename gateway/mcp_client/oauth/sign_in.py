@@ -32,6 +32,9 @@ _SIGN_IN_TIMEOUT_SECONDS = 600.0
 _FINISH_TIMEOUT_SECONDS = 30.0
 _CALLBACK_POLL_SECONDS, _OUTCOME_POLL_SECONDS = 0.5, 0.05
 _MAX_SIGN_INS, MAX_USER_SIGN_INS = 200, 10
+MAX_CALL_SIGN_INS = 3
+"""Sign-ins that one call may ask for."""
+_ATTEMPT_MARK = ":attempt-"
 
 
 class _SignInTask(NamedTuple):
@@ -87,16 +90,22 @@ class SignInService(SignIn):
     ) -> Question | None:
         """The question to a user whose call needs a sign-in.
 
-        None if only an admin may sign in, or if the server wants the scopes of a sign-in that is among the keys of the
-        call's `answered` questions: another one would not end.
+        None if only an admin may sign in, or if another sign-in would not help: `answered` are the keys of the call's
+        last questions. A server may ask for other scopes, or move to another authorization server and refuse the
+        tokens of the old one with the same challenge, so a call asks up to three times, but once for the same scopes.
         """
         if server.share == "all" and principal.role != "admin":
             return None
         key = f"login:{server.name}"
+        earlier = dict(_split_key(name) for name in answered if name.startswith(key))
         if INSUFFICIENT_SCOPE in challenge:
             key += f":{sha256(challenge.encode()).hexdigest()[:16]}"
-            if key in answered:
+            if key in earlier:
                 return None
+        attempt = 1 + max(earlier.values(), default=0)
+        if attempt > MAX_CALL_SIGN_INS:
+            return None
+        key += f"{_ATTEMPT_MARK}{attempt}" if attempt > 1 else ""
         url = await self._create_ticket(server, principal, challenge)
         return Question(
             key,
@@ -253,3 +262,9 @@ class SignInService(SignIn):
         )
         await self._grants.save_request(ticket, request)
         return f"{self._public_url}{START_PATH}?{urlencode({'ticket': ticket})}"
+
+
+def _split_key(key: str) -> tuple[str, int]:
+    """Split a question's key into its sign-in and attempt."""
+    sign_in, _, attempt = key.partition(_ATTEMPT_MARK)
+    return sign_in, int(attempt) if attempt.isdecimal() else 1

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from gateway.mcp_client.oauth.sign_in import MAX_CALL_SIGN_INS
 from tests.conftest import ServeSharedGateway
 from tests.eventually import eventually
 from tests.gateway.api.test_sign_in import Browser
+from tests.gateway.api.test_turns import read_turn_events
 from tests.gateway.mcp_client.odd_oauth_server import CLIENTS, OddOAuthServer
 from tests.stack import Gateway, find_free_port, serve_asgi
 
@@ -150,6 +152,30 @@ async def test_sign_in_after_a_refused_call_asks_for_its_scopes_too(servers: Ser
         assert (await sign_in(gateway, "step_up"))[0] == 200
     scopes = [request["scope"].split() for request in server.authorize_requests["step_up"]]
     assert scopes == [["read"], ["read", "write", "admin"], ["read"]]
+
+
+async def test_call_asks_for_few_sign_ins_if_the_server_accepts_none(servers: Servers) -> None:
+    """The server accepts each token, but not for calls."""
+    gateway, server = servers
+    async with added(servers, "refusing"):
+        assert (await sign_in(gateway, "refusing"))[0] == 200
+        await eventually(lambda: gateway.state.toolbox.find_tool("refusing_open"))
+        server.refused_calls.add("refusing")
+        reply = await gateway.chat_stream("call refusing_open {}")
+        turn, answered = f"/api/v1/turns/{reply.headers['x-turn-id']}", list[str]()
+
+        async def find_question() -> dict[str, Any] | str | None:
+            view = (await gateway.get(turn)).body
+            new = [question for question in view["inputs"] if question["id"] not in answered]
+            return new[0] if new else view["status"] if view["status"] in ("completed", "failed") else None
+
+        while isinstance(question := await eventually(find_question), dict):
+            answered.append(question["id"])
+            assert len(answered) <= MAX_CALL_SIGN_INS
+            assert (await Browser(gateway.session).open("POST", question["question"]["url"]))[0] == 200
+    assert (question, len(answered)) == ("completed", MAX_CALL_SIGN_INS)
+    results = [event.data for event in await read_turn_events(gateway, turn.rpartition("/")[2])]
+    assert ["refuses the credentials" in json.dumps(result) for result in results].count(True) >= 1
 
 
 async def test_issuer_that_differs_by_a_slash_is_refused_if_strict(

@@ -84,6 +84,8 @@ class OddOAuthServer:
         self.authorize_requests: dict[str, list[dict[str, str]]] = defaultdict(list)
         self.step_up: dict[str, str] = {}
         """Scope that tool calls of a kind need."""
+        self.refused_calls: set[str] = set()
+        """Kinds that accept a token for everything but tool calls."""
         self._tokens: dict[str, tuple[str, str]] = {}
         self._codes: dict[str, dict[str, str]] = {}
         self._refresh_tokens: dict[str, tuple[str, str]] = {}
@@ -223,7 +225,10 @@ class OddOAuthServer:
         message = json.loads(await request.body())
         if "id" not in message:
             return Response(status_code=202)
-        needed = self.step_up.get(kind, "") if message["method"] == "tools/call" else ""
+        is_call = message["method"] == "tools/call"
+        if is_call and kind in self.refused_calls:
+            return Response(status_code=401, headers={"WWW-Authenticate": f"Bearer {metadata}"})
+        needed = self.step_up.get(kind, "") if is_call else ""
         if not set(needed.split()) <= set(scope.split()):
             challenge = f'Bearer error="insufficient_scope", scope="{needed}", {metadata}'
             return Response(status_code=403, headers={"WWW-Authenticate": challenge})
