@@ -113,6 +113,9 @@ class Api:
     async def delete(self, path: str) -> Any:
         return await self._request("DELETE", path)
 
+    async def send_json(self, method: str, path: str, body: object = None) -> Any:
+        return await self._request(method, path, body=body)
+
     async def get_text(self, path: str, **query: object) -> str:
         return (await self._send("GET", path, query=query)).text
 

@@ -27,6 +27,9 @@ class NavigationEntry:
 NAVIGATION: list[NavigationEntry] = [
     NavigationEntry("/", "Chat", "chat"),
     NavigationEntry("/conversations", "Conversations", "forum"),
+    NavigationEntry("/tools", "Tools", "build", group="Tools"),
+    NavigationEntry("/servers", "MCP servers", "dns", group="Tools"),
+    NavigationEntry("/resources", "Resources, prompts", "description", group="Tools"),
 ]
 _STYLE_FILE = Path(__file__).parent / "assets" / "console.css"
 

@@ -6,9 +6,14 @@ from typing import Any, cast
 
 from nicegui import ui
 
+from gateway_console.components.charts import draw_chart
+
 JsonObject = dict[str, Any]
 MAX_TEXT_CHARACTERS = 20_000
 _MAX_ROWS = 200
+_MIN_CHART_ROWS = 2
+_MAX_SERIES = 6
+_MAX_NUMBER = 1e300
 _IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 _AUDIO_TYPES = ("audio/wav", "audio/mpeg", "audio/ogg", "audio/webm", "audio/mp4")
 
@@ -36,6 +41,7 @@ def draw_result(content: Sequence[JsonObject], structured: object) -> None:
         columns = [{"name": name, "label": name, "field": name, "align": "left"} for name in names]
         cells = [{name: _format_cell(row.get(name)) for name in names} for row in rows[:_MAX_ROWS]]
         ui.table(columns=columns, rows=cells, pagination=10).classes("w-full").props("flat dense bordered")
+        _draw_numbers(rows[:_MAX_ROWS])
 
 
 def draw_block(block: JsonObject) -> None:
@@ -66,7 +72,9 @@ def _draw_resource(resource: JsonObject) -> None:
         frame = (
             ui.element("iframe").classes("w-full").style("height:24rem;border:1px solid var(--line);border-radius:8px")
         )
-        frame.props.update({"srcdoc": text, "sandbox": "allow-scripts", "title": "MCP App"})
+        frame.props.update(
+            {"srcdoc": text, "sandbox": "allow-scripts", "title": "MCP App", "referrerpolicy": "no-referrer"}
+        )
     else:
         ui.label(shorten(text)).classes("plain")
 
@@ -81,6 +89,33 @@ def find_rows(structured: object) -> list[JsonObject]:
         lists = [cast(list[Any], value) for value in values if isinstance(value, list)]
         return _only_records(lists[0]) if len(lists) == 1 else []
     return _only_records(cast(list[Any], structured)) if isinstance(structured, list) else []
+
+
+def _draw_numbers(rows: list[JsonObject]) -> None:
+    """Draw a chart of records that have a name and numbers."""
+    if (found := find_series(rows)) is not None:
+        names, series = found
+        draw_chart("", names, series)
+
+
+def find_series(rows: list[JsonObject]) -> tuple[list[str], dict[str, list[float]]] | None:
+    """Return names and numbers of records; None if they are no series.
+
+    The first field with a text in each record has the names; fields with a number in each record are the series.
+    """
+    if len(rows) < _MIN_CHART_ROWS:
+        return None
+    fields = [name for name in rows[0] if all(name in row for row in rows)]
+    texts = [name for name in fields if all(isinstance(row[name], str) for row in rows)]
+    numbers = [name for name in fields if name != "id" and all(_is_number(row[name]) for row in rows)]
+    if not texts or not numbers:
+        return None
+    names = [str(row[texts[0]])[:60] for row in rows]
+    return names, {name[:60]: [row[name] for row in rows] for name in numbers[:_MAX_SERIES]}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
 
 
 def _only_records(items: list[Any]) -> list[JsonObject]:

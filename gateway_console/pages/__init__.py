@@ -9,6 +9,9 @@ from gateway_console.api import Api
 from gateway_console.pages.chat import draw_chat
 from gateway_console.pages.comparison import draw_comparison
 from gateway_console.pages.conversations import draw_conversations
+from gateway_console.pages.resources import draw_resources
+from gateway_console.pages.servers import draw_servers
+from gateway_console.pages.tools import draw_tool, draw_tools
 from gateway_console.pages.turn import draw_turn
 
 _BUILD_SECONDS = 90.0
@@ -18,7 +21,11 @@ _BUILD_SECONDS = 90.0
 def register_pages(build_api: Callable[[Request], Api]) -> None:
     """Register the routes of all pages."""
     _register_chat(build_api)
+    _register_conversations(build_api)
+    _register_tools(build_api)
 
+
+def _register_conversations(build_api: Callable[[Request], Api]) -> None:
     @ui.page("/conversations", response_timeout=_BUILD_SECONDS)
     async def show_conversations(request: Request) -> None:
         await draw_conversations(build_api(request))
@@ -40,3 +47,21 @@ def _register_chat(build_api: Callable[[Request], Api]) -> None:
     @ui.page("/chat/{conversation_id}", response_timeout=_BUILD_SECONDS)
     async def show_chat(request: Request, conversation_id: str, turn: str | None = None) -> None:
         await draw_chat(build_api(request), conversation_id, last_turn=turn)
+
+
+def _register_tools(build_api: Callable[[Request], Api]) -> None:
+    @ui.page("/tools", response_timeout=_BUILD_SECONDS)
+    async def show_tools(request: Request) -> None:
+        await draw_tools(build_api(request))
+
+    @ui.page("/tools/{name:path}", response_timeout=_BUILD_SECONDS)
+    async def show_tool(request: Request, name: str) -> None:
+        await draw_tool(build_api(request), name)
+
+    @ui.page("/servers", response_timeout=_BUILD_SECONDS)
+    async def show_servers(request: Request) -> None:
+        await draw_servers(build_api(request))
+
+    @ui.page("/resources", response_timeout=_BUILD_SECONDS)
+    async def show_resources(request: Request) -> None:
+        await draw_resources(build_api(request))
