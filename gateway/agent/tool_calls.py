@@ -164,7 +164,7 @@ class ToolCallScheduler:
 
         A takeover interrupted it. If it is not repeatable, its outcome is unknown.
         """
-        spec = self._offered.get(call.tool)
+        spec = self._find_spec(call)
         if (answer := self._find_answer(call, spec)) is not None:
             self._add_answer(answer)
             return
@@ -184,7 +184,7 @@ class ToolCallScheduler:
         if any(stored.question.held for stored in inputs):
             self.retry_interrupted(call)
             return
-        spec = self._offered.get(call.tool) or self._toolbox.find_tool(call.tool, self._principal)
+        spec = self._find_spec(call)
         arguments = call.arguments if isinstance(call.arguments, dict) else {}
         approvals = [stored.answer for stored in inputs if stored.question.kind == "approval" and stored.answer]
         if any(answer.action != "accept" for answer in approvals):
@@ -193,6 +193,18 @@ class ToolCallScheduler:
             return
         repeated_call = ToolCall(call.call_id, call.tool, "")
         self._spawn(self._run_call(repeated_call, spec, arguments, [], deferred=False, answers=inputs))
+
+    def _find_spec(self, call: ToolCallStarted) -> ToolSpec | None:
+        """Return the tool of an earlier call.
+
+        Since then servers may have come or gone: its name may be that of another server's tool, and its server's tool
+        have another name.
+        """
+        spec = self._offered.get(call.tool) or self._toolbox.find_tool(call.tool, self._principal)
+        if spec is None or call.server in (None, spec.server):
+            return spec
+        own = (spec for spec in self._toolbox.list_specs(self._principal) if spec.server == call.server)
+        return next((spec for spec in own if call.tool in (spec.name, *spec.former_names)), None)
 
     def run_deferred(self) -> None:
         """Start the changing calls, as the model's stream has ended."""

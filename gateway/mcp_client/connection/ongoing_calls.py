@@ -57,6 +57,8 @@ class OngoingCalls:
         self._router: QuestionRouter[OngoingCall] = QuestionRouter()
         self._turns: TurnsToAsk[OngoingCall] = TurnsToAsk(self._router)
         self._visits: LruDict[str, CallObserver] = LruDict(_MAX_VISITS)
+        self.asks_on_shared_stream = False
+        """Whether a question has arrived that did not name its call."""
         self.begin_session = self._router.begin_session
         self.on_answered = self._router.on_answered
         self.on_cancelled = self._router.on_cancelled
@@ -141,7 +143,10 @@ class OngoingCalls:
 
     async def _find_asking_call(self, context: ClientRequestContext) -> "OngoingCall | None":
         """The call that a new question belongs to, if it can ask."""
-        call = _current_call.get() or await self._router.find_asking_call()
+        call = _current_call.get()
+        if call is None:
+            self.asks_on_shared_stream = True
+            call = await self._router.find_asking_call()
         for asking in self._calls if call is None else (call,):
             asking.has_asked = True
         if call is None or call.observer is None or call.end.done():

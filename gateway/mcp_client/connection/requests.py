@@ -153,9 +153,10 @@ class RequestSender:
         tool, observer, answers = request.spec.tool, request.observer, request.answers
         client = await self.wait_for_client()
         pausable = PausableTimeout(timeout, max_seconds=max(timeout, self._max_call_seconds))
-        has_one_stream = not self._uses_http() and client.protocol_version in _INLINE_QUESTION_VERSIONS
+        shares_stream = not self._uses_http() or self._calls.asks_on_shared_stream
+        takes_turns = shares_stream and client.protocol_version in _INLINE_QUESTION_VERSIONS
         try:
-            async with pausable, self._calls.track_call(tool, observer, pausable, takes_turns=has_one_stream):
+            async with pausable, self._calls.track_call(tool, observer, pausable, takes_turns=takes_turns):
                 with (
                     acting_for(request.principal),
                     calling_for(request.host),
