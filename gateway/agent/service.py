@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from gateway.agent.branches.requests import build_branch_request
 from gateway.agent.conversation_queue import ConversationQueue
+from gateway.agent.following.presence import ClientListener, ClientPresence
 from gateway.agent.following.turn_handle import FollowedTurn, StartedTurn, TurnHandle, TurnListener
 from gateway.agent.runner import Runner
 from gateway.agent.structured_output import check_answer_content
@@ -70,6 +71,7 @@ class TurnService:
         self._queue = queue
         self._questions = questions
         self._bus = bus
+        self._presence = ClientPresence(bus, self.cancel_turn)
         self._max_messages = settings.max_messages
         self._max_message_chars = settings.max_message_chars
         self._default_model = settings.default_model
@@ -173,6 +175,14 @@ class TurnService:
         """
         return TurnListener(turn, _get_active(turn), self._subscriptions, after=after, is_streamed=True)
 
+    def listen_for_client(self, turn: TurnHandle, *, grace_seconds: float | None) -> TurnListener:
+        """Read all events, until the turn ends or waits for a person.
+
+        If the client leaves before, and follows the turn no more within `grace_seconds`, the turn is cancelled, on any
+        worker. The request needs `on_disconnect="continue"`, or the turn would end at once.
+        """
+        return ClientListener(turn, _get_active(turn), self._subscriptions, self._presence, grace_seconds=grace_seconds)
+
     async def wait_for_turn(self, turn: TurnHandle, create_fold: Callable[[], F]) -> F:
         """Fold the turn's events into a result.
 
@@ -241,6 +251,7 @@ class TurnService:
 
         Turns have `grace_seconds` to end.
         """
+        await self._presence.stop()
         await asyncio.gather(self._queue.stop(), self._subscriptions.stop(), self._runner.stop(grace_seconds))
 
     def _check_request(self, request: TurnRequest) -> None:

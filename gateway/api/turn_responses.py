@@ -1,7 +1,7 @@
 """Start turns for requests, and answer with them in any wire format."""
 
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 from hashlib import blake2b
 from typing import Annotated, Literal
@@ -125,15 +125,22 @@ def list_server_urls(request: Request, principal: Principal) -> dict[str, str | 
 
 
 def stream_turn(
-    turn: TurnHandle, request: Request, write: WriteStream, *, after: int = 0, media_type: str = SSE
+    turn: TurnHandle,
+    request: Request,
+    write: WriteStream,
+    *,
+    after: int = 0,
+    media_type: str = SSE,
+    headers: Mapping[str, str] | None = None,
+    listener: TurnListener | None = None,
 ) -> Response:
-    """Stream the turn's events, from number `after` + 1 on.
+    """Stream the turn's events, from number `after` + 1 on, or those of the `listener`.
 
     A failure before the model's first output is an HTTP error.
     """
-    listener = get_turn_service(request).listen_to_turn(turn, after=after)
+    listener = listener or get_turn_service(request).listen_to_turn(turn, after=after)
     ready = partial(_wait_for_headers, turn, listener)
-    return FrameStream(write(listener), headers={}, listener=listener, ready=ready, media_type=media_type)
+    return FrameStream(write(listener), headers=headers or {}, listener=listener, ready=ready, media_type=media_type)
 
 
 async def wait_for_turn(turn: TurnHandle, request: Request, response: Response) -> TurnSummary:

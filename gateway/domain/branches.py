@@ -18,6 +18,9 @@ NEW_CALL = "new_call"
 The recorded turn did not make that call.
 """
 
+NO_TURN = UUID(int=0)
+"""`parent_turn_id` of a branch that follows no turn of its conversation."""
+
 
 class ReplacedResult(msgspec.Struct, frozen=True):
     """Text that replaces the result of a tool in a fork."""

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, select
 
 from gateway.common.redaction import Redactor
+from gateway.domain.branches import NO_TURN
 from gateway.domain.conversation_ids import NEW_NUMBERED_CONVERSATION, is_new_conversation, parse_conversation_id
 from gateway.domain.errors import ConversationBusy, InvalidRequest, NotFound
 from gateway.domain.history import History
@@ -169,13 +170,13 @@ class ConversationStore(ConversationRepository):
 
         A branch waits for no other turn.
         """
-        parent = await self._get_parent(parent_turn_id, principal)
+        parent = None if parent_turn_id == NO_TURN else await self._get_parent(parent_turn_id, principal)
         if is_new_conversation(request.conversation_id):
             return ConversationState(*await self._create(request, principal))
         if request.conversation_id is None:
-            return ConversationState(parent.conversation_id)
+            return ConversationState(None if parent is None else parent.conversation_id)
         conversation = await self.get_conversation(request.conversation_id, principal)
-        if parent.conversation_id != conversation.id:
+        if parent is not None and parent.conversation_id != conversation.id:
             raise InvalidRequest("The parent turn is not in this conversation.", param="parent_turn_id")
         return ConversationState(conversation.id, conversation.external_id)
 

@@ -15,6 +15,7 @@ from gateway.wire.anthropic.answers import MessageWriter
 from gateway.wire.openai.completions import TextChunkWriter
 from gateway.wire.openai_chat_answers import ChunkWriter
 from gateway.wire.openai_response_items import ResponseContext, ResponseWriter
+from gateway.wire.ui_messages.stream import UIMessageWriter
 
 ROOT = Path(__file__).parents[2]
 TURN_ID = UUID("0199b1c0-0000-7000-8000-000000000001")
@@ -68,6 +69,7 @@ FORMATS: dict[str, tuple[str, Callable[[], Any]]] = {
     "text completions": ("openai/completions", TextChunkWriter),
     "Responses": ("openai_response_items", lambda: ResponseWriter(TURN_ID, ResponseContext({}, find_no_tool))),
     "Messages": ("anthropic/answers", lambda: MessageWriter(shows_thinking=True)),
+    "UI messages": ("ui_messages/stream", lambda: UIMessageWriter("m")),
 }
 """Module and writer of each format, by its column."""
 FOLDS = {"turn_summary"}

@@ -9,6 +9,7 @@ from gateway.api.documentation import pages
 from gateway.api.routes.admin import api_keys, audit, stats, user_data
 from gateway.api.routes.admin import turns as admin_turns
 from gateway.api.routes.anthropic import messages
+from gateway.api.routes.front_ends import ui_messages
 from gateway.api.routes.legacy import chat as legacy_chat
 from gateway.api.routes.mcp import definitions, identity_keys, mcp_resources, mcp_servers, mcp_sign_in
 from gateway.api.routes.native import (
@@ -78,6 +79,7 @@ def register_routes(app: FastAPI) -> None:
         user_data,
         legacy_chat,
         messages,
+        ui_messages,
     ):
         # `include_router` would build every route again for each application, which slows the tests down.
         app.router.routes.extend(module.router.routes)

@@ -64,6 +64,8 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/openapi.json"): _PUBLIC,
     ("POST", "/api/v1/chat/stream"): _START_TURN,
     ("POST", "/api/v1/chat"): _START_TURN,
+    ("POST", "/api/v1/ui-messages"): _START_TURN,
+    ("GET", "/api/v1/ui-messages/{id}/stream"): _FOLLOW,
     ("GET", "/api/v1/turns/{turn_id}"): _READ,
     ("GET", "/api/v1/turns/{turn_id}/events"): _FOLLOW,
     ("POST", "/api/v1/turns/{turn_id}/input"): _CONTROL_TURN,

@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 
 from gateway.domain import events as e
+from gateway.domain.branches import NO_TURN
 from gateway.domain.events import JournalEntry
 from gateway.domain.history import HistorySummary
 from gateway.domain.messages import Parameters, TurnOutcome, TurnRecord
@@ -71,7 +72,7 @@ INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, pr
                    caller, origin_id, is_replay, request_hash)
 VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
         CASE WHEN $14::uuid IS NULL AND $16::uuid IS NULL THEN $2::uuid END,
-        CASE WHEN $14::uuid IS NOT NULL OR $16::uuid IS NOT NULL THEN $14
+        CASE WHEN $14::uuid IS NOT NULL OR $16::uuid IS NOT NULL THEN nullif($14, '{NO_TURN}'::uuid)
              ELSE (SELECT id FROM turns WHERE conversation_id = $2 AND {IS_FOLLOWED}
                    ORDER BY position DESC NULLS LAST, id DESC LIMIT 1) END,
         $15, $16, $17, $18)

@@ -1,0 +1,1 @@
+"""Routes for front ends in the browser: the AI SDK and AG-UI."""

@@ -1,0 +1,1 @@
+"""AG-UI: requests, answers and errors."""
