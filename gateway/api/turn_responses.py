@@ -134,7 +134,7 @@ def stream_turn(
     headers: Mapping[str, str] | None = None,
     listener: TurnListener | None = None,
 ) -> Response:
-    """Stream the turn's events, from number `after` + 1 on, or those of the `listener`.
+    """Stream the events after number `after`, or those of the `listener`.
 
     A failure before the model's first output is an HTTP error.
     """

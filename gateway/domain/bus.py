@@ -26,7 +26,10 @@ class BusKind(StrEnum):
     CLIENT_CAME = "came"
     """A client follows the turn, whose departure would cancel it."""
     CLIENT_LEFT = "left"
-    """Such a client has left. Workers where another one follows the turn answer with `CLIENT_CAME`."""
+    """Such a client has left.
+
+    Workers where another one follows the turn answer with `CLIENT_CAME`.
+    """
     TURN_RUNNABLE = "orphan"
     """No worker runs the turn, or its question was answered."""
     SERVERS_CHANGED = "servers"

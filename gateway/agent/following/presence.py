@@ -59,7 +59,7 @@ class ClientPresence:
         self._keep(message.turn_id)
 
     def on_client_left(self, message: BusMessage) -> None:
-        """Tell the other worker if a stream of this one follows the turn."""
+        """Tell the other worker of a stream that follows the turn here."""
         if message.turn_id in self._streams:
             self._bus.publish(BusMessage(BusKind.CLIENT_CAME, message.turn_id))
 

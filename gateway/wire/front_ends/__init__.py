@@ -1,1 +1,1 @@
-"""What the formats of front ends share: chats that are sent whole each time."""
+"""Parts of the formats of front ends, which send whole chats."""

@@ -1,4 +1,4 @@
-"""A chat that a front end sends whole, and the part of it that is new.
+"""The new part of a chat that a front end sends whole.
 
 Front ends keep the messages and send all of them with each request. The gateway has most of them already: an answer's
 id names its turn. Only what follows the last such answer is a new message; what precedes it is the stored history.
@@ -83,7 +83,7 @@ class SentChat(msgspec.Struct, frozen=True):
 
 
 def format_message_id(turn_id: UUID, suffix: str = "") -> str:
-    """Format the id of a turn's answer, or of a part of it."""
+    """Format the id of an answer or of a part."""
     return f"msg_{turn_id.hex}_{suffix}" if suffix else f"msg_{turn_id.hex}"
 
 
@@ -102,7 +102,7 @@ def parse_uuid(value: object) -> UUID | None:
 
 
 def parse_calling_turn(call_id: object) -> UUID | None:
-    """Return the turn that called a front end's tool; None for other calls."""
+    """Return the turn of a call of a front end's tool."""
     is_known = isinstance(call_id, str) and CLIENT_CALL_ID.fullmatch(call_id)
     return UUID(hex=str(call_id)[5:37]) if is_known else None
 

@@ -1,4 +1,4 @@
-"""Tools that a front end runs, in the shapes in which front ends send them."""
+"""Definitions of tools that a front end runs."""
 
 import re
 from typing import cast
@@ -13,9 +13,9 @@ _MAX_SHOWN_LENGTH = 80
 
 
 def read_tools(tools: list[JsonObject] | dict[str, JsonObject]) -> tuple[ToolSpec, ...]:
-    """Read definitions: in a list, OpenAI's shape or a flat one, or by name.
+    """Read definitions of tools.
 
-    The schema of a tool is its `parameters` or its `inputSchema`.
+    They are in a list, in OpenAI's shape or flat, or by name. The schema of a tool is its `parameters` or its `inputSchema`.
 
     Raises:
         InvalidRequest: a definition has no valid name, description or schema.

@@ -1,4 +1,4 @@
-"""Parts of UI messages of the AI SDK, read as messages of the model."""
+"""Reads the AI SDK's UI messages as messages of the model."""
 
 import base64
 import binascii
@@ -79,7 +79,10 @@ def _read_request(parts: list[JsonObject], warnings: dict[str, None]) -> Message
 
 
 def _read_file(part: JsonObject, url: str, warnings: dict[str, None]) -> JsonObject:
-    """Convert a file: images stay, texts are put in, of others the name alone."""
+    """Convert a file.
+
+    Images stay, texts are put in, of other files the model gets the name.
+    """
     media_type = str(part.get("mediaType") or part.get("mimeType") or "")
     name = str(part.get("filename") or "file")[:_MAX_SHOWN_LENGTH]
     if media_type.startswith("image/"):

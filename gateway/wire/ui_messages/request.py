@@ -22,7 +22,7 @@ _IGNORED_FIELDS = {"requestMetadata", "config", "callSettings", "unstable_assist
 
 
 class UIMessageBody(BaseModel):
-    """Message of the chat, as `useChat` holds it.
+    """Message of the chat, as the AI SDK holds it.
 
     Parts of unknown types are accepted and skipped.
     """
@@ -34,7 +34,7 @@ class UIMessageBody(BaseModel):
 
 
 class InputAnswerBody(RequestModel):
-    """Answer to a question of the last turn, which a `data-input` part tells."""
+    """Answer to a question of a `data-input` part."""
 
     input_id: UUID
     action: Literal["accept", "decline", "cancel"] = "accept"
@@ -42,7 +42,7 @@ class InputAnswerBody(RequestModel):
 
 
 class UIMessagesRequest(RequestModel):
-    """Request of `useChat`: the chat, and what its transport adds to the body.
+    """Chat of the AI SDK, with what its transport adds.
 
     Fields that are not known are ignored, with a warning.
     """
@@ -98,7 +98,7 @@ class UIMessagesRequest(RequestModel):
 
     @property
     def continued_message_id(self) -> str | None:
-        """Id of the message that the answer continues, if the last is an answer."""
+        """Id of the message that the new answer continues."""
         last = self._bodies[-1]
         return last.id or None if last.role == "assistant" else None
 

@@ -116,7 +116,7 @@ class UIMessageWriter(EventFold):
         return [*(self._resume_writing() if self._is_silent else self.close_step()), _build_error(error)]
 
     def write_results(self, results: Iterable[Message]) -> list[JsonObject]:
-        """Return the outputs of a front end's tools, which it sent with the next request."""
+        """Return the outputs of a front end's tools."""
         return [
             {"type": "tool-output-available", "toolCallId": result.tool_call_id, "output": result.text}
             for result in results
@@ -271,7 +271,7 @@ def _build_metadata(metadata: JsonObject) -> JsonObject:
 
 
 def _build_input(question: e.InputRequired, answer: e.InputResolved | None = None) -> JsonObject:
-    """Build the part of a question that is no approval, or its update."""
+    """Build the part of a question, or its update."""
     data = msgspec.to_builtins(question) | {"answer": None if answer is None else answer.action}
     return {"type": "data-input", "id": question.input_id, "data": data}
 
@@ -292,7 +292,7 @@ def format_chunks(chunks: Iterable[JsonObject]) -> bytes:
 
 
 class EarlierTurn(msgspec.Struct, frozen=True):
-    """An ended turn of the same message, and the results that its front end sent next."""
+    """An ended turn of a message, and results of its front end."""
 
     events: AsyncIterator[e.Event]
     results: Sequence[Message]
@@ -301,7 +301,7 @@ class EarlierTurn(msgspec.Struct, frozen=True):
 async def stream_ui_message(
     listener: EventListener, *, writer: UIMessageWriter, earlier: Sequence[EarlierTurn] = ()
 ) -> AsyncGenerator[bytes]:
-    """Stream a turn as chunks, with the turns before it of the same message.
+    """Stream a turn, after the earlier turns of its message.
 
     A stream ends with `finish`, `abort` or `error`: clients take one that is cut for a complete answer.
     """

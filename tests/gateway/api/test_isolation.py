@@ -273,7 +273,9 @@ async def test_paths_similar_to_a_route_are_rejected(keyring: Keyring) -> None:
     `$` in the patterns of the router also matches before a newline.
     """
     viewer = await keyring.create_key("ada", role="viewer", scopes=("tools",))
-    ids = dict.fromkeys(("turn_id", "other_id", "conversation_id", "id", "key_id", "response_id", "input_id"), str(uuid4()))
+    ids = dict.fromkeys(
+        ("turn_id", "other_id", "conversation_id", "id", "key_id", "response_id", "input_id"), str(uuid4())
+    )
     ids |= {"item_id": "in_1", "user_id": "ada", "name": "tools", "tool": "calculator", "model": "m"}
     for method, path in ROUTES:
         for suffix in ("%0a", "%0A%0a", "%0d", "%00", "%20", ";x", "/%0a"):

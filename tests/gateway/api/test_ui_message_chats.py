@@ -1,4 +1,4 @@
-"""Chats of the AI SDK at `/api/v1/ui-messages`: branches, tools, stop, resume and hostile input."""
+"""Chats of the AI SDK: branches, tools, stop, resume, hostile input."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A chat as the AI SDK's `useChat` keeps it."""
+"""Chats of the AI SDK, and helpers to test them."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -15,7 +15,7 @@ def make_message(text: str, **fields: Any) -> dict[str, Any]:
 
 
 class UIChat:
-    """A chat as `useChat` keeps it: it applies chunks as the SDK does."""
+    """A chat that applies chunks as the SDK does."""
 
     def __init__(self, gateway: Gateway, **body: Any) -> None:
         self.gateway = gateway

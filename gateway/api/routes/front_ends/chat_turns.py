@@ -1,4 +1,4 @@
-"""Turns of chats that front ends send whole: which turn a request follows or continues."""
+"""Finds the turn that a front end's request follows or continues."""
 
 from hashlib import blake2b
 from typing import NamedTuple
@@ -22,7 +22,7 @@ _OPEN_STATUSES = ("running", "waiting")
 
 
 class ChatPlan(NamedTuple):
-    """What a request asks for: a new turn, or the rest of the turn whose questions it answers.
+    """New turn, or the turn whose questions a request answers.
 
     `followed_id` is the turn before the new one.
     """
@@ -63,7 +63,7 @@ def _hash_name(chat_id: str) -> str:
 
 
 async def plan_chat(chat: SentChat, turn_request: TurnRequest, request: Request) -> ChatPlan:
-    """Answer the questions of the chat's last turn, or select the messages of a new one.
+    """Answer the last turn's questions, or select a new turn's messages.
 
     A turn that still runs or waits while the user writes on is cancelled, unless its questions are answered.
 
@@ -97,7 +97,7 @@ async def plan_chat(chat: SentChat, turn_request: TurnRequest, request: Request)
 
 
 async def _find_last_turn(chat: SentChat, conversation: Conversation | None, request: Request) -> Turn | None:
-    """Return the newest turn of the chat that the model will see, or that is open."""
+    """Return the newest turn that is open or that the model sees."""
     principal, turns = get_principal(request), get_turn_store(request)
     for turn_id in chat.list_turns():
         try:
@@ -113,7 +113,7 @@ async def _find_last_turn(chat: SentChat, conversation: Conversation | None, req
 async def _choose_parent(
     chat: SentChat, conversation: Conversation, followed_id: UUID | None, request: Request
 ) -> UUID | None:
-    """Return the turn that a branch follows; None if the new turn is the conversation's next one.
+    """Return the turn that a branch follows; None for no branch.
 
     Only the next turn waits for another one. A chat that shows no answer of the gateway is a branch of its own, unless
     it is a single message: then the front end sends only the last one.

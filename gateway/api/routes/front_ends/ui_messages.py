@@ -1,4 +1,4 @@
-"""`/api/v1/ui-messages`: chats of the AI SDK's `useChat`."""
+"""`/api/v1/ui-messages`: chats of the AI SDK in the browser."""
 
 from functools import partial
 from uuid import UUID
@@ -33,7 +33,7 @@ async def send_ui_messages(
     x_gateway_tools: GatewayToolsHeader = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Answer a chat of `useChat` with a UI message stream.
+    """Answer a chat of the AI SDK with a UI message stream.
 
     The chat's id names your conversation. Of the messages, only those after the last answer are new; a chat that was
     edited, or an answer that is asked for again, is a branch. Decisions on approvals, and results of the front end's
@@ -80,7 +80,7 @@ async def resume_ui_messages(
     conversations: ConversationsDep,
     turns: TurnsDep,
 ) -> Response:
-    """Stream the answer of a chat again from its start, and what follows.
+    """Stream the answer of a chat again from its start.
 
     It is the turn of the chat that runs or waits for a person, on any worker.
     """
