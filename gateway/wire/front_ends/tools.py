@@ -15,7 +15,7 @@ _MAX_SHOWN_LENGTH = 80
 def read_tools(tools: list[JsonObject] | dict[str, JsonObject]) -> tuple[ToolSpec, ...]:
     """Read definitions of tools.
 
-    They are in a list, in OpenAI's shape or flat, or by name. The schema of a tool is its `parameters` or its `inputSchema`.
+    They are in a list, in OpenAI's shape or flat, or by name. A tool's schema is its `parameters` or `inputSchema`.
 
     Raises:
         InvalidRequest: a definition has no valid name, description or schema.
