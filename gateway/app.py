@@ -22,6 +22,7 @@ from gateway.api.security.origins import PreflightMiddleware
 from gateway.common.logging import get_logger
 from gateway.common.timeouts import Timeouts
 from gateway.composition.gateway import build_gateway
+from gateway.composition.telemetry import create_telemetry
 from gateway.config import ConfigError, Settings
 from gateway.mcp_client.server_config import load_servers
 from gateway.server.asgi import SelfConfiguredApplication
@@ -60,10 +61,11 @@ def create_app(
             "set DATABASE_URL and GROQ_API_KEY (or OPENAI_API_KEY), or start the gateway with `agent-gateway serve`"
         )
     servers = load_servers(settings)
+    telemetry = create_telemetry(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        async with build_gateway(settings, servers, timeouts, app.state):
+        async with build_gateway(settings, servers, timeouts, app.state, telemetry):
             gc.collect()
             gc.freeze()  # long-lived objects would lengthen every collection, see docs/adr/0007
             gc.set_threshold(10_000, 50, 50)
@@ -83,6 +85,10 @@ def create_app(
         redoc_url=None,
     )
     _add_middleware(app, settings, timeouts)
+    if telemetry is not None:
+        from gateway.observation.http import ObservationMiddleware
+
+        app.add_middleware(ObservationMiddleware, observer=telemetry)
     errors.register_error_handlers(app)
     register_routes(app)
     openapi.install_openapi(app)

@@ -12,6 +12,7 @@ from gateway.settings.agent import AgentSettings
 from gateway.settings.console import ConsoleLinkSettings
 from gateway.settings.limits import LimitSettings
 from gateway.settings.models import ModelSettings
+from gateway.settings.observation import ObservationSettings
 from gateway.settings.server import ServerSettings
 from gateway.settings.storage import StorageSettings
 from gateway.settings.upstream import UpstreamSettings
@@ -47,6 +48,7 @@ class Settings(
     WebhookSettings,
     UpstreamSettings,
     ServerSettings,
+    ObservationSettings,
     ConsoleLinkSettings,
 ):
     """Settings of the gateway. `gateway/settings/` has the fields by topic.

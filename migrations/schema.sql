@@ -728,6 +728,12 @@ CREATE INDEX ix_upstream_objects_open ON upstream_objects (checked_at) WHERE kin
 
 UPDATE alembic_version SET version_num='gateway_0027' WHERE alembic_version.version_num = 'gateway_0026';
 
+-- Running upgrade gateway_0027 -> gateway_0028
+
+ALTER TABLE turns ADD COLUMN trace_context JSONB;
+
+UPDATE alembic_version SET version_num='gateway_0028' WHERE alembic_version.version_num = 'gateway_0027';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

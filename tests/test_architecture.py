@@ -34,6 +34,8 @@ ALLOWED_IMPORTS: dict[str, set[str]] = {
     "gateway.passthrough": BASE_IMPORTS | {"gateway.passthrough"},
     "gateway.webhooks": BASE_IMPORTS | {"gateway.webhooks"},
     "gateway.agent": BASE_IMPORTS | {"gateway.agent"},
+    "gateway.observation": BASE_IMPORTS
+    | {f"gateway.{part}" for part in ("observation", "agent", "api", "llm", "mcp_client", "store")},
     "gateway.simulator": BASE_IMPORTS | {"gateway.simulator", "gateway.llm.recording"},
     "gateway.api": API_IMPORTS,
     "gateway_runtime": {"gateway_runtime"},
@@ -67,11 +69,14 @@ LIBRARY_USERS: dict[str, tuple[str, ...]] = {
     "sqlmodel": ("gateway.store", "tools_server.common.database", "tools_server.http_tools", "tools_server.tasks"),
     "ag_ui": ("gateway.wire.ag_ui",),
     "nicegui": ("gateway_console",),
+    "opentelemetry": ("gateway_runtime.telemetry",),
+    "prometheus_client": ("gateway_runtime.telemetry",),
     "fastapi": ("gateway.api", "gateway.app", "gateway.server.asgi", "gateway_console"),
     "starlette": (
         "gateway.api",
         "gateway.app",
         "gateway.composition",
+        "gateway.observation",
         "gateway.server.asgi",
         "gateway.wire.sse",
         "gateway.simulator",

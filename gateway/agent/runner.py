@@ -124,6 +124,7 @@ class Runner:
                 conversation_id=conversation.id,
                 request_id=request_id,
                 caller=msgspec.structs.replace(principal, headers={}) if principal.key is not None else None,
+                trace_context=self._config.get_trace_context and self._config.get_trace_context(),
             )
             turn = self._create_turn(record, principal, model)
             turn.slot = slot

@@ -32,11 +32,13 @@ class RunnerConfig:
     `max_turn_bytes` bounds the events of a turn. `turn_timeout` and `storage_timeout` are seconds; `storage_timeout`
     bounds the wait for the database at a turn's end. `synchronous_journal` shows deltas only when they are durable.
     `default_parameters` complete those of a request, as far as its model takes them. `create_turn_id` reads this
-    machine's clock, so the ids do not order the turns of a conversation.
+    machine's clock, so the ids do not order the turns of a conversation. `get_trace_context` is called when a turn
+    starts, see `TurnRecord`.
     """
 
     worker_id: UUID
     create_turn_id: Callable[[], UUID] = uuid7
+    get_trace_context: Callable[[], dict[str, str] | None] | None = None
     system_prompt: SystemPrompt = _BUILT_IN_PROMPT
     turn_timeout: float = 120.0
     storage_timeout: float = 30.0

@@ -24,6 +24,7 @@ from gateway.domain.messages import JsonObject, Principal
 from gateway.passthrough.service import PassThroughService
 from gateway.ports.definitions import DefinitionForwarder
 from gateway.ports.model import Model, ModelCatalog
+from gateway.ports.observer import MetricsPage
 from gateway.ports.servers import ServerAdmin
 from gateway.ports.tools import Toolbox
 from gateway.store.admin.audit_chain import AuditChain
@@ -91,6 +92,7 @@ ConversationsDep = Annotated[ConversationStore, _depends_on_part("conversations"
 DefinitionsDep = Annotated[DefinitionForwarder, _depends_on_part("definitions")]
 HistoryDep = Annotated[HistoryStore, _depends_on_part("history")]
 IdentityJwksDep = Annotated[JsonObject, _depends_on_part("identity_jwks")]
+MetricsDep = Annotated[MetricsPage | None, _depends_on_part("metrics")]
 ModelDep = Annotated[Model, _depends_on_part("model")]
 ModelHealthDep = Annotated[CachedValue[str | None], _depends_on_part("model_health")]
 CatalogDep = Annotated[ModelCatalog, _depends_on_part("catalog")]

@@ -53,6 +53,8 @@ class LoadMonitor:
         self._interval_seconds = interval_seconds
         self._read_memory = read_memory
         self._high_samples = 0
+        self.memory_bytes: int | None = None
+        self._highest_lag = 0.0
         self.overload_reason: str | None = None
         """Public reason why new work is refused; None while it is accepted."""
         self.task = SupervisedTask("load monitor", self._measure_forever)
@@ -64,6 +66,11 @@ class LoadMonitor:
         if self.overload_reason is not None:
             raise Overloaded(self.overload_reason, retry_after=_RETRY_AFTER_SECONDS)
 
+    def take_highest_lag(self) -> float:
+        """Return the largest lag in seconds since the last call."""
+        lag, self._highest_lag = self._highest_lag, 0.0
+        return lag
+
     async def _measure_forever(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -73,6 +80,7 @@ class LoadMonitor:
 
     def record_sample(self, lag_seconds: float, memory_bytes: int | None) -> None:
         """Update `overload_reason` by one measurement."""
+        self._highest_lag, self.memory_bytes = max(self._highest_lag, lag_seconds), memory_bytes
         reason = self._find_excess(lag_seconds, memory_bytes, share=1.0)
         self._high_samples = self._high_samples + 1 if reason else 0
         if self.overload_reason is None and self._high_samples >= _SAMPLES_TO_OVERLOAD:

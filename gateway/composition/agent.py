@@ -5,8 +5,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from uuid import UUID
 
-from gateway.agent.budgets import Budgets
-from gateway.agent.conversation_queue import ConversationQueue
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.runner import Runner
 from gateway.agent.runner_config import RunnerConfig, RunnerStorage
@@ -18,12 +16,14 @@ from gateway.common.lease import WorkerLease
 from gateway.common.load import LoadMonitor
 from gateway.common.timeouts import Timeouts
 from gateway.composition.model_server import Llm
+from gateway.composition.observed import choose_budgets, choose_queue, choose_runner, observe_config, observe_slots
 from gateway.composition.storage import Store
 from gateway.composition.supervision import supervise
 from gateway.composition.tools import Tools
 from gateway.config import Settings
 from gateway.domain.bus import BusKind, BusMessage
 from gateway.mcp_client.toolbox import McpToolbox
+from gateway.ports.observer import Observer
 from gateway.ports.turns import TurnSlots
 from gateway.store.bus import PostgresBus
 from gateway.store.journal.ephemeral_journal import EphemeralJournal
@@ -42,16 +42,17 @@ async def build_agent(
     tasks: TaskRegistry,
     load: LoadMonitor,
     slots: TurnSlots,
+    observer: Observer | None = None,
 ) -> AsyncGenerator[TurnService]:
     """Start the runner and its tasks.
 
     On exit, the running turns are handed over to other workers.
     """
-    runner = _build_runner(settings, timeouts, worker_id, store, llm, tools, lease, slots)
+    runner = _build_runner(settings, timeouts, worker_id, store, llm, tools, lease, slots, observer)
     subscriptions = TurnSubscriptions(
         runner, store.turns, store.bus, store.journal, storage_timeout_seconds=settings.storage_retry_seconds
     )
-    queue = ConversationQueue(worker_id, store.conversations, subscriptions, store.bus, timeouts.conversation_busy)
+    queue = choose_queue(observer)(worker_id, store.conversations, subscriptions, store.bus, timeouts.conversation_busy)
     service = TurnService(
         settings,
         runner,
@@ -101,6 +102,7 @@ def _build_runner(
     tools: Tools,
     lease: WorkerLease,
     slots: TurnSlots,
+    observer: Observer | None,
 ) -> Runner:
     storage = RunnerStorage(
         journal=store.journal,
@@ -115,15 +117,15 @@ def _build_runner(
     limits = LoopLimits(
         steps=settings.agent_max_steps, tokens=settings.agent_max_tokens, parallel_calls=settings.tool_parallelism
     )
-    return Runner(
-        RunnerConfig.from_settings(settings, worker_id, llm.tokenizer),
+    return choose_runner(observer, settings, store.redactor)(
+        observe_config(RunnerConfig.from_settings(settings, worker_id, llm.tokenizer), observer),
         AgentLoop(llm.model, tools.policy_toolbox, limits),
         storage,
         models=llm.catalog,
         toolbox=tools.policy_toolbox,
-        budgets=Budgets(store.usage, settings.user_budget, wait_seconds=timeouts.budget_wait),
+        budgets=choose_budgets(observer)(store.usage, settings.user_budget, wait_seconds=timeouts.budget_wait),
         lease=lease,
-        slots=slots,
+        slots=observe_slots(slots, observer),
     )
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import State
 from uuid_utils.compat import uuid7
@@ -19,11 +20,12 @@ from gateway.common.lease import WorkerLease
 from gateway.common.load import LoadMonitor, find_memory_limit
 from gateway.common.timeouts import Timeouts
 from gateway.composition.agent import build_agent
-from gateway.composition.model_server import build_llm
+from gateway.composition.model_server import Llm, build_llm
 from gateway.composition.pass_through import build_pass_through
 from gateway.composition.storage import Store, build_storage_health, build_store
 from gateway.composition.supervision import supervise
-from gateway.composition.tools import build_tools
+from gateway.composition.telemetry import run_telemetry
+from gateway.composition.tools import Tools, build_tools
 from gateway.config import Settings
 from gateway.domain.bus import BusKind
 from gateway.ports.servers import ServerConfig
@@ -34,10 +36,18 @@ from gateway.store.usage_report import UsageReports
 from gateway.webhooks.deliverer import create_deliverer
 from gateway_runtime.cached_value import CachedValue
 
+if TYPE_CHECKING:
+    from gateway.observation.gauges import GaugeSources
+    from gateway_runtime.telemetry.observer import Telemetry
+
 
 @asynccontextmanager
 async def build_gateway(
-    settings: Settings, servers: list[ServerConfig], timeouts: Timeouts, state: State
+    settings: Settings,
+    servers: list[ServerConfig],
+    timeouts: Timeouts,
+    state: State,
+    telemetry: "Telemetry | None" = None,
 ) -> AsyncGenerator[None]:
     """Start every part; stop in reverse order.
 
@@ -47,9 +57,9 @@ async def build_gateway(
     worker_id = settings.gateway_worker_id or uuid7()
     lease = WorkerLease()
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(build_store(settings, timeouts, worker_id, tasks))
-        llm = await stack.enter_async_context(build_llm(settings, tasks))
-        tools = await stack.enter_async_context(build_tools(settings, servers, store, tasks))
+        store = await stack.enter_async_context(build_store(settings, timeouts, worker_id, tasks, telemetry))
+        llm = await stack.enter_async_context(build_llm(settings, tasks, store.redactor, telemetry))
+        tools = await stack.enter_async_context(build_tools(settings, servers, store, tasks, telemetry))
         auth = _build_authenticator(settings, timeouts, store, stack)
         rates = RateLimiter(settings)
         stack.push_async_callback(rates.close)
@@ -60,7 +70,7 @@ async def build_gateway(
         supervise(load.task, tasks, stack)
         if settings.webhook_hosts:
             supervise(create_deliverer(settings, store.webhooks).task, tasks, stack)
-        agent = build_agent(settings, timeouts, worker_id, store, llm, tools, lease, tasks, load, rates)
+        agent = build_agent(settings, timeouts, worker_id, store, llm, tools, lease, tasks, load, rates, telemetry)
         turn_service = await stack.enter_async_context(agent)
         mcp = McpEndpoint(
             settings,
@@ -76,25 +86,51 @@ async def build_gateway(
         await stack.enter_async_context(mcp.run_sessions())
         state.pass_through = build_pass_through(settings, store, llm, stack)
         state.uploads = UploadReader(settings)
-        state.settings = settings
-        state.auth = auth
-        state.rates = rates
+        state.settings, state.auth, state.rates = settings, auth, rates
         _set_stores(state, store)
         state.turn_service = turn_service
-        state.lease = lease
-        state.registry = tools.registry
-        state.mcp = mcp
-        state.toolbox = tools.policy_toolbox
-        state.definitions = tools.definitions
-        state.catalog = llm.catalog
-        state.model = llm.model
+        state.lease, state.registry = lease, tools.registry
+        state.mcp, state.metrics = mcp, None
+        state.toolbox, state.definitions = tools.policy_toolbox, tools.definitions
+        state.catalog, state.model = llm.catalog, llm.model
         state.storage_health = build_storage_health(settings, timeouts, store, lease, stack)
         state.model_health = CachedValue(llm.model.check, timeouts.model_health)
-        state.tasks = tasks
-        state.load = load
+        state.tasks, state.load = tasks, load
         state.started_at = time.monotonic()
         state.stop = partial(_stop, mcp, turn_service)
+        if telemetry is not None:
+            sources = _list_sources(turn_service, mcp, tools, llm, store, tasks, load)
+            await stack.enter_async_context(run_telemetry(settings, telemetry, sources, state, tasks))
         yield
+
+
+def _list_sources(
+    turn_service: TurnService,
+    mcp: McpEndpoint,
+    tools: Tools,
+    llm: Llm,
+    store: Store,
+    tasks: TaskRegistry,
+    load: LoadMonitor,
+) -> "GaugeSources":
+    """Return the parts that gauges are read from."""
+    from gateway.observation.gauges import GaugeSources
+    from gateway.observation.model import ObservedModel
+    from gateway.observation.storage import ObservedJournal
+
+    assert isinstance(llm.model, ObservedModel)
+    assert isinstance(store.journal, ObservedJournal)
+    return GaugeSources(
+        turn_service=turn_service,
+        mcp=mcp,
+        toolbox=tools.toolbox,
+        model=llm.model,
+        limiter=llm.limiter,
+        journal=store.journal,
+        database=store.database,
+        tasks=tasks,
+        load=load,
+    )
 
 
 def _set_stores(state: State, store: Store) -> None:

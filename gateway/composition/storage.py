@@ -11,9 +11,11 @@ from gateway.common.concurrency import SupervisedTask, TaskRegistry
 from gateway.common.lease import WorkerLease
 from gateway.common.redaction import Redactor, load_rules
 from gateway.common.timeouts import Timeouts
+from gateway.composition.observed import choose_journal, choose_questions
 from gateway.composition.supervision import supervise
 from gateway.config import Settings
 from gateway.mcp_client.identity_keys import IdentityKeys
+from gateway.ports.observer import Observer
 from gateway.store.admin.user_data import UserDataStore, delete_old_turns_forever
 from gateway.store.api_keys import KeyStore
 from gateway.store.audit import AuditStore
@@ -76,7 +78,11 @@ def _create_database(settings: Settings) -> Database:
 
 @asynccontextmanager
 async def build_store(
-    settings: Settings, timeouts: Timeouts, worker_id: UUID, tasks: TaskRegistry
+    settings: Settings,
+    timeouts: Timeouts,
+    worker_id: UUID,
+    tasks: TaskRegistry,
+    observer: Observer | None = None,
 ) -> AsyncGenerator[Store]:
     """Open the database and start the journal.
 
@@ -84,7 +90,7 @@ async def build_store(
     """
     database = _create_database(settings)
     redactor = load_rules(settings.redaction_rules)
-    journal = PostgresJournal(
+    journal = choose_journal(observer)(
         database.direct,
         worker_id,
         flush_seconds=settings.journal_flush_ms / 1000,
@@ -115,7 +121,7 @@ async def build_store(
             workers=workers,
             conversations=ConversationStore(database, redactor=redactor),
             usage=UsageStore(database, worker_id, redactor=redactor),
-            questions=QuestionStore(
+            questions=choose_questions(observer)(
                 database, worker_id, lifetime=timedelta(days=settings.input_expiry_days), redactor=redactor
             ),
             keys=KeyStore(database),

@@ -7,6 +7,7 @@ from functools import partial
 
 from gateway.agent.server_registry import ServerRegistry
 from gateway.common.concurrency import TaskRegistry
+from gateway.composition.observed import observe_calls, observe_servers
 from gateway.composition.storage import Store
 from gateway.composition.supervision import supervise
 from gateway.config import Settings
@@ -16,6 +17,7 @@ from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.server_config import ServerConfigFile
 from gateway.mcp_client.tool_server.definitions import DefinitionClient
 from gateway.mcp_client.toolbox import McpToolbox
+from gateway.ports.observer import Observer
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import Toolbox
 
@@ -36,7 +38,11 @@ class Tools:
 
 @asynccontextmanager
 async def build_tools(
-    settings: Settings, servers: list[ServerConfig], store: Store, tasks: TaskRegistry
+    settings: Settings,
+    servers: list[ServerConfig],
+    store: Store,
+    tasks: TaskRegistry,
+    observer: Observer | None = None,
 ) -> AsyncGenerator[Tools]:
     """Connect to the MCP servers.
 
@@ -46,12 +52,13 @@ async def build_tools(
     store.identity_keys.write_jwks_file(settings.gateway_data_dir)
     apply_rules = partial(
         apply_policy,
-        toolbox,
+        observe_servers(toolbox, observer),
         deny=settings.tools_deny,
         redactor=store.redactor,
         max_result_chars=settings.tool_result_max_chars,
     )
-    policy_toolbox, host_toolbox = apply_rules(), apply_rules(sanitizes=False)
+    observe = partial(observe_calls, observer=observer, redactor=store.redactor)
+    policy_toolbox, host_toolbox = observe(apply_rules()), observe(apply_rules(sanitizes=False))
     registry = ServerRegistry(ServerConfigFile(settings), toolbox, store.servers, store.bus)
     store.bus.subscribe(BusKind.SERVERS_CHANGED, registry.on_servers_changed)
     store.bus.subscribe(BusKind.GRANTS_CHANGED, lambda _: toolbox.on_grants_changed())

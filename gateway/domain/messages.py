@@ -23,7 +23,7 @@ The input is not JSON, not UTF-8, or nested too deeply.
 """
 
 UserRole = Literal["admin", "user", "viewer"]
-Area = Literal["chat", "history", "tools", "servers", "keys", "admin"]
+Area = Literal["chat", "history", "tools", "servers", "keys", "metrics", "admin"]
 GatewayTools = Literal["auto", "all", "none"]
 """Gateway tools of requests that say nothing.
 
@@ -318,7 +318,8 @@ class TurnRecord(msgspec.Struct, frozen=True):
 
     `model` is the model in use, which may be the target of an alias. `caller` is the principal that started the turn,
     if authentication is on. A resumed turn keeps its rights. `epoch` is the number of claims by workers; `attempts`
-    counts the workers that died or lost their lease since the last completed step.
+    counts the workers that died or lost their lease since the last completed step. `trace_context` has the W3C headers
+    of the request's trace and its wire format, if traces or metrics are on.
     """
 
     id: UUID
@@ -330,6 +331,7 @@ class TurnRecord(msgspec.Struct, frozen=True):
     caller: Principal | None = None
     epoch: int = 0
     attempts: int = 0
+    trace_context: dict[str, str] | None = None
 
     @property
     def principal(self) -> Principal:

@@ -1,5 +1,7 @@
 """Builds the client of the configured model server."""
 
+from collections.abc import Callable
+
 from gateway.config import Settings
 from gateway.llm.catalog import Catalog
 from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel
@@ -8,9 +10,11 @@ from gateway.llm.recording import Recorder
 from gateway.ports.rate_limit import SharedLimits
 
 
-def connect_model_server(settings: Settings) -> tuple[OpenAICompatibleModel, Catalog]:
+def connect_model_server(
+    settings: Settings, create_limiter: Callable[..., ModelRateLimiter] = ModelRateLimiter
+) -> tuple[OpenAICompatibleModel, Catalog]:
     """Return the model server's client and catalogue."""
-    options = _build_options(settings)
+    options = _build_options(settings, create_limiter)
     if settings.groq_api_key is not None:
         from gateway.llm.providers.groq import create_groq_model
 
@@ -27,7 +31,7 @@ def connect_model_server(settings: Settings) -> tuple[OpenAICompatibleModel, Cat
     return create_openai_model(options), catalog
 
 
-def _build_options(settings: Settings) -> ModelServerOptions:
+def _build_options(settings: Settings, create_limiter: Callable[..., ModelRateLimiter]) -> ModelServerOptions:
     secret = settings.groq_api_key or settings.openai_api_key
     assert secret is not None
     key = secret.get_secret_value()
@@ -40,7 +44,7 @@ def _build_options(settings: Settings) -> ModelServerOptions:
         api_key=key,
         base_url=settings.groq_base_url if settings.groq_api_key is not None else settings.openai_base_url,
         idle_timeout=settings.model_idle_timeout,
-        limiter=ModelRateLimiter(shared=shared),
+        limiter=create_limiter(shared=shared),
         queue_seconds=settings.model_queue_seconds,
         recorder=Recorder(settings.model_record_dir, key=key) if settings.model_record_dir is not None else None,
     )

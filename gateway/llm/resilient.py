@@ -91,6 +91,10 @@ class CircuitBreaker:
             return 0.0
         return wait
 
+    @property
+    def is_open(self) -> bool:
+        return self._failures >= self._policy.failure_threshold and self._now() < self._open_until
+
     def record_success(self) -> None:
         self._failures, self._open_seconds = 0, self._policy.open_seconds
 

@@ -20,6 +20,7 @@ from gateway.server.child_environment import (
     build_simulator_environment,
     build_tool_server_environment,
 )
+from gateway.server.shared_metrics import share_metrics
 from gateway.server.source_watcher import SourceWatcher, list_source_directories
 from gateway.server.startup_report import report_stack_ready, report_workers_ready
 from gateway.server.supervisor import ManagedProcess, Supervisor
@@ -52,9 +53,14 @@ def run_stack(settings: Settings, *, reload: bool = False, dev_origins: bool = F
     port = SharedPort(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
     bind_socket("127.0.0.1", settings.tools_server_port, setting="TOOLS_SERVER_PORT").close()
     postgres = _locate_postgres(settings)
-    with contextlib.closing(port), contextlib.closing(_bind_simulator_port()) as listener:
+    with (
+        contextlib.closing(port),
+        contextlib.closing(_bind_simulator_port()) as listener,
+        share_metrics(settings, settings.gateway_workers) as metrics,
+    ):
         started_at = time.monotonic()
         env = _build_environment(postgres) | {
+            **metrics,
             "MIGRATE_ON_START": "true",
             "DATABASE_WAIT_SECONDS": _DATABASE_WAIT_SECONDS,
             "TOOLS_SERVER_PORT": str(settings.tools_server_port),
@@ -96,9 +102,13 @@ def run_workers(settings: Settings, count: int) -> int:
     tls.build_server_options(settings.tls_files)
     port = SharedPort(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
     postgres = _locate_postgres(settings)
-    with contextlib.closing(port), contextlib.closing(_bind_simulator_port()) as listener:
+    with (
+        contextlib.closing(port),
+        contextlib.closing(_bind_simulator_port()) as listener,
+        share_metrics(settings, count) as metrics,
+    ):
         started_at = time.monotonic()
-        env = _build_environment(postgres)
+        env = _build_environment(postgres) | metrics
         if postgres is not None:
             env["DATABASE_WAIT_SECONDS"] = _DATABASE_WAIT_SECONDS
         simulators = build_simulator(settings, env, listener)

@@ -65,6 +65,7 @@ class Database:
         self.engine: AsyncEngine = self.connector.create_engine(
             pool_size=pool_size, max_overflow=pool_size, pool_timeout=5, json_serializer=encode_jsonb
         )
+        self.max_connections = 2 * pool_size
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 

@@ -100,6 +100,9 @@ class Turn(Table, table=True):
     request_id: str | None = Field(default=None, sa_type=Text)
     idempotency_key: str | None = Field(default=None, sa_type=Text)
     request_hash: str | None = Field(default=None, sa_type=Text)
+    trace_context: dict[str, str] | None = Field(
+        default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True)
+    )
     cancel_requested: bool = Field(default=False, sa_column=number_column(Boolean, "false"))
     created_at: datetime | None = Field(default=None, sa_column=created_at_column())
     completed_at: datetime | None = Field(default=None, sa_column=time_column())

@@ -296,6 +296,7 @@ def _parse_record(turn: Turn, claim: TurnClaim) -> TurnRecord:
         caller=None if turn.caller is None else msgspec.convert(turn.caller, Principal),
         epoch=claim.epoch,
         attempts=claim.attempts,
+        trace_context=turn.trace_context,
     )
 
 

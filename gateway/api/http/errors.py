@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.api.http.request_context import ANTHROPIC_PREFIX, STARTED_SCOPE_KEY
+from gateway.api.http.request_context import ANTHROPIC_PREFIX, ERROR_SCOPE_KEY, STARTED_SCOPE_KEY
 from gateway.api.security.permissions import list_methods
 from gateway.common.logging import get_logger, request_id
 from gateway.common.validation_errors import describe_problem, list_causes, remove_tags
@@ -76,6 +76,7 @@ def error_response(
 
     `retry_after` is in seconds. `openai_code` replaces the code for OpenAI's clients.
     """
+    request.scope[ERROR_SCOPE_KEY] = code
     headers: dict[str, str] = {}
     if (turn_id := getattr(request.state, "turn_id", None)) is not None:
         headers["X-Turn-Id"] = turn_id

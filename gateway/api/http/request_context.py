@@ -19,7 +19,9 @@ HEADERS_SCOPE_KEY = "gateway.headers"
 Middleware and routes append headers to it.
 """
 STARTED_SCOPE_KEY = "gateway.begun"
-"""Scope key that is present once the response has begun."""
+"""Scope key of the response's status, present once the response has begun."""
+ERROR_SCOPE_KEY = "gateway.error_code"
+"""Scope key of the code of an error response."""
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
 """Pages with a policy of their own."""
@@ -57,7 +59,7 @@ class RequestContextMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(message["status"])  # the MCP SDK passes an enum, which the log would show as its repr
-                scope[STARTED_SCOPE_KEY] = True
+                scope[STARTED_SCOPE_KEY] = status
                 present = {name.lower() for name, _ in message["headers"]}
                 missing = [header for header in security_headers if header[0] not in present]
                 message["headers"] = [*message["headers"], (b"x-request-id", current_id), *added, *missing]

@@ -58,6 +58,7 @@ MANAGE_KEYS = RoutePermission("keys", "user")
 ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/health"): _UNCOUNTED,
     ("GET", "/ready"): _UNCOUNTED._replace(detailed=True),
+    ("GET", "/metrics"): RoutePermission("metrics"),
     ("GET", "/docs"): _PUBLIC,
     ("GET", "/docs/oauth2-redirect"): _PUBLIC,
     ("GET", "/redoc"): _PUBLIC,

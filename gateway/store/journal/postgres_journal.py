@@ -6,7 +6,7 @@ docs/adr/0002.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from uuid import UUID
 
 import asyncpg
@@ -47,6 +47,7 @@ class PostgresJournal(Journal):
     database is unavailable: beyond it, `is_backlogged` is true, no turn begins, and turns wait in
     `wait_for_capacity()`. `begin_turn` fails after `timeout_seconds`. A turn whose writes the database refuses for
     `retry_seconds` is given up: its log fails, and any worker may claim it once the database takes writes again.
+    For `on_commit` see `CommitPolicy`.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class PostgresJournal(Journal):
         retry_seconds: float = 10.0,
         max_bytes: int = 32 * 1024 * 1024,
         redactor: Redactor | None = None,
+        on_commit: Callable[[int, float, bool], None] | None = None,
     ) -> None:
         self._connector = connector
         self._worker_id = worker_id
@@ -77,6 +79,7 @@ class PostgresJournal(Journal):
             retry_seconds=retry_seconds,
             give_up=self._give_up,
             refuse=self._refuse,
+            on_commit=on_commit,
         )
         self._writer = JournalWriter("journal", self._queue, policy)
         self._slow_writer = SlowWriter("journal, slow writes", self._queue, policy, self._writer)

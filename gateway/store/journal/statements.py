@@ -69,18 +69,18 @@ BEGIN_TURN = f"""
 WITH turn AS (
 INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
                    parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id,
-                   caller, origin_id, is_replay, request_hash)
+                   caller, origin_id, is_replay, request_hash, trace_context)
 VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
         CASE WHEN $14::uuid IS NULL AND $16::uuid IS NULL THEN $2::uuid END,
         CASE WHEN $14::uuid IS NOT NULL OR $16::uuid IS NOT NULL THEN nullif($14, '{NO_TURN}'::uuid)
              ELSE (SELECT id FROM turns WHERE conversation_id = $2 AND {IS_FOLLOWED}
                    ORDER BY position DESC NULLS LAST, id DESC LIMIT 1) END,
-        $15, $16, $17, $18)
+        $15, $16, $17, $18, $19)
 ON CONFLICT (id) DO UPDATE SET worker_id = turns.worker_id
 WHERE turns.worker_id = EXCLUDED.worker_id AND turns.epoch = EXCLUDED.epoch
 RETURNING id),
 fence AS (SELECT coalesce((SELECT id FROM turn), refuse_stale_write($1)) AS id)
-{_insert_events_sql(19, "fence")}"""
+{_insert_events_sql(20, "fence")}"""
 START_CALL = f"""
 {FENCE}, inserted AS ({_insert_events_sql(4, "fence")})
 INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
@@ -144,7 +144,7 @@ EXECUTION_ORDER = (
 
 A statement may run twice after a lost connection. It fails for a turn that another worker has taken over.
 """
-_EVENT_PARAM_OFFSETS = {BEGIN_TURN: 18, FINISH_TURN: 3, START_CALL: 3, FINISH_CALL: 3, RELEASE_TURN: 3}
+_EVENT_PARAM_OFFSETS = {BEGIN_TURN: 19, FINISH_TURN: 3, START_CALL: 3, FINISH_CALL: 3, RELEASE_TURN: 3}
 """Number of parameters before those of the events.
 
 The keys are the statements that also insert a turn's events.
@@ -188,6 +188,7 @@ def build_begin_row(turn: TurnRecord, worker_id: UUID) -> Row:
         request.origin and request.origin.turn_id,
         request.origin is not None and request.origin.is_replay,
         request.request_hash,
+        turn.trace_context,
     )
     return BEGIN_TURN, values
 

@@ -57,6 +57,7 @@ class CommitPolicy:
 
     A commit attempt ends after `attempt_seconds`. A turn whose write could not be stored for `retry_seconds` is given
     up: `give_up` is called with its log. `refuse` is called with the log of a turn whose write can never be stored.
+    `on_commit` is told of each attempt: its writes, its seconds, and whether it succeeded.
     """
 
     worker_id: UUID
@@ -65,6 +66,7 @@ class CommitPolicy:
     retry_seconds: float
     give_up: Callable[[EventSource], None]
     refuse: Callable[[EventSource, Exception], None]
+    on_commit: Callable[[int, float, bool], None] | None = None
 
 
 class JournalWriter:
@@ -136,11 +138,17 @@ class JournalWriter:
             await self._commit_split(batch)
         except Exception as error:  # noqa: BLE001 - an unexpected error would stop the only writer
             self._queue.finish(batch)
+            self._report_commit(batch, started_at, succeeded=False)
             self._handle_failure(error, batch, started_at)
             await asyncio.sleep(min(self._stop_overdue(batch), self._backoff.next_delay()))
         else:
             self._queue.finish(batch)
+            self._report_commit(batch, started_at, succeeded=True)
             self._handle_success(batch, started_at)
+
+    def _report_commit(self, batch: list[PendingWrite], started_at: float, *, succeeded: bool) -> None:
+        if batch and self._policy.on_commit is not None:
+            self._policy.on_commit(len(batch), asyncio.get_running_loop().time() - started_at, succeeded)
 
     def _handle_success(self, batch: list[PendingWrite], started_at: float) -> None:
         if batch:

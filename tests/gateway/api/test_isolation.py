@@ -167,7 +167,7 @@ def test_every_route_is_classified(app: Any) -> None:
 
 
 def test_every_classified_route_exists(app: Any) -> None:
-    undocumented = {("GET", path) for path in ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")}
+    undocumented = {("GET", path) for path in ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/metrics")}
     pages = {("GET", "start"), ("POST", "start"), ("GET", "callback"), ("GET", "client.json")}
     undocumented |= {(method, f"/api/v1/mcp/oauth/{page}") for method, page in pages}
     undocumented |= {(method, "/mcp") for method in ("GET", "POST", "DELETE")}

@@ -1,0 +1,76 @@
+"""Traces and metrics, as far as the settings switch them on."""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import State
+
+from gateway import __version__
+from gateway.common.concurrency import TaskRegistry
+from gateway.composition.supervision import supervise
+from gateway.config import Settings
+from gateway_runtime.telemetry.signals import read_signals
+
+if TYPE_CHECKING:
+    from gateway.observation.gauges import GaugeSources
+    from gateway_runtime.telemetry.observer import Telemetry
+
+SERVICE_NAME = "agent-gateway"
+_FLUSH_SECONDS = 2.0
+
+
+def create_telemetry(settings: Settings) -> "Telemetry | None":
+    """Return the observer of this process.
+
+    None: nothing is on, and no library is imported.
+
+    Raises:
+        ConfigError: a variable of OpenTelemetry asks for something that is not supported.
+    """
+    signals = read_signals(os.environ)
+    if not settings.metrics and not any(signals):
+        return None
+    from gateway.observation.families import FAMILIES
+    from gateway_runtime.telemetry.observer import Telemetry
+
+    telemetry = Telemetry()
+    if settings.metrics or signals.metrics:
+        from gateway_runtime.telemetry.metrics import Metrics
+
+        telemetry.metrics = Metrics(FAMILIES)
+    if signals.traces:
+        from gateway_runtime.telemetry.tracing import install_tracing
+
+        telemetry.tracing = install_tracing(SERVICE_NAME, __version__)
+    return telemetry
+
+
+@asynccontextmanager
+async def run_telemetry(
+    settings: Settings, telemetry: "Telemetry", sources: "GaugeSources", state: State, tasks: TaskRegistry
+) -> AsyncGenerator[None]:
+    """Read gauges and serve the metrics; on exit, send what is left.
+
+    Raises:
+        ConfigError: METRICS_PORT is taken.
+    """
+    async with AsyncExitStack() as stack:
+        if telemetry.tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, telemetry.tracing.flush, _FLUSH_SECONDS)
+        if telemetry.metrics is not None:
+            from gateway.observation.exposition import MetricsExposition
+            from gateway.observation.gauges import GaugeReader
+
+            gauges = GaugeReader(telemetry, sources)
+            supervise(gauges.task, tasks, stack)
+            exposition = MetricsExposition(telemetry.metrics, gauges)
+            if settings.metrics and settings.metrics_port is not None:
+                from gateway.observation.metrics_server import create_metrics_server
+
+                supervise(create_metrics_server(settings, exposition).task, tasks, stack)
+            elif settings.metrics:
+                state.metrics = exposition
+        yield
