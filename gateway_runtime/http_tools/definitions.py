@@ -14,6 +14,8 @@ ToolNameText = Annotated[str, Field(pattern=NAME_PATTERN, description="Unique na
 SecretName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
 SecretValue = Annotated[str, Field(min_length=4, max_length=8_192)]
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+BodyFormat = Literal["json", "text", "base64"]
+FormType = Literal["urlencoded", "multipart"]
 Style = Literal["form", "spaceDelimited", "pipeDelimited", "deepObject", "json"]
 
 
@@ -37,7 +39,8 @@ class WireField(RequestModel):
     """Field of a query or a form: an argument, or a text.
 
     `value` is a text with placeholders, such as `{secret.key}`. A field whose argument is absent is left out. Style and
-    explode are OpenAPI's; `json` sends the argument as JSON text.
+    explode are OpenAPI's; `json` sends the argument as JSON text. Multipart forms alone have the last three: the media
+    type of the part, the template of a file's name, and whether the argument is base64 of the bytes that are sent.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -45,6 +48,9 @@ class WireField(RequestModel):
     value: str | None = Field(default=None, max_length=4_000)
     style: Style = "form"
     explode: bool = True
+    media_type: str | None = Field(default=None, max_length=200)
+    file_name: str | None = Field(default=None, max_length=200)
+    base64: bool = False
 
 
 class ResultRule(RequestModel):
@@ -85,15 +91,21 @@ class DefinitionFields(RequestModel):
     headers: _Headers = Field(
         default_factory=dict,
         max_length=50,
-        description="Names and templates, such as `Bearer {secret.token}`. `{base64.login}` is a secret in base64.",
+        description="Names and templates, such as `Bearer {secret.token}`. `{base64.login}` is a secret in base64. A "
+        "header, or a pair of `Cookie`, whose argument is absent is left out.",
     )
     body: Any = Field(
         default=None,
         description='JSON template: `"{name}"` becomes the argument with its type; in a longer text, its text.',
     )
+    body_format: BodyFormat = Field(
+        default="json",
+        description="`text` and `base64` send the text of the body, or the bytes that it encodes, without JSON.",
+    )
     form: ItemList[WireField] | None = Field(
         default=None, max_length=200, description="Fields of a form, instead of a body."
     )
+    form_type: FormType = "urlencoded"
     result: ResultRule = Field(default_factory=ResultRule)
     annotations: HintsOfTool = Field(default_factory=HintsOfTool)
     timeout_seconds: float = Field(default=30.0, ge=0.1, le=120.0)
@@ -132,7 +144,9 @@ class DefinitionPatch(_WithSecrets):
     query: ItemList[WireField] | None = Field(default=None, max_length=100)
     headers: _Headers | None = Field(default=None, max_length=50)
     body: Any = None
+    body_format: BodyFormat | None = None
     form: ItemList[WireField] | None = Field(default=None, max_length=200)
+    form_type: FormType | None = None
     result: ResultRule | None = None
     annotations: HintsOfTool | None = None
     timeout_seconds: float | None = Field(default=None, ge=0.1, le=120.0)

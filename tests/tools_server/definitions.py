@@ -25,12 +25,14 @@ class Api:
     answer: Any = None
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        raw = await request.read()
         self.requests.append(
             {
                 "method": request.method,
                 "target": request.raw_path,
                 "headers": dict(request.headers),
-                "body": (await request.read()).decode(),
+                "body": raw.decode(errors="replace"),
+                "raw": raw,
             }
         )
         if callable(self.answer):

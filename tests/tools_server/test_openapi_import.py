@@ -49,7 +49,7 @@ async def test_document_with_shared_schemas_is_imported_by_url_and_called(defini
         "POST /pet/{petId}": "add",
         "PUT /pet": "add",
         "GET /pet/findByTags": "add",
-        "POST /pet/{petId}/image": "skip",
+        "POST /pet/{petId}/image": "add",
         "GET /broken": "skip",
     }
     assert set(report["secrets"]) == {"api_key", "petstore_auth"}
@@ -166,7 +166,16 @@ BAD_DOCUMENTS: list[tuple[Any, str]] = [
     ({"swagger": "2.0"}, "Swagger 2"),
     ({"openapi": "4.0.0"}, "not OpenAPI"),
     ("[1]", "not an object"),
-    ("a: &x [1]\nb: *x", "aliases"),
+    ("a: &x [*x]", "inside of its own value"),
+    ("a: *x\nb: &x 1", "before it"),
+    (
+        "\n".join(["a0: &a0 x", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]),
+        "aliases counted",
+    ),
+    (
+        "\n".join(["a0: &a0 {k: v}", *(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 40))]),
+        "aliases counted",
+    ),
     ("a: !!python/object/apply:os.system [id]", "neither JSON nor YAML"),
     ("\t: {", "neither JSON nor YAML"),
     ("[" * 100_000, "nested"),
@@ -207,3 +216,88 @@ async def test_circles_and_large_schemas_stay_bounded(defining: DefinitionClient
     for name in ("A", "S0"):
         definition = (await defining.send("GET", f"/{name}"))[1]["definition"]
         assert len(json.dumps(definition)) < 20_000
+
+
+UPLOADS = """
+openapi: 3.2.0
+info: {title: Uploads, version: '1'}
+servers:
+  - url: https://{region}.example.com/{base}
+    variables: {region: {default: eu}, base: {default: v2}}
+x-limits: &limits {type: integer, minimum: 1, maximum: 100}
+paths:
+  /files:
+    post:
+      operationId: createFile
+      parameters:
+        - {name: lang, in: cookie, schema: {type: string}}
+        - {name: session, in: cookie, schema: {type: string}}
+      requestBody:
+        required: true
+        content:
+          multipart/form-data:
+            schema:
+              allOf:
+                - {$ref: '#/components/schemas/Named'}
+                - type: object
+                  required: [file]
+                  properties:
+                    file: {type: string, format: binary}
+                    pictures: {type: array, items: {type: string, contentMediaType: image/png}}
+                    count: *limits
+                    meta: {type: object, properties: {a: {type: integer}}}
+            encoding: {file: {contentType: 'application/pdf, text/plain'}}
+  /notes/{id}:
+    put:
+      operationId: putNote
+      parameters: [{name: id, in: path, required: true, schema: {type: string}}]
+      requestBody: {required: true, content: {application/xml: {schema: {type: object}}}}
+  /raw:
+    post:
+      operationId: putRaw
+      requestBody: {content: {application/octet-stream: {}}}
+  /search:
+    post:
+      operationId: search
+      requestBody:
+        required: true
+        content:
+          application/json:
+            schema:
+              oneOf:
+                - {type: object, required: [text], properties: {text: {type: string}}}
+                - {type: object, required: [ids], properties: {ids: {type: array, items: *limits}}}
+components:
+  schemas:
+    Named: {required: [title], properties: {title: {type: string}}}
+"""
+
+
+async def test_files_texts_and_bytes_of_a_document_are_called(defining: DefinitionClient, api: Api) -> None:
+    report = await run_import(defining, document=UPLOADS)
+    assert report["origin"] == "https://eu.example.com"
+    await run_import(defining, document=UPLOADS, server_url=f"{api.url}/v2", apply=True, publish=True)
+    async with connect(defining.address, "auto") as client:
+        tools = {tool.name: tool.input_schema for tool in (await client.list_tools()).tools}
+        values = {"title": "ä", "file": "YWJj", "file_file_name": "a.pdf", "pictures": ["AA==", "AQ=="], "count": 2}
+        await client.call_tool("createFile", values | {"meta": {"a": 1}, "session": "s"})
+        await client.call_tool("putNote", {"id": "1", "body": "<a/>"})
+        await client.call_tool("putRaw", {"body": "AAEC"})
+        await client.call_tool("search", {"body": {"ids": [1, 2]}})
+        wrong = await client.call_tool("search", {"body": {"ids": [101]}})
+        late = await client.call_tool("createFile", {"title": "x"})
+    assert (wrong.is_error, late.is_error) == (True, True)
+    assert sorted(tools["createFile"]["required"]) == ["file", "title"]
+    upload, note, raw, search = api.requests
+    assert upload["headers"]["Cookie"] == "session=s"
+    for part in (
+        b'name="title"\r\n\r\n\xc3\xa4\r\n',
+        b'name="file"; filename="a.pdf"\r\nContent-Type: application/pdf\r\n\r\nabc\r\n',
+        b'name="pictures"; filename="pictures"\r\nContent-Type: application/octet-stream\r\n\r\n\x00\r\n',
+        b'name="count"\r\n\r\n2\r\n',
+        b'name="meta"\r\nContent-Type: application/json\r\n\r\n{"a": 1}\r\n',
+    ):
+        assert part in upload["raw"]
+    assert (note["target"], note["headers"]["Content-Type"], note["body"]) == ("/v2/notes/1", "application/xml", "<a/>")
+    assert (raw["headers"]["Content-Type"], raw["raw"]) == ("application/octet-stream", b"\x00\x01\x02")
+    assert json.loads(search["body"]) == {"ids": [1, 2]}

@@ -1,7 +1,5 @@
 """A checked definition, which builds the HTTP requests of its calls."""
 
-import json
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -13,37 +11,23 @@ from yarl import URL
 from gateway_runtime.http_tools.definitions import DefinedTool
 from gateway_runtime.json_schema.rules import SchemaInvalid, measure_value
 from gateway_runtime.json_schema.validation import CompiledSchema, SchemaNotCheckable, find_error_off_loop
+from tools_server.http_tools.bodies import compile_body, compile_field
 from tools_server.http_tools.errors import CallFailed, DefinitionInvalid
+from tools_server.http_tools.headers import HeaderTemplate
 from tools_server.http_tools.templates import (
-    ABSENT,
     ARGUMENT_NAME,
-    BodyTemplate,
     CallValues,
     Placeholder,
     TemplateInvalid,
-    TextTemplate,
     UrlTemplate,
 )
-from tools_server.http_tools.wire_fields import CompiledField, render_fields
+from tools_server.http_tools.wire_fields import render_fields
 
 T = TypeVar("T")
 MAX_DEFINITION_BYTES = 64 * 1024
 _MAX_SCHEMA_NODES, _MAX_SCHEMA_CHARS = 4_000, 60_000
-_MAX_URL_LENGTH, _MAX_HEADER_LENGTH, _MAX_BODY_BYTES = 8_000, 8_192, 1024 * 1024
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_MAX_URL_LENGTH, _MAX_BODY_BYTES = 8_000, 1024 * 1024
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
-_RESERVED_HEADERS = (
-    "host",
-    "content-length",
-    "transfer-encoding",
-    "connection",
-    "keep-alive",
-    "upgrade",
-    "te",
-    "trailer",
-)
-_RESERVED_PREFIXES = ("proxy-", "sec-", "expect", "accept-encoding", "keep-alive")
 _BODILESS = ("GET", "HEAD")
 DEFAULT_HEADERS = {"User-Agent": "agent-gateway-tools/1", "Accept": "application/json, text/*;q=0.9, */*;q=0.5"}
 
@@ -71,13 +55,13 @@ class CompiledDefinition:
         self._schema = _compile_schema(definition.input_schema)
         self._url = _parse("url", UrlTemplate, definition.url)
         self.origin = find_origin(self._url.base)
-        self._query = [_parse(f"query.{i}", CompiledField, field) for i, field in enumerate(definition.query)]
-        self._headers = {name: _compile_header(name, text) for name, text in definition.headers.items()}
-        self._body = None if definition.body is None else _parse("body", BodyTemplate, definition.body)
-        self._form: list[CompiledField] | None = None
-        if definition.form is not None:
-            self._form = [_parse(f"form.{i}", CompiledField, field) for i, field in enumerate(definition.form)]
-        self._check_body()
+        self._query = [compile_field("query", index, field) for index, field in enumerate(definition.query)]
+        self._headers = {name: HeaderTemplate(name, text) for name, text in definition.headers.items()}
+        self._body = compile_body(definition)
+        if self._body is not None and definition.method in _BODILESS:
+            raise DefinitionInvalid("body", f"{definition.method} has no body")
+        if definition.form_type == "multipart" and any(name.lower() == "content-type" for name in definition.headers):
+            raise DefinitionInvalid("headers.Content-Type", "the multipart form sets it")
         self._check_placeholders()
         _check_pointers(definition.result.select)
 
@@ -130,36 +114,26 @@ class CompiledDefinition:
             raise CallFailed(f"The arguments make the URL longer than {_MAX_URL_LENGTH:,} characters.")
         headers = dict(DEFAULT_HEADERS)
         for name, template in self._headers.items():
-            text = template.render(values, encoded=name.lower() == "cookie")
+            text = template.render(values)
             if text is not None:
                 headers = {other: value for other, value in headers.items() if other.lower() != name.lower()}
-                headers[name] = _check_header(name, text)
-        body, content_type = self._build_body(values)
-        if body is not None and all(name.lower() != "content-type" for name in headers):
-            headers["Content-Type"] = content_type
-        return BuiltRequest(self.definition.method, url, headers, body)
-
-    def _build_body(self, values: CallValues) -> tuple[bytes | None, str]:
-        if self._form is not None:
-            body, content_type = render_fields(self._form, values).encode(), "application/x-www-form-urlencoded"
-        elif self._body is not None and (value := self._body.render(values)) is not ABSENT:
-            try:
-                body, content_type = json.dumps(value, ensure_ascii=False).encode(), "application/json"
-            except UnicodeEncodeError:
-                raise CallFailed("An argument has characters that are not valid Unicode.") from None
-        else:
-            return None, ""
-        if len(body) > _MAX_BODY_BYTES:
+                headers[name] = text
+        body = None if self._body is None else self._body.build(values)
+        if body is None:
+            return BuiltRequest(self.definition.method, url, headers, None)
+        if len(body.content) > _MAX_BODY_BYTES:
             raise CallFailed(f"The arguments make a body of more than {_MAX_BODY_BYTES:,} bytes.")
-        return body, content_type
+        if all(name.lower() != "content-type" for name in headers):
+            headers["Content-Type"] = body.content_type
+        return BuiltRequest(self.definition.method, url, headers, body.content)
 
     def _list_placeholders(self) -> Iterable[tuple[str, Placeholder]]:
         yield from (("url", placeholder) for placeholder in self._url.placeholders)
-        for name, fields in (("query", self._query), ("form", self._form or [])):
-            yield from ((name, placeholder) for field in fields for placeholder in field.placeholders)
+        yield from (("query", placeholder) for field in self._query for placeholder in field.placeholders)
         for name, template in self._headers.items():
             yield from ((f"headers.{name}", placeholder) for placeholder in template.placeholders)
-        yield from (("body", placeholder) for placeholder in (self._body.placeholders if self._body else ()))
+        place = "body" if self.definition.form is None else "form"
+        yield from ((place, placeholder) for placeholder in (self._body.placeholders if self._body else ()))
 
     def _check_placeholders(self) -> None:
         schema = self.definition.input_schema
@@ -171,12 +145,6 @@ class CompiledDefinition:
         for name in self._url.list_variables(path_only=True):
             if name not in required:
                 raise DefinitionInvalid("input_schema", f"{name!r} is part of the URL's path and must be required")
-
-    def _check_body(self) -> None:
-        if self._form is not None and self._body is not None:
-            raise DefinitionInvalid("form", "there is a body, too")
-        if self.definition.method in _BODILESS and (self._form is not None or self._body is not None):
-            raise DefinitionInvalid("body", f"{self.definition.method} has no body")
 
 
 def find_origin(base: str) -> str:
@@ -226,27 +194,6 @@ def _check_references(schema: dict[str, Any]) -> None:
             pending.extend(members.values())
         elif isinstance(node, list):
             pending.extend(cast("list[Any]", node))
-
-
-def _compile_header(name: str, text: str) -> TextTemplate:
-    lowered = name.lower()
-    if not _TOKEN.fullmatch(name):
-        raise DefinitionInvalid("headers", f"{name[:80]!r} is not a name of a header")
-    if lowered in _RESERVED_HEADERS or lowered.startswith(_RESERVED_PREFIXES):
-        raise DefinitionInvalid(f"headers.{name}", "is set by the server itself")
-    if _CONTROL.search(text) or len(text) > _MAX_HEADER_LENGTH:
-        raise DefinitionInvalid(f"headers.{name}", "has control characters, or is too long")
-    return _parse(f"headers.{name}", TextTemplate, text)
-
-
-def _check_header(name: str, text: str) -> str:
-    if _CONTROL.search(text) or len(text) > _MAX_HEADER_LENGTH:
-        raise CallFailed(f"An argument does not fit into the header {name}: control characters, or too long.")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise CallFailed("An argument has characters that are not valid Unicode.") from None
-    return text.strip()
 
 
 def _check_pointers(select: str | dict[str, str] | None) -> None:

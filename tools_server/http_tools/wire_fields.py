@@ -41,11 +41,17 @@ class CompiledField:
 
     def render(self, values: CallValues) -> list[tuple[str, str]]:
         """List the encoded names and values that the field sends."""
-        if self._text is not None:
-            text = self._text.render(values)
-            return [] if text is None else [(encode(self.field.name), encode(text))]
-        value = values.get_value(Placeholder("argument", self.field.argument or ""))
-        return [] if value is ABSENT else self._render_value(value)
+        value = self.get_value(values)
+        if value is ABSENT:
+            return []
+        return self._render_value(value) if self._text is None else [(encode(self.field.name), encode(value))]
+
+    def get_value(self, values: CallValues) -> Any:
+        """Return the argument, or the text; `ABSENT` without an argument of it."""
+        if self._text is None:
+            return values.get_value(Placeholder("argument", self.field.argument or ""))
+        text = self._text.render(values)
+        return ABSENT if text is None else text
 
     def _render_value(self, value: Any) -> list[tuple[str, str]]:
         name = encode(self.field.name)

@@ -32,15 +32,15 @@ class Unsupported(Exception):
 
 
 class OpenApiDocument:
-    """A parsed document of OpenAPI 3.0 or 3.1."""
+    """A parsed document of OpenAPI 3.0, 3.1 or 3.2."""
 
     def __init__(self, root: JsonObject, url: str | None) -> None:
         """Raises:
         DocumentInvalid: it is not OpenAPI 3.
         """
         version = root.get("openapi")
-        if not isinstance(version, str) or not version.startswith(("3.0", "3.1")):
-            kind = "Swagger 2, which must be converted" if "swagger" in root else "not OpenAPI 3.0 or 3.1"
+        if not isinstance(version, str) or not version.startswith(("3.0", "3.1", "3.2")):
+            kind = "Swagger 2, which must be converted" if "swagger" in root else "not OpenAPI 3.0, 3.1 or 3.2"
             raise DocumentInvalid(f"it is {kind}")
         self.root = root
         self.url = url
@@ -142,27 +142,36 @@ def parse_text(text: str) -> Any:
 
 
 def _check_events(yaml: Any, events: Iterable[Any]) -> None:
-    """Refuse aliases and deep nesting, before anything is built.
+    """Refuse deep nesting and values that are too many, before anything is built.
 
-    libyaml takes quadratic time for the depth of lists.
+    libyaml takes quadratic time for the depth of lists, and few lines of aliases are billions of values.
     """
-    depth = 0
+    sizes: dict[str, int] = {}
+    starts: list[tuple[str | None, int]] = []
+    count = 0
     for event in events:
         if isinstance(event, yaml.AliasEvent):
-            raise DocumentInvalid("it has aliases of YAML, which are not supported")
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
+            if (size := sizes.get(event.anchor)) is None:
+                raise DocumentInvalid("an alias of YAML stands inside of its own value, or before it")
+            count += size
         elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > MAX_DEPTH:
+            anchor, start = starts.pop()
+            if anchor is not None:
+                sizes[anchor] = count - start
+        elif isinstance(event, yaml.NodeEvent):
+            count += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                starts.append((event.anchor, count - 1))
+            elif event.anchor is not None:
+                sizes[event.anchor] = 1
+        if len(starts) > MAX_DEPTH:
             raise DocumentInvalid(f"it is nested more than {MAX_DEPTH} levels deep")
+        if count > _MAX_ITEMS:
+            raise DocumentInvalid(f"it has more than {_MAX_ITEMS:,} values, aliases counted")
 
 
 def _parse_yaml(text: str) -> Any:
-    """Parse YAML as JSON values.
-
-    Few lines of aliases would make billions of values, so aliases are refused.
-    """
+    """Parse YAML as JSON values."""
     yaml: Any = importlib.import_module("yaml")  # here, as few documents need it
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     loader_class: Any = type("Loader", (base,), {})

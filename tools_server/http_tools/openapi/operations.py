@@ -1,13 +1,13 @@
 """An operation of OpenAPI as a definition: parameters, bodies, URL."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote
 
 from gateway_runtime.http_tools.definitions import DefinedTool, WireField
+from tools_server.http_tools.openapi.bodies import Arguments, BodyMapper, is_json
 from tools_server.http_tools.openapi.document import JsonObject, OpenApiDocument, Unsupported, as_list, as_object
-from tools_server.http_tools.openapi.names import make_unique, to_identifier
 from tools_server.http_tools.openapi.schemas import SchemaConverter
 from tools_server.http_tools.openapi.security import map_security
 
@@ -17,8 +17,6 @@ _STYLES = ("form", "spaceDelimited", "pipeDelimited", "deepObject")
 _IGNORED_HEADERS = ("accept", "content-type", "authorization")
 _MAX_DESCRIPTION_LENGTH = 2_000
 _PATH_PARAMETER = re.compile(r"\{([^{}]+)\}")
-_COMPOSITIONS = ("allOf", "anyOf", "oneOf", "nullable")
-_FORM = "application/x-www-form-urlencoded"
 
 
 @dataclass
@@ -49,21 +47,6 @@ class MappedOperation:
     notes: list[str]
 
 
-@dataclass
-class _Arguments:
-    """Arguments of the definition, with those that each parameter became."""
-
-    properties: JsonObject = field(default_factory=dict[str, Any])
-    required: list[str] = field(default_factory=list[str])
-
-    def add(self, name: str, schema: JsonObject, *, required: bool) -> str:
-        argument = make_unique(to_identifier(name), self.properties)
-        self.properties[argument] = schema
-        if required:
-            self.required.append(argument)
-        return argument
-
-
 def list_operations(document: OpenApiDocument) -> list[Operation]:
     """List the operations in the order of the document."""
     operations: list[Operation] = []
@@ -91,7 +74,7 @@ class OperationMapper:
         self._operation = operation
         self._server_url = server_url
         self._schemas = SchemaConverter(document)
-        self._arguments = _Arguments()
+        self._arguments = Arguments()
         self._query: list[WireField] = []
         self._headers: dict[str, str] = {}
         self._cookies: list[str] = []
@@ -107,9 +90,11 @@ class OperationMapper:
         authentication = map_security(self._document, self._operation.node)
         for parameter in self._list_parameters():
             self._add_parameter(parameter)
-        body, form = self._map_body()
+        body = BodyMapper(self._document, self._schemas, self._arguments, self._notes).map(
+            self._operation.node, self._operation.method
+        )
         url = self._build_url()
-        self._headers |= authentication.headers
+        self._headers |= body.headers | authentication.headers
         if cookies := [*authentication.cookies, *self._cookies]:
             self._headers["Cookie"] = "; ".join(cookies)
         definitions = self._schemas.finish()
@@ -124,8 +109,10 @@ class OperationMapper:
             url=url,
             query=[*self._query, *authentication.query],
             headers=self._headers,
-            body=body,
-            form=form,
+            body=body.template,
+            body_format=body.format,
+            form=body.form,
+            form_type=body.form_type,
         )
         return MappedOperation(definition, authentication.secrets, [*self._notes, *self._schemas.notes])
 
@@ -167,17 +154,15 @@ class OperationMapper:
                     argument = self._arguments.add(name, schema, required=is_required)
                     self._headers[name] = f"{{{argument}}}"
             case "cookie":
-                if is_required:
-                    self._cookies.append(f"{name}={{{self._arguments.add(name, schema, required=True)}}}")
-                else:
-                    self._notes.append(f"the optional cookie {name} is left out")
+                argument = self._arguments.add(name, schema, required=is_required)
+                self._cookies.append(f"{name}={{{argument}}}")
             case _:
                 raise Unsupported(f"the parameter {name[:60]} is in {str(place)[:20]!r}")
 
     def _get_schema(self, parameter: JsonObject) -> tuple[JsonObject, bool]:
         """Return a parameter's schema, and whether it is sent as JSON."""
         for media_type, content in as_object(parameter.get("content")).items():
-            return self._schemas.convert(as_object(content).get("schema", {})), _is_json(media_type)
+            return self._schemas.convert(as_object(content).get("schema", {})), is_json(media_type)
         return self._schemas.convert(parameter.get("schema", {})), False
 
     def _map_path(self, name: str, parameter: JsonObject, schema: JsonObject) -> str:
@@ -200,79 +185,6 @@ class OperationMapper:
         argument = self._arguments.add(name, schema, required=is_required)
         self._query.append(WireField(name=name, argument=argument, style=cast("Any", style), explode=explodes))
 
-    def _map_body(self) -> tuple[Any, list[WireField] | None]:
-        if (node := self._operation.node.get("requestBody")) is None or self._operation.method in ("get", "head"):
-            return None, None
-        body = self._document.resolve(node)
-        is_required = body.get("required") is True
-        contents = as_object(body.get("content"))
-        if (json_type := next((kind for kind in contents if _is_json(kind)), None)) is not None:
-            return self._map_json(json_type, as_object(contents[json_type]), is_required), None
-        if _FORM in contents:
-            return None, self._map_form(as_object(contents[_FORM]), is_required)
-        if contents and is_required:
-            raise Unsupported(f"its body is {next(iter(contents))[:60]}")
-        if contents:
-            self._notes.append(f"the optional body of {next(iter(contents))[:60]} is left out")
-        return None, None
-
-    def _map_json(self, media_type: str, content: JsonObject, is_required: bool) -> Any:
-        """Map a JSON body.
-
-        The properties of a plain object become arguments; any other body is one argument.
-        """
-        if media_type.partition(";")[0] not in ("application/json", "*/*"):
-            self._headers["Content-Type"] = media_type
-        schema = content.get("schema", {})
-        properties = self._find_plain_properties(schema)
-        if properties is None:
-            argument = self._arguments.add("body", self._schemas.convert(schema), required=is_required)
-            return f"{{{argument}}}"
-        required = as_list(self._document.resolve(schema).get("required")) if is_required else []
-        return {
-            name: f"{{{self._arguments.add(name, self._schemas.convert(member), required=name in required)}}}"
-            for name, member in properties.items()
-        }
-
-    def _find_plain_properties(self, schema: Any) -> JsonObject | None:
-        """Return the properties of a plain object; None of any other body.
-
-        A null property would be left out, so a body that may have one stays whole.
-        """
-        resolved = self._document.resolve(schema)
-        if resolved.get("type") != "object" or any(
-            name in resolved for name in ("allOf", "anyOf", "oneOf", "nullable")
-        ):
-            return None
-        if resolved.get("additionalProperties") not in (None, False):
-            return None
-        properties: JsonObject = {}
-        for name, member in as_object(resolved.get("properties")).items():
-            if member is None or isinstance(member, bool) or _accepts_null(resolved := self._document.resolve(member)):
-                return None
-            if not resolved.get("readOnly"):
-                properties[name] = member
-        return properties or None
-
-    def _map_form(self, content: JsonObject, is_required: bool) -> list[WireField]:
-        schema = self._document.resolve(content.get("schema", {}))
-        encodings, required = as_object(content.get("encoding")), as_list(schema.get("required"))
-        fields: list[WireField] = []
-        for name, member in as_object(schema.get("properties")).items():
-            encoding = as_object(encodings.get(name))
-            style = encoding.get("style")
-            kind = self._document.resolve(member).get("type")
-            if style not in _STYLES:
-                style = "json" if kind == "object" else "form"
-            explodes = encoding.get("explode") is not False
-            argument = self._arguments.add(
-                name, self._schemas.convert(member), required=is_required and name in required
-            )
-            fields.append(WireField(name=name, argument=argument, style=style, explode=explodes))
-        if not fields and is_required:
-            raise Unsupported("its form has no fields")
-        return fields
-
     def _build_url(self) -> str:
         parts: list[str] = []
         position = 0
@@ -291,16 +203,3 @@ class OperationMapper:
 def _quote_path(text: str) -> str:
     path, separator, query = text.partition("?")
     return quote(path, safe="/:@!$&'()*+,;=-._~%") + separator + quote(query, safe="/:@!$&'()*+,;=-._~%?")
-
-
-def _is_json(media_type: str) -> bool:
-    kind = media_type.partition(";")[0].strip().lower()
-    return kind in ("application/json", "*/*", "text/json") or kind.endswith("+json")
-
-
-def _accepts_null(schema: JsonObject) -> bool:
-    kinds = schema.get("type")
-    alternatives = [*as_list(schema.get("anyOf")), *as_list(schema.get("oneOf"))]
-    if schema.get("nullable") is True or (isinstance(kinds, list) and "null" in kinds):
-        return True
-    return any(as_object(part).get("type") == "null" for part in alternatives)

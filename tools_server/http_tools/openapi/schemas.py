@@ -15,7 +15,7 @@ _PLAIN_KEYWORDS = frozenset(
     {
         "type", "format", "enum", "const", "default", "pattern", "title", "minimum", "maximum", "exclusiveMinimum",
         "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "minItems", "maxItems", "uniqueItems",
-        "minProperties", "maxProperties",
+        "minProperties", "maxProperties", "contentEncoding", "contentMediaType",
     }
 )  # fmt: skip
 _SCHEMA_KEYWORDS = ("items", "additionalProperties", "not", "propertyNames", "contains", "if", "then", "else")
@@ -83,6 +83,8 @@ class SchemaConverter:
         if isinstance(description := source.get("description"), str) and description:
             result["description"] = description[:_MAX_DESCRIPTION_LENGTH]
         self._convert_properties(source, result, depth)
+        if patterns := as_object(source.get("patternProperties")):
+            result["patternProperties"] = {name: self._convert(member, depth + 1) for name, member in patterns.items()}
         for keyword in _SCHEMA_KEYWORDS:
             if isinstance(source.get(keyword), dict | bool):
                 result[keyword] = self._convert(source[keyword], depth + 1)
