@@ -1,4 +1,4 @@
-"""Bodies, forms and cookies of defined tools, as they arrive at a server."""
+"""Bodies, forms and cookies of defined tools at a server."""
 
 import base64
 import email.policy
@@ -34,7 +34,7 @@ async def call(defining: DefinitionClient, tool: str, /, **values: Any) -> Any:
 
 
 def parse_multipart(request: dict[str, Any]) -> list[tuple[str, str | None, str | None, bytes]]:
-    """Return name, file name, media type and content of each part, by the parser of Python's mail package."""
+    """Return name, file name, media type and content of each part."""
     head = f"Content-Type: {request['headers']['Content-Type']}\r\n\r\n".encode()
     message = BytesParser(policy=email.policy.HTTP).parsebytes(head + request["raw"])
     assert not message.defects

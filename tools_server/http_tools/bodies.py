@@ -86,7 +86,7 @@ def compile_field(place: str, index: int, field: WireField) -> CompiledField:
 
 
 class _TemplateBody(BodyBuilder):
-    """A JSON template, which is sent as JSON, as text, or as the bytes of a text in base64."""
+    """A JSON template, sent as JSON, as text, or as bytes."""
 
     def __init__(self, definition: DefinedTool) -> None:
         self._format = definition.body_format
@@ -123,7 +123,7 @@ class _UrlencodedForm(BodyBuilder):
 
 @dataclass(frozen=True)
 class _Part:
-    """A field of a multipart form, with its template of a file name."""
+    """A field of a multipart form, with its file name."""
 
     compiled: CompiledField
     file_name: TextTemplate | None
@@ -133,7 +133,7 @@ class _Part:
         return [*self.compiled.placeholders, *(self.file_name.placeholders if self.file_name else ())]
 
     def list_contents(self, values: CallValues) -> list[bytes]:
-        """List the contents: one for each item of a list that is exploded."""
+        """List the contents: one for each item of an exploded list."""
         value, field = self.compiled.get_value(values), self.compiled.field
         if value is ABSENT:
             return []

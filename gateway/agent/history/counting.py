@@ -18,7 +18,7 @@ from gateway.ports.model import ModelCall, ModelInfo
 from gateway.ports.tokenizers import Tokenizer
 
 _SAFE_SHARE = 0.6
-"""Share of a context window that remains beside the answer and the reserve."""
+"""Share of a context window beside the answer and the reserve."""
 _MAX_COUNTED_WINDOWS = 8
 
 

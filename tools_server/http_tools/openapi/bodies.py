@@ -187,7 +187,7 @@ class BodyMapper:
         return fields
 
     def _find_file(self, schema: JsonObject) -> Literal["one", "many"] | None:
-        """Return whether a schema is that of a file, or of a list of files."""
+        """Return whether a schema describes a file, or a list of files."""
         if _is_file(schema):
             return "one"
         if schema.get("type") == "array" and _is_file(self._document.resolve(schema.get("items", {}))):
@@ -196,7 +196,7 @@ class BodyMapper:
 
 
 def _is_file(schema: JsonObject) -> bool:
-    """Return whether a schema is that of a file in OpenAPI 3.0 or 3.1."""
+    """Return whether a schema describes a file."""
     if schema.get("format") == "binary" or schema.get("type") == "file":
         return True
     return "contentMediaType" in schema and "contentEncoding" not in schema

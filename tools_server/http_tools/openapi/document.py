@@ -142,7 +142,7 @@ def parse_text(text: str) -> Any:
 
 
 def _check_events(yaml: Any, events: Iterable[Any]) -> None:
-    """Refuse deep nesting and values that are too many, before anything is built.
+    """Refuse deep nesting and too many values, before anything is built.
 
     libyaml takes quadratic time for the depth of lists, and few lines of aliases are billions of values.
     """
