@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from tests.e2e.running_stack import ROOT
 
 NODE = ROOT / "tests" / "node"
+NODE_22 = NODE / "node_modules" / ".bin" / "node"
+"""The Node that `make node` installs; version 7 of the AI SDK needs it."""
 
 
 def require_node(package: str = "") -> pytest.MarkDecorator:
@@ -20,10 +23,10 @@ def require_node(package: str = "") -> pytest.MarkDecorator:
     return pytest.mark.skipif("CI" not in os.environ and missing, reason=f"needs {requirement}")
 
 
-async def run_script(script: str, *arguments: str) -> Any:
+async def run_script(script: str, *arguments: str, node: str | Path = "node") -> Any:
     """Run a script of `tests/node` and return its last line's JSON."""
     process = await asyncio.create_subprocess_exec(
-        "node",
+        str(node),
         str(NODE / script),
         *arguments,
         cwd=NODE,
