@@ -37,3 +37,22 @@ async def run_script(script: str, *arguments: str, node: str | Path = "node") ->
         out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
     return json.loads(out.decode().splitlines()[-1])
+
+
+async def bundle(source: Path, target: Path, *options: str) -> None:
+    """Bundle a program with the packages of `tests/node`."""
+    process = await asyncio.create_subprocess_exec(
+        *(str(NODE / "node_modules/.bin/esbuild"), str(source), "--bundle", f"--outfile={target}", "--alias:ai=ai7"),
+        *("--log-level=warning", *options),
+        env=os.environ | {"NODE_PATH": str(NODE / "node_modules")},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        _, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+
+
+async def build_page(example: str, directory: Path) -> None:
+    """Write `page.html` with a program of examples/."""
+    await bundle(ROOT / "examples" / example, directory / "page.js", "--jsx=automatic")
+    (directory / "page.html").write_text('<!doctype html><meta charset="utf-8"><script defer src="page.js"></script>')

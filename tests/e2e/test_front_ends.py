@@ -1,9 +1,60 @@
 """Tests of front ends' SDKs, in Node and in Chromium."""
 
-from gateway.simulator import Fault
-from tests.e2e.node import NODE_22, require_node, run_script
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import pytest
+from playwright.async_api import Page, async_playwright, expect
+from starlette.applications import Starlette
+from starlette.staticfiles import StaticFiles
+
+from gateway.simulator import Fault, Simulator
+from tests.e2e.node import NODE_22, build_page, require_node, run_script
 from tests.eventually import eventually
-from tests.stack import Gateway
+from tests.gateway_console.running_console import CHROMIUM, needs_chromium
+from tests.stack import Gateway, serve_asgi, serve_gateway
+
+expect.set_options(timeout=30_000)
+
+
+@dataclass
+class ChatPage:
+    """A page of examples/use_chat.tsx in Chromium, at an origin of its own."""
+
+    page: Page
+    gateway: Gateway
+    origin: str
+    errors: list[str]
+
+    async def open(self, chat: str, approval: str = "never") -> None:
+        await self.page.goto(f"{self.origin}/page.html?gateway={self.gateway.base_url}&chat={chat}&approval={approval}")
+
+    async def send(self, text: str) -> None:
+        await self.page.get_by_label("Message").fill(text)
+        await self.page.get_by_role("button", name="Send").click()
+
+
+@pytest.fixture
+async def chat_page(
+    database_url: str, simulator: Simulator, tools_url: str, tmp_path: Path
+) -> AsyncGenerator[ChatPage]:
+    await build_page("use_chat.tsx", tmp_path)
+    files = Starlette()
+    files.mount("/", StaticFiles(directory=tmp_path))
+    async with (
+        serve_asgi(files) as origin,
+        serve_gateway(database_url, simulator, tools_url, cors_origins=(origin,)) as gateway,
+        async_playwright() as playwright,
+    ):
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = await browser.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        yield ChatPage(page, gateway, origin, errors)
+        await browser.close()
+        assert errors == []
 
 
 @require_node("@ai-sdk/react")
@@ -33,3 +84,45 @@ async def test_chats_of_the_ai_sdk_need_only_the_url(gateway: Gateway) -> None:
         return turn.body["status"] == "cancelled"
 
     await eventually(is_cancelled)
+
+
+@needs_chromium
+@require_node("@ai-sdk/react")
+async def test_page_with_use_chat_answers_stops_and_resumes(chat_page: ChatPage, db: asyncpg.Connection) -> None:
+    page, gateway = chat_page.page, chat_page.gateway
+    await chat_page.open("sums")
+    await chat_page.send("What is 23*19?")
+    await expect(page.locator(".assistant .text")).to_contain_text("437")
+    await expect(page.locator(".tool")).to_contain_text('calculator {"expression":"23*19"}: output-available')
+    await expect(page.locator(".reasoning").first).not_to_be_empty()
+    await expect(page.locator("output")).to_have_text("ready")
+    gateway.simulator.faults.add_faults(Fault(kind="endless", after_chunks=2, seconds=0.2, match="Go on"))
+    await chat_page.send("Go on.")
+    await expect(page.locator(".assistant .text").last).not_to_be_empty()
+    await page.reload()  # the page keeps no messages, so it shows the answer alone
+    await expect(page.locator(".assistant .text")).not_to_be_empty()
+    await expect(page.locator("output")).to_have_text("streaming")
+    await page.get_by_role("button", name="Stop").click()
+    await expect(page.locator("output")).to_have_text("ready")
+
+    async def is_cancelled() -> bool:
+        return [row[0] for row in await db.fetch("SELECT status FROM turns ORDER BY id")] == ["completed", "cancelled"]
+
+    await eventually(is_cancelled)
+
+
+@needs_chromium
+@require_node("@ai-sdk/react")
+async def test_page_with_use_chat_asks_for_approval(chat_page: ChatPage, db: asyncpg.Connection) -> None:
+    page = chat_page.page
+    await chat_page.open("tasks", approval="always")
+    await chat_page.send("Add a task to buy milk")
+    await page.get_by_role("button", name="Allow").click()
+    await expect(page.locator(".tool")).to_contain_text("output-available")
+    await expect(page.locator(".assistant .text")).to_contain_text("milk")
+    assert await db.fetchval("SELECT title FROM tools.tasks") == "buy milk"
+    await chat_page.send("Add a task to buy bread")
+    await page.get_by_role("button", name="Decline").click()
+    await expect(page.locator(".tool").last).to_contain_text("output-denied")
+    await expect(page.locator("output")).to_have_text("ready")
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 1
