@@ -28,6 +28,7 @@ from gateway.ports.observer import MetricsPage
 from gateway.ports.servers import ServerAdmin
 from gateway.ports.tools import Toolbox
 from gateway.store.admin.audit_chain import AuditChain
+from gateway.store.admin.operations import OperationsStore
 from gateway.store.admin.user_data import UserDataStore
 from gateway.store.api_keys import KeyStore
 from gateway.store.audit import AuditStore
@@ -93,6 +94,7 @@ DefinitionsDep = Annotated[DefinitionForwarder, _depends_on_part("definitions")]
 HistoryDep = Annotated[HistoryStore, _depends_on_part("history")]
 IdentityJwksDep = Annotated[JsonObject, _depends_on_part("identity_jwks")]
 MetricsDep = Annotated[MetricsPage | None, _depends_on_part("metrics")]
+OperationsDep = Annotated[OperationsStore, _depends_on_part("operations")]
 ModelDep = Annotated[Model, _depends_on_part("model")]
 ModelHealthDep = Annotated[CachedValue[str | None], _depends_on_part("model_health")]
 CatalogDep = Annotated[ModelCatalog, _depends_on_part("catalog")]

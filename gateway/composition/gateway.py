@@ -30,6 +30,7 @@ from gateway.config import Settings
 from gateway.domain.bus import BusKind
 from gateway.ports.servers import ServerConfig
 from gateway.store.admin.audit_chain import AuditChain
+from gateway.store.admin.operations import OperationsStore
 from gateway.store.history import HistoryStore
 from gateway.store.lists.turn_contents import TurnContentStore
 from gateway.store.usage_report import UsageReports
@@ -139,6 +140,7 @@ def _set_stores(state: State, store: Store) -> None:
     state.keys = store.keys
     state.audit = store.audit
     state.audit_chain = AuditChain(store.database)
+    state.operations = OperationsStore(store.database)
     state.user_data = store.user_data
     state.turns = store.turns
     state.questions = store.questions

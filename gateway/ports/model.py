@@ -1,7 +1,7 @@
 """Interfaces of models: calls, answers, output sinks and the catalogue."""
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -149,6 +149,18 @@ class ModelInfo(msgspec.Struct, frozen=True):
         return round((prompt_cost + usage.completion_tokens * self.price_out) / 1_000_000, 9)
 
 
+class ModelState(msgspec.Struct, frozen=True):
+    """Circuit breaker of a model that was called.
+
+    `failures` follow the last success. An open one fails calls at once, for `retry_after_seconds`.
+    """
+
+    model: str
+    failures: int
+    is_open: bool
+    retry_after_seconds: float
+
+
 class Model(Protocol):
     """A model server."""
 
@@ -168,6 +180,10 @@ class Model(Protocol):
         The message may be shown to clients.
         """
         ...
+
+    def list_states(self) -> Sequence[ModelState]:
+        """Return the known states of models that were called."""
+        return ()
 
 
 PLAIN_SUFFIX = ":plain"

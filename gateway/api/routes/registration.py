@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from gateway.api.documentation import pages
-from gateway.api.routes.admin import api_keys, audit, stats, user_data
+from gateway.api.routes.admin import api_keys, audit, operations, stats, user_data
 from gateway.api.routes.admin import turns as admin_turns
 from gateway.api.routes.anthropic import messages
 from gateway.api.routes.front_ends import ui_messages
@@ -77,6 +77,7 @@ def register_routes(app: FastAPI) -> None:
         budget,
         stats,
         admin_turns,
+        operations,
         audit,
         user_data,
         legacy_chat,

@@ -22,10 +22,11 @@ ActionFilter = Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$"
 class AuditView(BaseModel):
     """Entry of the audit log.
 
-    `action` is one of key.create, key.rotate, key.revoke, login.refused, login.granted, login.failed, login.forgotten,
-    server.put, server.remove, tool.approve, instructions.approve, input.accept, input.decline, input.cancel,
-    conversation.delete, turn.delete, user.erase, user.export, secrets.reencrypt, definition.create, definition.change,
-    definition.test, definition.publish, definition.delete and definition.import.
+    `action` is one of key.create, key.rotate, key.revoke, login.refused, login.granted, login.failed,
+    login.forgotten, server.put, server.remove, tool.approve, instructions.approve, input.accept, input.decline,
+    input.cancel, conversation.delete, turn.delete, turn.cancel, turn.watch, user.erase, user.export,
+    secrets.reencrypt, definition.create, definition.change, definition.test, definition.publish, definition.delete
+    and definition.import.
     `login.refused` is an invalid credential of a client; the other logins are sign-ins to MCP servers.
     """
 
