@@ -734,6 +734,63 @@ ALTER TABLE turns ADD COLUMN trace_context JSONB;
 
 UPDATE alembic_version SET version_num='gateway_0028' WHERE alembic_version.version_num = 'gateway_0027';
 
+-- Running upgrade gateway_0028 -> gateway_0029
+
+CREATE TABLE push_configs (
+    turn_id UUID NOT NULL, 
+    id TEXT NOT NULL, 
+    owner TEXT NOT NULL, 
+    url TEXT NOT NULL, 
+    sealed BYTEA NOT NULL, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    PRIMARY KEY (turn_id, id), 
+    FOREIGN KEY(turn_id) REFERENCES turns (id) ON DELETE CASCADE
+);
+
+ALTER TABLE webhook_messages ADD COLUMN push_id TEXT;
+
+ALTER TABLE webhook_messages ADD CONSTRAINT fk_webhook_messages_push FOREIGN KEY(turn_id, push_id) REFERENCES push_configs (turn_id, id) ON DELETE CASCADE;
+
+CREATE FUNCTION queue_push(turn turns, new_status text, only_id text) RETURNS void LANGUAGE sql AS $$
+INSERT INTO webhook_messages (id, turn_id, owner, url, event, push_id, payload)
+SELECT gen_random_uuid(), turn.id, turn.owner, push.url,
+    CASE new_status WHEN 'waiting' THEN 'input.required' ELSE 'turn.' || new_status END, push.id,
+    jsonb_build_object('statusUpdate', jsonb_build_object(
+        'taskId', turn.id,
+        'contextId', coalesce(conversation.external_id, turn.conversation_id::text, turn.id::text),
+        'status', jsonb_build_object(
+            'state', CASE new_status WHEN 'waiting' THEN 'TASK_STATE_INPUT_REQUIRED'
+                     WHEN 'cancelled' THEN 'TASK_STATE_CANCELED' ELSE 'TASK_STATE_' || upper(new_status) END,
+            'timestamp', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))))::text
+FROM push_configs AS push LEFT JOIN conversations AS conversation ON conversation.id = turn.conversation_id
+WHERE push.turn_id = turn.id AND (only_id IS NULL OR push.id = only_id) $$;
+
+CREATE FUNCTION queue_push_of_end() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM queue_push(NEW, NEW.status, NULL);
+    RETURN NULL;
+END $$;
+
+CREATE OR REPLACE FUNCTION queue_webhook_of_input() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE turn turns;
+BEGIN
+    SELECT * INTO turn FROM turns WHERE id = NEW.turn_id AND options ?| ARRAY['webhook_url', 'push'];
+    IF FOUND AND turn.options ? 'webhook_url' THEN
+        PERFORM queue_webhook(turn, 'input.required', jsonb_build_object('input_id', NEW.id, 'call_id', NEW.call_id));
+    END IF;
+    IF FOUND AND turn.options ? 'push' THEN
+        PERFORM queue_push(turn, 'waiting', NULL);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER turns_push AFTER UPDATE OF status ON turns FOR EACH ROW
+        WHEN (OLD.status IS DISTINCT FROM NEW.status AND NEW.status IN ('completed', 'failed', 'cancelled')
+              AND NEW.options ? 'push')
+        EXECUTE FUNCTION queue_push_of_end();
+
+UPDATE alembic_version SET version_num='gateway_0029' WHERE alembic_version.version_num = 'gateway_0028';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

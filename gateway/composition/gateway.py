@@ -32,6 +32,7 @@ from gateway.ports.servers import ServerConfig
 from gateway.store.admin.audit_chain import AuditChain
 from gateway.store.admin.operations import OperationsStore
 from gateway.store.history import HistoryStore
+from gateway.store.lists.tasks import TaskListStore
 from gateway.store.lists.turn_contents import TurnContentStore
 from gateway.store.usage_report import UsageReports
 from gateway.webhooks.deliverer import create_deliverer
@@ -151,6 +152,8 @@ def _set_stores(state: State, store: Store) -> None:
     state.usage_reports = UsageReports(store.database)
     state.servers = store.servers
     state.webhooks = store.webhooks
+    state.push_configs = store.push_configs
+    state.task_lists = TaskListStore(store.database)
     state.identity_jwks = store.identity_keys.get_jwks()
 
 

@@ -32,6 +32,7 @@ from gateway.store.search.indexer import SearchIndexer
 from gateway.store.turns import TurnStore, prune_forever
 from gateway.store.upstream.ledger import RequestLedgerStore
 from gateway.store.usage import UsageStore
+from gateway.store.webhooks.push_configs import PushConfigStore
 from gateway.store.webhooks.queue import WebhookStore
 from gateway.store.workers import WorkerStore
 from gateway_runtime.postgres.connections import ConnectionTimeouts
@@ -59,6 +60,7 @@ class Store:
     identity_keys: IdentityKeys
     webhooks: WebhookStore
     requests: RequestLedgerStore
+    push_configs: PushConfigStore
 
 
 def _create_database(settings: Settings) -> Database:
@@ -132,8 +134,9 @@ async def build_store(
             redactor=redactor,
             cipher=cipher,
             identity_keys=IdentityKeys(secrets),
-            webhooks=WebhookStore(database),
             requests=RequestLedgerStore(database),
+            webhooks=WebhookStore(database, cipher),
+            push_configs=PushConfigStore(database, cipher),
         )
 
 

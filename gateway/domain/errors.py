@@ -25,6 +25,7 @@
      │   ├─ ServerStopping       503 server_stopping
      │   ├─ SessionUnavailable   503 session_unavailable
      │   └─ StorageUnavailable   503 storage_unavailable
+     ├─ ExtraNotInstalled        501 extra_not_installed
      ├─ ClientGone               499 client_disconnected
      ├─ McpServerError           502 mcp_failed
      ├─ TurnTimeout              504 turn_timeout
@@ -223,6 +224,14 @@ class StorageUnavailable(Overloaded):
     code = "storage_unavailable"
     default_message = "The database is unavailable. Try again shortly."
     default_retry_after = 1.0
+
+
+class ExtraNotInstalled(GatewayError):
+    """The route needs a package of an extra."""
+
+    code = "extra_not_installed"
+    status = 501
+    default_message = "This needs a package that is not installed here."
 
 
 class ClientGone(GatewayError):

@@ -10,13 +10,34 @@ import msgspec
 class WebhookMessage(msgspec.Struct, frozen=True):
     """Message that this worker has claimed.
 
-    `attempts` counts the claims, and fences the result.
+    `attempts` counts the claims, and fences the result. `headers` are those that its receiver asked for.
     """
 
     id: UUID
     url: str
     payload: str
     attempts: int
+    headers: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+
+
+class PushConfig(msgspec.Struct, frozen=True):
+    """A receiver of a task's push notifications.
+
+    Each message carries the `token`, and the `credentials` of a `scheme` of HTTP.
+    """
+
+    id: str
+    url: str
+    token: str = ""
+    scheme: str = ""
+    credentials: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {"X-A2A-Notification-Token": self.token} if self.token else {}
+        if self.scheme and self.credentials:
+            headers["Authorization"] = f"{self.scheme} {self.credentials}"
+        return headers
 
 
 class WebhookQueue(Protocol):

@@ -104,6 +104,7 @@ class WebhookDeliverer:
             "Webhook-Id": message_id,
             "Webhook-Timestamp": str(now),
             "Webhook-Signature": sign_message(message_id, now, message.payload, self._keys),
+            **message.headers,
         }
 
         def is_allowed(address: Address, port: int) -> bool:

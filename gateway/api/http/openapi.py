@@ -67,6 +67,22 @@ _ANTHROPIC_ERROR_SCHEMA = {
         "request_id": {"type": ["string", "null"]},
     },
 }
+_A2A_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message"],
+            "properties": {
+                "code": {"type": ["integer", "string"]},
+                "status": {"type": "string"},
+                "message": {"type": "string"},
+                "details": {"type": "array"},
+            },
+        }
+    },
+}
 
 _CREDENTIALS = {
     "APIKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -104,6 +120,7 @@ def install_openapi(app: FastAPI) -> None:
 def _complete_document(document: JsonObject) -> None:
     document["components"]["schemas"]["OpenAIErrorBody"] = _OPENAI_ERROR_SCHEMA
     document["components"]["schemas"]["AnthropicErrorBody"] = _ANTHROPIC_ERROR_SCHEMA
+    document["components"]["schemas"]["A2aErrorBody"] = _A2A_ERROR_SCHEMA
     document["components"]["securitySchemes"] = _CREDENTIALS
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -125,6 +142,8 @@ def _list_error_statuses(method: str, path: str, operation: JsonObject) -> dict[
         errors |= _TURN_ERRORS
     if "{" in path:
         errors |= {404: "The object does not exist, or another user owns it"}
+    if path.startswith("/a2a"):
+        errors |= {400: "A2A does not permit this request, or not now", 501: "The extra a2a is not installed"}
     return errors
 
 
@@ -137,8 +156,13 @@ def _declare_response(responses: JsonObject, path: str, status: int, description
     if is_foreign and status == 422:
         responses.pop("422", None)
         status = 400
-    foreign = "AnthropicErrorBody" if path.startswith(ANTHROPIC_PREFIX) else "OpenAIErrorBody"
-    schema = foreign if is_foreign else "ErrorBody"
+    schema = _find_error_schema(path)
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     declared = responses.get(str(status), {})
     responses[str(status)] = {"description": declared.get("description") or description, "content": content}
+
+
+def _find_error_schema(path: str) -> str:
+    if path.startswith("/v1/"):
+        return "AnthropicErrorBody" if path.startswith(ANTHROPIC_PREFIX) else "OpenAIErrorBody"
+    return "A2aErrorBody" if path.startswith("/a2a") else "ErrorBody"

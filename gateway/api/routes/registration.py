@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from gateway.api.documentation import pages
+from gateway.api.routes.a2a import tasks as a2a_tasks
 from gateway.api.routes.admin import api_keys, audit, operations, stats, user_data
 from gateway.api.routes.admin import turns as admin_turns
 from gateway.api.routes.anthropic import messages
@@ -83,6 +84,7 @@ def register_routes(app: FastAPI) -> None:
         legacy_chat,
         messages,
         ui_messages,
+        a2a_tasks,
     ):
         # `include_router` would build every route again for each application, which slows the tests down.
         app.router.routes.extend(module.router.routes)

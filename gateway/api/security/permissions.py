@@ -172,6 +172,20 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("POST", "/openai/v1/audio/speech"): _PASS_ON,
     ("POST", "/openai/v1/audio/transcriptions"): _UPLOAD,
     ("POST", "/openai/v1/audio/translations"): _UPLOAD,
+    # Each method of JSON-RPC needs the permission of its REST route, too.
+    ("POST", "/a2a"): RoutePermission(None, route_class="chat", starts_turn=True),
+    ("POST", "/a2a/v1/message:send"): _START_TURN,
+    ("POST", "/a2a/v1/message:stream"): _START_TURN,
+    ("GET", "/a2a/v1/tasks"): _READ,
+    ("GET", "/a2a/v1/tasks/{task_id}:subscribe"): _FOLLOW,
+    ("POST", "/a2a/v1/tasks/{task_id}:subscribe"): _FOLLOW._replace(role="user"),
+    ("POST", "/a2a/v1/tasks/{task_id}:cancel"): _CONTROL_TURN,
+    ("GET", "/a2a/v1/tasks/{task_id}"): _READ,
+    ("POST", "/a2a/v1/tasks/{task_id}/pushNotificationConfigs"): _CONTROL_TURN,
+    ("GET", "/a2a/v1/tasks/{task_id}/pushNotificationConfigs"): _READ,
+    ("GET", "/a2a/v1/tasks/{task_id}/pushNotificationConfigs/{push_id}"): _READ,
+    ("DELETE", "/a2a/v1/tasks/{task_id}/pushNotificationConfigs/{push_id}"): _CONTROL_TURN,
+    ("GET", "/a2a/v1/extendedAgentCard"): _TOOLS,
     ("POST", "/stream"): _START_TURN,
     ("POST", "/api/chat/stream"): _START_TURN,
     ("GET", "/api/conversations/{conversation_id}"): _READ,
@@ -190,6 +204,7 @@ PUBLIC_DOCUMENTS: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/docs/assets/{name}"): _PUBLIC,
     # MCP servers fetch it, under any name of the gateway.
     ("GET", "/.well-known/jwks.json"): _UNCOUNTED,
+    ("GET", "/.well-known/agent-card.json"): _PUBLIC,
 }
 """Documents outside the API, which need no credential."""
 _PARAMETERS_WITH_SLASHES = {"model"}

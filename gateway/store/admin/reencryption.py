@@ -9,6 +9,7 @@ from gateway.store.database import Database
 from gateway.store.encryption import Cipher
 from gateway.store.mcp_servers import ENCRYPTED_FIELD
 from gateway.store.models import McpServerRow, OAuthGrant, OAuthSignIn
+from gateway.store.tables.webhooks import PushConfigRow
 
 
 class ReencryptionResult(msgspec.Struct):
@@ -22,7 +23,7 @@ class ReencryptionResult(msgspec.Struct):
 
 
 async def reencrypt_secrets(database: Database, cipher: Cipher, *, by: str) -> ReencryptionResult:
-    """Encrypt grants, sign-ins in progress and server entries with the current key.
+    """Encrypt grants, sign-ins in progress, server entries and push configs again.
 
     Workers may serve meanwhile: each row is locked while it changes.
     """
@@ -43,6 +44,9 @@ async def reencrypt_secrets(database: Database, cipher: Cipher, *, by: str) -> R
                 sealed = _rotate(cipher, config[ENCRYPTED_FIELD].encode(), f"server {server.name}", result)
                 server.config = config | {ENCRYPTED_FIELD: sealed.decode()}
                 session.add(server)
+        for push in (await session.exec(select(PushConfigRow).with_for_update())).all():
+            push.sealed = _rotate(cipher, push.sealed, f"push notification config of turn {push.turn_id}", result)
+            session.add(push)
         detail = {"encrypted": result.encrypted, "unreadable": len(result.unreadable)}
         session.add(make_audit_entry(by, "secrets.reencrypt", "secrets", detail))
     return result

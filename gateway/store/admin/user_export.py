@@ -49,6 +49,7 @@ EXPORTS = (
     _Export("tool_calls", {"turn_id": "uuid", "call_id": "text"}, join=_OF_TURN),
     _Export("turn_inputs", {"id": "uuid"}, join=_OF_TURN),
     _Export("webhook_messages", {"id": "uuid"}),
+    _Export("push_configs", {"turn_id": "uuid", "id": "text"}, without=("sealed",)),
     _Export("turn_feedback", {"turn_id": "uuid"}),
     _Export("turn_usage", {"turn_id": "uuid"}),
     _Export("budget_holds", {"turn_id": "uuid"}),

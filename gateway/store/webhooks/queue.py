@@ -10,12 +10,15 @@ from uuid import UUID
 from gateway.domain.messages import Principal
 from gateway.ports.webhooks import WebhookMessage, WebhookQueue
 from gateway.store.database import Database
+from gateway.store.encryption import Cipher
+from gateway.store.webhooks.push_configs import open_config
 
 _CLAIM = """
 UPDATE webhook_messages SET attempts = attempts + 1, next_attempt_at = now() + make_interval(secs => :seconds)
 WHERE id IN (SELECT id FROM webhook_messages WHERE next_attempt_at <= now()
              ORDER BY next_attempt_at LIMIT :limit FOR UPDATE SKIP LOCKED)
-RETURNING id, url, payload, attempts"""
+RETURNING id, url, payload, attempts,
+    (SELECT sealed FROM push_configs AS p WHERE p.turn_id = webhook_messages.turn_id AND p.id = push_id)"""
 # The number of claims is the fence: it has changed if another worker has claimed the message.
 _DELIVERED = """
 UPDATE webhook_messages SET delivered_at = now(), next_attempt_at = NULL, error = NULL
@@ -54,12 +57,17 @@ class FailedMessage(NamedTuple):
 class WebhookStore(WebhookQueue):
     """See `WebhookQueue`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, cipher: Cipher) -> None:
         self._database = database
+        self._cipher = cipher
 
     async def claim(self, limit: int, *, seconds: float) -> list[WebhookMessage]:
         rows = await self._database.fetch_rows(_CLAIM, limit=limit, seconds=seconds)
-        return [WebhookMessage(*row) for row in rows]
+        return [WebhookMessage(*row[:4], headers=self._open_headers(row[4])) for row in rows]
+
+    def _open_headers(self, sealed: bytes | None) -> dict[str, str]:
+        config = None if sealed is None else open_config(self._cipher, sealed)
+        return {} if config is None else config.headers
 
     async def mark_delivered(self, message: WebhookMessage) -> None:
         await self._database.fetch_rows(_DELIVERED, id=message.id, attempts=message.attempts)

@@ -17,7 +17,13 @@ from tests.stack import Gateway
 DOCUMENT = (Path(__file__).parent.parent.parent.parent / "docs" / "api.md").read_text()
 ROWS = re.findall(r"^\| `(\w+) (/[^`]*)` \| [^|]* \| `(curl .*)` \|$", DOCUMENT, re.MULTILINE)
 
-EXPECTED_REFUSALS = {"/approve": b"has not changed", "/sign-in": b"its entry contains the credentials"}
+EXPECTED_REFUSALS = {
+    "/approve": b"has not changed",
+    "/sign-in": b"its entry contains the credentials",
+    ":subscribe": b"The task has ended",
+    "/pushNotificationConfigs": b"Push Notification is not supported",
+    "/pushNotificationConfigs/{push_id}": b"no such push notification config",
+}
 """Error text of the documented commands that fail.
 
 The key is the end of the command's path.

@@ -1,0 +1,1 @@
+"""Routes of the Agent2Agent protocol."""
