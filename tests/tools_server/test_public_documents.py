@@ -47,7 +47,7 @@ async def defining(database_url: str) -> AsyncGenerator[DefinitionClient]:
 
 
 async def import_document(defining: DefinitionClient, api: Api, name: str, **options: Any) -> dict[str, dict[str, Any]]:
-    """Import a document and publish its tools; return the report's rows by operation."""
+    """Import a document, publish its tools, and return the rows by operation."""
     body = {"document": read_document(name), "server_url": f"{api.url}/base", **options}
     status, shown = await defining.send("POST", "/import", body)
     assert status == 200, shown

@@ -6,37 +6,16 @@ from typing import Any
 
 import asyncpg
 import pytest
-from mcp.server.mcpserver import MCPServer
-from mcp.types import ToolAnnotations
 
 from gateway.simulator import Simulator
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
 from tests.gateway.api.test_turns import read_turn_events
+from tests.notes_server import NotesServer
 from tests.stack import Gateway, Reply, Stream, serve_asgi, serve_gateway
 
 THREE_STEPS = 'call note {"text": "one"} then look {"place": "attic"} then note {"text": "three"}'
 REPLAY_MODEL = "openai/gpt-oss-20b"
-
-
-class NotesServer:
-    """An MCP server that counts the calls of its tools."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, str]] = []
-        self.mcp: MCPServer[Any] = MCPServer("notes", log_level="ERROR")
-
-        @self.mcp.tool()
-        async def note(text: str) -> str:
-            """Write a note. Each call takes effect."""
-            self.calls.append(("note", text))
-            return f"Note {len(self.calls)}: {text}."
-
-        @self.mcp.tool(annotations=ToolAnnotations(read_only_hint=True))
-        async def look(place: str, depth: int = 1) -> str:
-            """Look at a place."""
-            self.calls.append(("look", place))
-            return f"In the {place} is a trunk, at depth {depth}."
 
 
 @pytest.fixture
