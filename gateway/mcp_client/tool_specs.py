@@ -16,7 +16,7 @@ from gateway.mcp_client.builtin_tools import list_builtin_tools, make_sign_in_to
 from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.mcp_client.connection_pool import ConnectionPool, ServerOffer
 from gateway.mcp_client.definition_check import DefinitionChecker
-from gateway.mcp_client.definitions.schema_repair import adapt_for_models
+from gateway.mcp_client.definitions.model_schema import adapt_for_models
 from gateway.mcp_client.tool_names import ExposedNames
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import IDEMPOTENT_META

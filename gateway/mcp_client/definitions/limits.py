@@ -62,11 +62,12 @@ def limit_header_search() -> None:
     It searches each listed schema before anything can leave a tool out, in the event loop.
     """
     mcp.client.session.find_invalid_x_mcp_header = (  # pyright: ignore[reportPrivateImportUsage]
-        _find_invalid_header
+        find_invalid_header
     )
 
 
-def _find_invalid_header(input_schema: object) -> str | None:
+def find_invalid_header(input_schema: object) -> str | None:
+    """Return why a tool's headers cannot be sent, or None."""
     try:
         measure_value(input_schema, max_nodes=MAX_ITEM_NODES, max_chars=MAX_ITEM_CHARS)
     except SchemaTooLarge as error:

@@ -12,7 +12,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel
 
 from gateway.domain.messages import JsonObject
-from gateway.mcp_client.definitions.limits import MAX_ITEM_CHARS, MAX_ITEM_NODES
+from gateway.mcp_client.definitions.limits import MAX_ITEM_CHARS, MAX_ITEM_NODES, find_invalid_header
 from gateway.mcp_client.definitions.problems import DefinitionProblems
 from gateway.mcp_client.definitions.repair import Misfit, find_misfit, remove_misfits
 from gateway.mcp_client.definitions.schema_repair import repair_schema
@@ -141,10 +141,14 @@ class ResultNormalizer:
 
         repair = remove_misfits(definition, listing.required, find)
         problems += repair.problems
+        is_usable = repair.is_usable
+        if is_usable and is_modern and listing.kind == "tool":  # the SDK would leave it out without a word
+            reason = find_invalid_header(definition["inputSchema"])
+            is_usable, problems = reason is None, problems + ([] if reason is None else [f"x-mcp-header: {reason}"])
         if problems:
-            problem = "; ".join(problems[:_MAX_SHOWN_PROBLEMS])
-            self._problems.add(listing.kind, name, problem, left_out=not repair.is_usable)
-        return repair.is_usable
+            problem = "; ".join(problems[-_MAX_SHOWN_PROBLEMS:])
+            self._problems.add(listing.kind, name, problem, left_out=not is_usable)
+        return is_usable
 
 
 def _normalize_schemas(tool: JsonObject, *, is_modern: bool) -> list[str]:
@@ -164,7 +168,7 @@ def _normalize_schemas(tool: JsonObject, *, is_modern: bool) -> list[str]:
 def _normalize_schema(name: str, schema: JsonObject, *, must_be_object: bool) -> list[str]:
     problems = repair_schema(schema)
     kind = schema.get("type")
-    if must_be_object and (kind is None or (isinstance(kind, list) and "object" in kind)):
+    if must_be_object and (kind is None or (isinstance(kind, list) and (not kind or "object" in kind))):
         schema["type"] = "object"
         problems.append("type: must be object")
     return [f"{name}.{problem}" for problem in problems]

@@ -39,7 +39,6 @@ _NAME_PATTERNS = {
     "$anchor": re.compile(r"[A-Za-z_][-A-Za-z0-9._]*"),
     "$dynamicAnchor": re.compile(r"[A-Za-z_][-A-Za-z0-9._]*"),
 }
-_BOOLEAN_KEYWORDS = ("additionalProperties", "unevaluatedItems", "unevaluatedProperties")
 _BOUNDS = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 _MAX_ROOT_REFERENCES = 10
 
@@ -63,7 +62,7 @@ def repair_schema(schema: JsonObject) -> list[str]:
             _repair_keyword(subschema, keyword)
             problems.append(f"{path}.{keyword}: is not valid".lstrip("."))
         if (reference := subschema.get("$ref")) is not None:
-            target = _find_target(reference, schema)
+            target = find_target(reference, schema)
             is_endless = target is subschema
             if isinstance(target, dict) and not is_endless:
                 pending.append((reference, cast("JsonObject", target)))
@@ -77,7 +76,7 @@ def repair_schema(schema: JsonObject) -> list[str]:
 def resolve_root(schema: JsonObject) -> JsonObject:
     """The schema with a reference at its root replaced by the target."""
     for _ in range(_MAX_ROOT_REFERENCES):
-        target = _find_target(schema.get("$ref"), schema)
+        target = find_target(schema.get("$ref"), schema)
         if not isinstance(target, dict) or target is schema:
             break
         schema = cast("JsonObject", target) | {name: value for name, value in schema.items() if name != "$ref"}
@@ -174,7 +173,7 @@ def _list_names(value: object) -> Iterator[object]:
             pending.extend(cast("list[object]", item))
 
 
-def _find_target(reference: object, root: JsonObject) -> object:
+def find_target(reference: object, root: JsonObject) -> object:
     """The value that a JSON pointer leads to; None without one."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None
@@ -188,35 +187,3 @@ def _find_target(reference: object, root: JsonObject) -> object:
         else:
             return None
     return value
-
-
-def adapt_for_models(schema: JsonObject) -> JsonObject:
-    """Adapt the schema of a tool's arguments to all model servers.
-
-    Some refuse a schema without properties, a reference at its root, or a boolean in place of a schema.
-    """
-    adapted = _replace_booleans(resolve_root(schema))
-    adapted.setdefault("properties", {})
-    # A fixed order of the keywords keeps the prefix of the prompt the same, which model servers cache.
-    return {keyword: adapted[keyword] for keyword in sorted(adapted)}
-
-
-def _replace_booleans(schema: JsonObject) -> JsonObject:
-    adapted: JsonObject = {}
-    for keyword, value in schema.items():
-        if keyword in SUBSCHEMA_KEYWORDS and not (isinstance(value, bool) and keyword in _BOOLEAN_KEYWORDS):
-            adapted[keyword] = _replace_boolean(value)
-        elif keyword in SUBSCHEMA_MAP_KEYWORDS and isinstance(value, dict):
-            members = cast("JsonObject", value)
-            adapted[keyword] = {name: _replace_boolean(member) for name, member in members.items()}
-        elif keyword in SUBSCHEMA_LIST_KEYWORDS and isinstance(value, list):
-            adapted[keyword] = [_replace_boolean(member) for member in cast("list[Any]", value)]
-        else:
-            adapted[keyword] = value
-    return adapted
-
-
-def _replace_boolean(value: Any) -> Any:
-    if isinstance(value, bool):
-        return {} if value else {"not": {}}
-    return _replace_booleans(cast("JsonObject", value)) if isinstance(value, dict) else value

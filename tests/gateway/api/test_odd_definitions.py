@@ -52,6 +52,24 @@ REPAIRED: dict[str, dict[str, Any]] = {
 """Tools that are repaired."""
 VALID: dict[str, dict[str, Any]] = {
     "plain": {},
+    "pattern": {
+        "inputSchema": {**OBJECT, "properties": {"a": {**TEXT, "pattern": "("}}, "patternProperties": {"(": {}}}
+    },
+    "root_union": {
+        "inputSchema": {
+            **OBJECT,
+            "anyOf": [{"$ref": "#/$defs/A"}, {"required": ["b"]}],
+            "$defs": {"A": {"properties": {"a": TEXT, "b": TEXT}, "required": ["a", "b"]}},
+        }
+    },
+    "root_choice": {
+        "inputSchema": {**OBJECT, "oneOf": [{"properties": {"a": TEXT}}, {"properties": {"b": TEXT}}]},
+        "title": "C",
+    },
+    "root_parts": {
+        "inputSchema": {**OBJECT, "allOf": [{"properties": {"a": TEXT}, "required": ["a"]}, True], "not": False}
+    },
+    "root_values": {"inputSchema": {**OBJECT, "enum": [{"a": 1}], "const": {"a": 1}}},
     "booleans": {"inputSchema": {**OBJECT, "properties": {"a": True, "b": False}, "additionalProperties": False}},
 }
 LEFT_OUT: list[Any] = [
@@ -107,12 +125,29 @@ async def test_odd_tools_are_repaired_or_left_out_alone_and_named(
         for tool in offered:
             Draft202012Validator.check_schema(tool["parameters"])
             assert tool["parameters"]["type"] == "object"
+            assert tool["parameters"].keys().isdisjoint(("allOf", "anyOf", "const", "enum", "not", "oneOf"))
             assert tool["parameters"]["properties"] is not None
             assert not any(value is True or value is False for value in tool["parameters"]["properties"].values())
+        union = next(tool["parameters"] for tool in offered if tool["name"] == "root_union")
+        assert (union["properties"].keys(), union["required"]) == ({"a", "b"}, ["b"])
+        assert "anyOf" in union["description"]
         for mode in ("auto", "legacy"):
             async with connect_host(gateway, mode) as host:
-                assert {tool.name for tool in (await host.list_tools()).tools} == {*listed, "ask_agent"}
+                tools = (await host.list_tools()).tools
+                assert {tool.name for tool in tools} == {*listed, "ask_agent"}
+                assert "anyOf" in next(tool for tool in tools if tool.name == "root_union").input_schema
                 assert (await host.call_tool("root_ref", {"a": "x"})).content[0].text == "root_ref"  # type: ignore[union-attr]
+
+
+async def test_tool_whose_headers_cannot_be_sent_is_left_out_and_named(
+    database_url: str, simulator: Simulator, tmp_path: Path
+) -> None:
+    schema = {**OBJECT, "properties": {"a": {**TEXT, "x-mcp-header": "A B"}}}
+    server = RawServer(make_raw_tool("good"), make_raw_tool("bad", inputSchema=schema))
+    async with serve_raw(database_url, simulator, tmp_path, {"odd": (server, {"prefix": ""})}) as gateway:
+        assert [tool["name"] for tool in (await gateway.get("/api/v1/tools")).body["tools"]] == ["good"]
+        left_out, problem = (await list_problems(gateway))["bad"]
+        assert (left_out, "x-mcp-header" in problem) == (True, True)
 
 
 @ERAS
