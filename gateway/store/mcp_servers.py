@@ -114,6 +114,9 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
                     is_held = is_known and hold_new and tool != INSTRUCTIONS
                     changed |= {tool} if is_held else set()
                     new_rows.append(_make_row(server, tool, definition, details, is_held=is_held))
+                elif tool == INSTRUCTIONS and _is_mark(row):
+                    row.definition, row.details = definition, details
+                    session.add(row)
                 elif row.definition != definition or row.details not in (details, None):
                     changed.add(tool)
                     _record_change(row, definition, details)
@@ -121,6 +124,8 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
                 elif row.details is None:
                     row.details = details
                     session.add(row)
+            if not is_known and not new_rows:  # a server without tools, so that later ones are new
+                new_rows.append(_make_row(server, INSTRUCTIONS, {}, {}, is_held=False))
             if new_rows:
                 await session.exec(insert(McpToolRow).values(new_rows).on_conflict_do_nothing())
         return changed
@@ -192,6 +197,11 @@ def _make_row(server: str, tool: str, definition: JsonObject, details: JsonObjec
         "changed_to": definition if is_held else None,
         "details_changed_to": details if is_held else None,
     }
+
+
+def _is_mark(row: McpToolRow) -> bool:
+    """Whether a row only says that the server is known."""
+    return not row.definition and row.changed_to is None
 
 
 def _record_change(row: McpToolRow, definition: JsonObject, details: JsonObject) -> None:
