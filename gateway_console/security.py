@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway_console.api import ApiError
 from gateway_console.sessions import RequestLimiter, Session, SessionStore
 from gateway_console.settings import ConsoleSettings
-from gateway_runtime.connection_limits import get_connection_source
+from gateway_runtime.connections.limits import get_connection_source
 from gateway_runtime.settings.hosts import is_host_allowed
 
 SIGN_IN_PATH = "/sign-in"

@@ -13,14 +13,13 @@ import structlog
 import uuid_utils
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway_runtime.connection_limits import ConnectionLimits
+from gateway_runtime.connections.limits import ConnectionLimits
+from gateway_runtime.connections.slow_readers import ReaderWatch
 
 log = structlog.stdlib.get_logger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_PIPELINED_REQUESTS = 16
-MIN_WRITTEN_BYTES = 256 * 1024
-"""Bytes that a client must read in each `write_timeout_seconds`."""
 _HEAD_TIMEOUT_SECONDS = 20.0
 _WRITE_TIMEOUT_SECONDS = 30.0
 _MAX_DRAIN_SECONDS = 600.0
@@ -70,15 +69,22 @@ class HttpProtocol(HttpToolsProtocol):
     max_drain_seconds = _MAX_DRAIN_SECONDS
     """Time for a client to read a full buffer, whatever its size."""
     limits = ConnectionLimits()
+    tcp_transport: asyncio.Transport | None = None
+    """The connection below TLS, set before `connection_made`."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._unparsed_bytes = 0
-        self._unsent_bytes = 0
-        self._write_timer: asyncio.TimerHandle | None = None
-        self._drain_deadline: float | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         source = self.limits.find_source(self.client[0] if self.client else None)
+        self._reader_watch = ReaderWatch(
+            transport,
+            self.tcp_transport,
+            source,
+            self.limits.unsent,
+            interval_seconds=self.write_timeout_seconds,
+            max_drain_seconds=self.max_drain_seconds,
+        )
         excess = self.limits.find_excess(source)
         self._counted_source = source if excess is None else None
         if excess is None:
@@ -91,7 +97,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
-        self._stop_write_timer()
+        self._reader_watch.end()
         self._release_slot()
         super().connection_lost(exc)
 
@@ -119,48 +125,19 @@ class HttpProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._start_write_timer()
+        self._reader_watch.pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self.transport.is_closing():
-            self._stop_write_timer()
+        self._reader_watch.resume()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._watch_close()
+        self._reader_watch.look()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
-        self._watch_close()
-
-    def _watch_close(self) -> None:
-        """Limit the time in which a closing connection sends its last bytes."""
-        if self.transport.is_closing():
-            self._start_write_timer()
-
-    def _start_write_timer(self) -> None:
-        if self._write_timer is None:
-            if self._drain_deadline is None:
-                self._drain_deadline = self.loop.time() + self.max_drain_seconds
-            self._unsent_bytes = self.transport.get_write_buffer_size()
-            self._write_timer = self.loop.call_later(self.write_timeout_seconds, self._on_write_timeout)
-
-    def _stop_write_timer(self) -> None:
-        self._drain_deadline = None
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
-
-    def _on_write_timeout(self) -> None:
-        self._write_timer = None
-        assert self._drain_deadline is not None
-        has_progressed = self._unsent_bytes - self.transport.get_write_buffer_size() >= MIN_WRITTEN_BYTES
-        if has_progressed and self.loop.time() < self._drain_deadline:
-            self._start_write_timer()
-            return
-        log.info("slow_reader_disconnected", unsent_bytes=self._unsent_bytes)
-        self.transport.abort()
+        self._reader_watch.look()
 
     # --- request heads
 
@@ -242,7 +219,7 @@ class HttpProtocol(HttpToolsProtocol):
             start = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()
             self.transport.write(b"\r\n".join([start, *map(b": ".join, headers), b"", body]))
         self.transport.close()
-        self._watch_close()
+        self._reader_watch.look()
 
 
 def limit_connections(limits: ConnectionLimits) -> type[HttpProtocol]:

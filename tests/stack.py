@@ -77,12 +77,18 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serve_asgi(app: Any, port: int = 0, http: type[HttpProtocol] = HttpProtocol) -> AsyncGenerator[str]:
-    """Serve an ASGI application over real HTTP; yields its URL."""
+async def serve_asgi(
+    app: Any, port: int = 0, http: type[HttpProtocol] = HttpProtocol, **options: Any
+) -> AsyncGenerator[str]:
+    """Serve an ASGI application over real HTTP; yields its URL.
+
+    `options` are uvicorn's.
+    """
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, http=http)
+    options = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 1, **options}
+    config = uvicorn.Config(app, http=http, **options)
     server = _Server(config)
     serving = create_task(server.serve(sockets=[listener]))
     while not server.started:

@@ -21,6 +21,7 @@ from gateway_runtime import embedded_postgres, tls
 from gateway_runtime.background.tasks import SupervisedTask
 from gateway_runtime.child_processes import keep_descriptors_private
 from gateway_runtime.event_loop import event_loop_factory
+from gateway_runtime.memory import return_large_blocks
 from gateway_runtime.parent_watchdog import stop_with_parent
 from gateway_runtime.postgres.keeper import PostgresKeeper
 from gateway_runtime.sockets import bind_socket
@@ -47,6 +48,7 @@ def serve(
     """Run the tool server: over HTTP at /mcp, or over stdio."""
     signal.signal(signal.SIGTERM, _exit_on_signal)
     keep_descriptors_private()
+    return_large_blocks()
     try:
         settings = load_settings()
         configure_logging(json=settings.json_logs, level=settings.effective_log_level)

@@ -9,10 +9,10 @@ from types import FrameType
 import structlog
 import uvicorn
 
+from gateway_runtime.connections.tls_handshake import make_handshakes_count
 from gateway_runtime.errors import ConfigError
 from gateway_runtime.http_protocol import HttpProtocol
 from gateway_runtime.tls import ReloadableCertificate, TlsFiles, TlsOptions
-from gateway_runtime.tls_handshake import make_handshakes_count
 
 _GRACE_SECONDS = 0.5
 log = structlog.stdlib.get_logger(__name__)

@@ -73,7 +73,9 @@ def run_gateway(
             code = run_workers(settings, count)
         else:
             from gateway_runtime.event_loop import event_loop_factory
+            from gateway_runtime.memory import return_large_blocks
 
+            return_large_blocks()
             with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
                 runner.run(serve_gateway(settings, fd))
     raise typer.Exit(code)

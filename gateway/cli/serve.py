@@ -66,7 +66,7 @@ def _build_server_config(
 ) -> "uvicorn.Config":
     import uvicorn
 
-    from gateway_runtime.connection_limits import ConnectionLimits
+    from gateway_runtime.connections.limits import ConnectionLimits
     from gateway_runtime.http_protocol import limit_connections
 
     limits = ConnectionLimits(settings.max_connections, settings.max_source_connections, settings.trusted_proxies)

@@ -6,7 +6,7 @@ from types import FrameType
 
 import uvicorn
 
-from gateway_runtime.tls_handshake import make_handshakes_count
+from gateway_runtime.connections.tls_handshake import make_handshakes_count
 
 _LISTENERS_PER_SOCKET = 8
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import uvicorn
 
-from gateway_runtime import tls_handshake
-from gateway_runtime.connection_limits import ConnectionLimits
+from gateway_runtime.connections import tls_handshake
+from gateway_runtime.connections.limits import ConnectionLimits
+from gateway_runtime.connections.tls_handshake import make_handshakes_count
 from gateway_runtime.event_loop import event_loop_factory
-from gateway_runtime.http_protocol import limit_connections
-from gateway_runtime.tls_handshake import make_handshakes_count
+from gateway_runtime.http_protocol import HttpProtocol, limit_connections
 from tests.certificates import create_certificate
 from tests.eventually import eventually
 
@@ -29,7 +29,8 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     body = b""
     while (message := await receive()).get("more_body"):
         body += message["body"]
-    answer = scope["scheme"].encode() + b" " + body + message["body"]
+    size = 16_000_000 if scope["path"] == "/much" else 0
+    answer = scope["scheme"].encode() + b" " + b"a" * size + body + message["body"]
     headers = [(b"content-length", b"%d" % len(answer))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": answer})
@@ -128,8 +129,22 @@ async def check_silent_clients(directory: Path) -> None:
         assert (await send_request(address)).endswith(b"https hello")
 
 
+async def check_slow_readers(directory: Path) -> None:
+    """TLS takes over a whole answer at once."""
+    limits = ConnectionLimits()
+    async with serve_https(directory, limits) as address:
+        client = socket.create_connection(address, timeout=30)
+        with await asyncio.to_thread(make_client_context().wrap_socket, client) as connection:
+            await asyncio.to_thread(connection.sendall, b"GET /much HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await eventually(lambda: bool(limits.unsent._watches))
+            assert max(watch.get_unsent_bytes() for watch in limits.unsent._watches) > 1_000_000
+            await eventually(lambda: limits._total == 0)
+            assert not limits.unsent._watches
+        assert (await send_request(address)).endswith(b"https hello")
+
+
 @pytest.mark.parametrize("create_loop", [asyncio.new_event_loop, event_loop_factory()])
-@pytest.mark.parametrize("check", [check_requests, check_silent_clients])
+@pytest.mark.parametrize("check", [check_requests, check_silent_clients, check_slow_readers])
 def test_tls_handshakes_count_as_connections_and_have_a_deadline(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -138,5 +153,7 @@ def test_tls_handshakes_count_as_connections_and_have_a_deadline(
 ) -> None:
     if check is check_silent_clients:
         monkeypatch.setattr(tls_handshake, "HANDSHAKE_TIMEOUT_SECONDS", 1.5)
+    if check is check_slow_readers:
+        monkeypatch.setattr(HttpProtocol, "write_timeout_seconds", 0.5)
     with asyncio.Runner(loop_factory=create_loop) as runner:
         runner.run(check(tmp_path))

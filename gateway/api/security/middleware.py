@@ -32,7 +32,7 @@ from gateway.config import Settings
 from gateway.domain.errors import Forbidden, GatewayError, WrongHost
 from gateway.domain.messages import LOCAL_PRINCIPAL, Principal
 from gateway.settings.values import is_loopback
-from gateway_runtime.connection_limits import get_connection_source
+from gateway_runtime.connections.limits import get_connection_source
 from gateway_runtime.settings.hosts import is_host_allowed
 
 _IDENTIFY_SECONDS = 2.0

@@ -12,7 +12,9 @@ import pytest
 
 from gateway.simulator import Simulator
 from gateway_runtime import http_protocol
-from gateway_runtime.connection_limits import ConnectionLimits, get_connection_source
+from gateway_runtime.connections import slow_readers
+from gateway_runtime.connections.limits import ConnectionLimits, get_connection_source
+from gateway_runtime.connections.slow_readers import UnsentBytes
 from gateway_runtime.http_protocol import HttpProtocol, limit_connections
 from tests.eventually import eventually
 from tests.gateway.api.test_protocol import assert_refusal, parse_reply, repeat_over_limit, send_raw
@@ -196,7 +198,7 @@ async def test_client_that_reads_slowly_but_steadily_is_served(monkeypatch: pyte
             total += len(chunk)
         return total
 
-    monkeypatch.setattr(http_protocol, "MIN_WRITTEN_BYTES", 1)
+    monkeypatch.setattr(slow_readers, "MIN_WRITTEN_BYTES", 1)
     async with serve_asgi(send_much, http=_ImpatientProtocol) as url:
         client = open_slow_reader(url)
         try:
@@ -223,7 +225,7 @@ async def test_large_response_is_not_held_longer_than_its_deadline(monkeypatch: 
             while not disconnected.is_set() and client.recv(4_096):
                 pass
 
-    monkeypatch.setattr(http_protocol, "MIN_WRITTEN_BYTES", 1)
+    monkeypatch.setattr(slow_readers, "MIN_WRITTEN_BYTES", 1)
     protocol = type("_Protocol", (HttpProtocol,), {"write_timeout_seconds": 0.05, "max_drain_seconds": 0.3})
     async with serve_asgi(send_much, http=protocol) as url:
         client = open_slow_reader(url)
@@ -234,6 +236,39 @@ async def test_large_response_is_not_held_longer_than_its_deadline(monkeypatch: 
             await reading
         finally:
             client.close()
+
+
+@pytest.mark.parametrize(("patient_bytes", "max_bytes"), [(30_000_000, 128_000_000), (128_000_000, 30_000_000)])
+async def test_bytes_that_wait_for_slow_clients_are_bounded_in_all(
+    monkeypatch: pytest.MonkeyPatch, patient_bytes: int, max_bytes: int
+) -> None:
+    """The oldest connections end, although each one has time left."""
+    monkeypatch.setattr(slow_readers, "_PATIENCE_SECONDS", 0.2)
+
+    async def send_much(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"a" * 16_000_000})
+
+    limits = ConnectionLimits()
+    limits.unsent = UnsentBytes(patient_bytes, max_bytes)
+
+    def measure() -> int:
+        return sum(watch.get_unsent_bytes() for watch in limits.unsent._watches)
+
+    async with serve_asgi(send_much, http=limit_connections(limits)) as url:
+        clients = [open_slow_reader(url) for _ in range(6)]
+        try:
+            for client in clients:
+                await asyncio.to_thread(client.sendall, HEALTH)
+            await eventually(
+                lambda: len(limits.unsent._watches) in (1, 2) and measure() <= min(patient_bytes, max_bytes)
+            )
+            async with aiohttp.ClientSession() as session, session.get(url) as response:
+                assert len(await response.read()) == 16_000_000
+        finally:
+            for client in clients:
+                client.close()
 
 
 async def test_search_of_many_operators_is_answered(shared_gateway: Gateway) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 
+from gateway_runtime.connections.slow_readers import UnsentBytes
 from gateway_runtime.public_addresses import extract_embedded_ipv4
 
 MAX_CONNECTIONS = 10_000
@@ -33,6 +34,7 @@ class ConnectionLimits:
         self._trusted = [ip_network(network, strict=False) for network in trusted if _is_network(network)]
         self._counts: Counter[str] = Counter()
         self._total = 0
+        self.unsent = UnsentBytes()
 
     def find_source(self, host: str | None) -> str:
         """Return the source of a connection from an address."""

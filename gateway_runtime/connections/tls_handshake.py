@@ -9,7 +9,7 @@ import structlog
 import uvicorn
 from uvicorn.protocols.utils import get_remote_addr
 
-from gateway_runtime.connection_limits import ConnectionLimits
+from gateway_runtime.connections.limits import ConnectionLimits
 from gateway_runtime.http_protocol import HttpProtocol
 
 log = structlog.stdlib.get_logger(__name__)
@@ -42,7 +42,7 @@ class HandshakeProtocol(asyncio.Protocol):
 
     def __init__(
         self,
-        create_protocol: Callable[..., asyncio.Protocol],
+        create_protocol: Callable[..., HttpProtocol],
         context: ssl.SSLContext,
         limits: ConnectionLimits,
         **options: object,
@@ -52,6 +52,7 @@ class HandshakeProtocol(asyncio.Protocol):
         self._limits = limits
         self._early_data = _EarlyData()
         self._source = ""
+        self._transport: asyncio.Transport | None = None
         self._handshake: Coroutine[asyncio.Future[None], None, asyncio.Transport | None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -62,6 +63,7 @@ class HandshakeProtocol(asyncio.Protocol):
             transport.abort()
             return
         self._limits.add(self._source)
+        self._transport = transport
         self._handshake = asyncio.get_running_loop().start_tls(  # pyright: ignore[reportAttributeAccessIssue]
             transport,
             self._early_data,
@@ -83,7 +85,9 @@ class HandshakeProtocol(asyncio.Protocol):
         except StopIteration as end:
             self._limits.remove(self._source)
             if end.value is not None:
-                self._early_data.hand_over(end.value, self._create_protocol())
+                protocol = self._create_protocol()
+                protocol.tcp_transport = self._transport
+                self._early_data.hand_over(end.value, protocol)
         except OSError as error:  # also ssl.SSLError, TimeoutError and ConnectionError; the connection is closed
             self._limits.remove(self._source)
             log.debug("handshake_failed", error=type(error).__name__)

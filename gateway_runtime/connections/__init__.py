@@ -1,0 +1,1 @@
+"""Connections of HTTP servers: their number, handshakes, and slow clients."""
