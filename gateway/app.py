@@ -83,6 +83,7 @@ def create_app(
         openapi_url=None,  # `install_openapi` serves the document
         docs_url=None,  # FastAPI's own pages load their scripts from another host
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # FastAPI's own spans have queries and addresses
     )
     _add_middleware(app, settings, timeouts)
     if telemetry is not None:

@@ -25,14 +25,17 @@ from gateway_runtime.memory import return_large_blocks
 from gateway_runtime.parent_watchdog import stop_with_parent
 from gateway_runtime.postgres.keeper import PostgresKeeper
 from gateway_runtime.sockets import bind_socket
+from gateway_runtime.telemetry.signals import TOOLS_SERVICE_NAME, load_standard_variables, read_signals
 from tools_server.config import ConfigError, Settings, list_renamed_settings, load_settings
 from tools_server.http_server import HttpServer, log_tls_doubt
 from tools_server.log import configure_logging
 
 if TYPE_CHECKING:
+    from gateway_runtime.telemetry.tracing import Tracing
     from tools_server.server import ToolServer
 
 _BACKLOG = 2048
+_FLUSH_SECONDS = 1.0
 log = structlog.stdlib.get_logger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -51,7 +54,9 @@ def serve(
     return_large_blocks()
     try:
         settings = load_settings()
-        configure_logging(json=settings.json_logs, level=settings.effective_log_level)
+        load_standard_variables()
+        traces = read_signals(os.environ).traces
+        configure_logging(json=settings.json_logs, level=settings.effective_log_level, adds_trace_ids=traces)
         for setting in list_renamed_settings():
             log.warning("setting_renamed", old=setting.old_name, new=setting.new_name)
         if reencrypt:
@@ -110,6 +115,7 @@ async def run_server(
 
     gc.freeze()
     gc.enable()
+    tracing = start_tracing()
     url = settings.postgres_url or (postgres.server.build_url() if postgres else "")
     store = TaskStore(url)
     mcp = create_server(settings, store)
@@ -125,7 +131,7 @@ async def run_server(
             _warn_about_tokens(settings)
             if settings.gateway_parent_fd is not None:
                 stop_with_parent(settings.gateway_parent_fd)
-            app = create_app(mcp, settings)
+            app = create_app(mcp, settings, tracing)
             server = HttpServer(
                 app,
                 mcp.close_listen_streams,
@@ -138,6 +144,21 @@ async def run_server(
     finally:
         await migrations.stop()
         await store.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.flush, _FLUSH_SECONDS)
+
+
+def start_tracing() -> "Tracing | None":
+    """Start to record traces, if OpenTelemetry's variables say so.
+
+    The MCP SDK itself has the spans of messages.
+    """
+    if not read_signals(os.environ).traces:
+        return None
+    from gateway_runtime.telemetry.tracing import install_tracing
+    from tools_server.server import VERSION
+
+    return install_tracing(TOOLS_SERVICE_NAME, VERSION)
 
 
 def _warn_about_tokens(settings: Settings) -> None:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from gateway_runtime.telemetry.trace_context import get_trace_ids
+
 if TYPE_CHECKING:
-    from structlog.typing import Processor
+    from structlog.typing import EventDict, Processor
 
 _QUIETED_LOGGERS = ("mcp", "alembic", "uvicorn.error", "httpx2", "trafilatura", "ddgs", "primp", "asyncio")
 
@@ -18,7 +20,7 @@ Those of libraries would log every header and byte.
 """
 
 
-def configure_logging(*, json: bool, level: str) -> None:
+def configure_logging(*, json: bool, level: str, adds_trace_ids: bool = False) -> None:
     """Send structlog's and the standard library's records to stderr in one format.
 
     Tracebacks have no local variables, because those contain texts of users.
@@ -27,6 +29,7 @@ def configure_logging(*, json: bool, level: str) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *([_add_trace_ids] if adds_trace_ids else []),
     ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -52,6 +55,12 @@ def configure_logging(*, json: bool, level: str) -> None:
         logging.getLogger(name).setLevel(number)
     for name in _QUIETED_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _add_trace_ids(_logger: object, _method: str, event: "EventDict") -> "EventDict":
+    if (ids := get_trace_ids()) is not None:
+        event["trace_id"], event["span_id"] = ids
+    return event
 
 
 def _make_renderer(*, json: bool) -> "list[Processor]":

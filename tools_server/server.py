@@ -66,6 +66,8 @@ from tools_server.tasks.store import TaskStore
 if TYPE_CHECKING:
     from mcp.server.models import InitializationOptions
 
+    from gateway_runtime.telemetry.tracing import Tracing
+
 VERSION = "0.2.0"
 _HEALTH_SECONDS = 1.0
 _NOTIFY_SECONDS = 2.0
@@ -245,7 +247,7 @@ def _make_state_security(settings: Settings) -> RequestStateSecurity:
     )
 
 
-def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
+def create_app(mcp: ToolServer, settings: Settings, tracing: "Tracing | None" = None) -> ASGIApp:
     """Create the HTTP application: `/mcp`, `/tools`, `/tools/call` and `/health`."""
     own_origins = [settings.public_origin] if settings.public_origin else []
     own_hosts = [normalize_host_pattern(origin, keep_port=True) for origin in own_origins]
@@ -253,11 +255,17 @@ def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
     app = mcp.build_http_app(settings)
     add_rest_routes(app)
     app.routes.extend(build_metadata_routes(settings))
-    return RequestOriginMiddleware(
+    guarded_app = RequestOriginMiddleware(
         AuthenticationMiddleware(RequestBodyMiddleware(app), settings),
         hosts=(*LOOPBACK_HOSTS, *settings.tools_server_allowed_hosts, *own_hosts),
         origins=(*local_origins, *settings.tools_server_allowed_origins, *own_origins),
     )
+    if tracing is None:
+        return guarded_app
+    from gateway_runtime.telemetry.asgi import TracingMiddleware
+
+    paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
+    return TracingMiddleware(guarded_app, tracing, paths)
 
 
 def _describe_problems(error: ValidationError) -> str:

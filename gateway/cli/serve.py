@@ -24,14 +24,14 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
     Raises:
         ConfigError: a setting cannot be used.
     """
-    from gateway.common import logging
     from gateway.mcp_client.server_config import load_servers
+    from gateway.server.logs import configure_logs
     from gateway_runtime import sockets, tls
     from gateway_runtime.child_processes import keep_descriptors_private
     from gateway_runtime.parent_watchdog import ParentWatchdog
 
     keep_descriptors_private()
-    logging.configure_logging(json=settings.json_logs, level=settings.effective_log_level)
+    configure_logs(settings)
     _log_outdated_settings(settings)
     tls_options = tls.build_server_options(settings.tls_files)
     load_servers(settings)

@@ -17,6 +17,8 @@ from typing import TextIO, cast
 import structlog
 from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor
 
+from gateway_runtime.telemetry.trace_context import get_trace_ids
+
 EventProcessor = Callable[[object, str, EventDict], EventDict]
 """A processor that returns an event: (logger, name of the method, event)."""
 
@@ -198,6 +200,12 @@ def _add_request_id(_logger: object, _method: str, event: EventDict) -> EventDic
     return event
 
 
+def _add_trace_ids(_logger: object, _method: str, event: EventDict) -> EventDict:
+    if (ids := get_trace_ids()) is not None:
+        event["trace_id"], event["span_id"] = ids
+    return event
+
+
 class _LineLogger:
     """Writes the gateway's own lines to the handler's stream.
 
@@ -222,6 +230,17 @@ def _filter_by_level(logger: _LineLogger, method: str, event: EventDict) -> Even
     if not logger.standard.isEnabledFor(_LEVELS[method]):
         raise structlog.DropEvent
     return event
+
+
+def _forward_event(forward: Callable[[Mapping[str, object]], None]) -> EventProcessor:
+    """Pass redacted events on, before they become a line."""
+
+    def forward_event(_logger: object, _method: str, event: EventDict) -> EventDict:
+        texts = {name: _SECRET_TEXT.sub(_REDACTED, value) for name, value in event.items() if isinstance(value, str)}
+        forward({**event, **texts})
+        return event
+
+    return forward_event
 
 
 def _combine_processors(processors: list[EventProcessor], render: Callable[[object, str, EventDict], str]) -> Processor:
@@ -259,13 +278,20 @@ Loggers cache the list at their first use, which may precede `configure_logging`
 """
 
 
-def configure_logging(*, json: bool, level: str = "INFO") -> None:
+def configure_logging(
+    *,
+    json: bool,
+    level: str = "INFO",
+    adds_trace_ids: bool = False,
+    forward: Callable[[Mapping[str, object]], None] | None = None,
+) -> None:
     """Send structlog's and the standard library's records to stderr in one format.
 
-    May be called again.
+    May be called again. `forward` also gets each event, redacted.
     """
     shared_processors: list[Processor] = [
         _add_request_id,
+        *([_add_trace_ids] if adds_trace_ids else []),
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -278,6 +304,8 @@ def configure_logging(*, json: bool, level: str = "INFO") -> None:
     else:
         processors = [_redact_database_errors, _redact_event, _escape_event]
         render = _with_redacted_line(_make_console_renderer())
+    if forward is not None:
+        processors.append(_forward_event(forward))
     _PROCESSORS[:] = [_filter_by_level, *shared_processors, _combine_processors(processors, render)]
     structlog.configure(processors=_PROCESSORS, logger_factory=_LineLogger, cache_logger_on_first_use=True)
     handler = _LineLogger.handler = logging.StreamHandler(sys.stderr)

@@ -12,13 +12,12 @@ from gateway import __version__
 from gateway.common.concurrency import TaskRegistry
 from gateway.composition.supervision import supervise
 from gateway.config import Settings
-from gateway_runtime.telemetry.signals import read_signals
+from gateway_runtime.telemetry.signals import SERVICE_NAME, read_signals
 
 if TYPE_CHECKING:
     from gateway.observation.gauges import GaugeSources
     from gateway_runtime.telemetry.observer import Telemetry
 
-SERVICE_NAME = "agent-gateway"
 _FLUSH_SECONDS = 2.0
 
 

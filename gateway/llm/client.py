@@ -38,6 +38,7 @@ from gateway.llm.stream import MAX_ANSWER_CHARS, ChunkReader, read_whole_answer
 from gateway.llm.upstream_errors import decode_error_body, make_status_error
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 from gateway.ports.model_sdk import SdkClient, SdkModule, SdkResponse, SdkStatusError
+from gateway_runtime.telemetry.trace_context import get_trace_headers
 from gateway_runtime.trusted_certificates import create_trusting_context
 
 log = get_logger(__name__)
@@ -278,6 +279,8 @@ class OpenAICompatibleModel(Model):
             content=msgspec.json.encode(body),
             extensions=prepared.extensions,
         )
+        if trace_headers := get_trace_headers():
+            request.headers.update(trace_headers)
         try:
             response = await self._http_client.send(request, stream=True)
         except (httpx.TimeoutException, TimeoutError):

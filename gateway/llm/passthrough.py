@@ -13,6 +13,7 @@ from gateway.llm.client import ModelServerConnection, create_http_client, read_r
 from gateway.llm.tool_repair.json_repair import is_object
 from gateway.llm.upstream_errors import decode_error_body, read_upstream_error
 from gateway.ports.upstream import StreamedBody, UpstreamAnswer, UpstreamApi, UpstreamRequest
+from gateway_runtime.telemetry.trace_context import get_trace_headers
 
 _CONNECT_TIMEOUT_SECONDS = 5.0
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
@@ -88,7 +89,7 @@ class UpstreamClient(UpstreamApi):
 
     def _build_request(self, request: UpstreamRequest) -> httpx.Request:
         connection = self._connection
-        headers = connection.headers | {"Accept": "*/*"}
+        headers = connection.headers | {"Accept": "*/*"} | get_trace_headers()
         if request.content_type:
             headers["Content-Type"] = request.content_type
         content: bytes | StreamedBody | None = request.body or None

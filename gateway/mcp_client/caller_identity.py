@@ -11,6 +11,7 @@ import httpx2
 from gateway.common.concurrency import LruDict
 from gateway.domain.messages import JsonObject, Principal
 from gateway.mcp_client.identity_keys import IdentityKeys
+from gateway_runtime.telemetry.trace_context import get_trace_headers
 
 ISSUER = "agent-gateway"
 _TOKEN_LIFETIME_SECONDS = 120.0
@@ -40,6 +41,11 @@ def forward_header(header: str) -> Callable[[httpx2.Request], Awaitable[None]]:
             request.headers[header] = value
 
     return add_header
+
+
+async def add_trace_headers(request: httpx2.Request) -> None:
+    """An httpx2 request hook: the server continues the trace."""
+    request.headers.update(get_trace_headers())
 
 
 class TokenSigner:

@@ -9,10 +9,9 @@ from gateway.api.http.request_context import ERROR_SCOPE_KEY, STARTED_SCOPE_KEY
 from gateway.api.security.permissions import PUBLIC_DOCUMENTS, ROUTES, find_permission
 from gateway.observation import families as f
 from gateway.observation import names as n
-from gateway.ports.observer import Attributes, Observer, Span
+from gateway.ports.observer import Observer, Span
+from gateway_runtime.telemetry.trace_context import read_trace_headers
 
-_TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
-_MAX_HEADER_LENGTH = 8_192
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _UNKNOWN_ROUTE = "unmatched"
 _STREAM_CLASSES = ("chat", "mcp")
@@ -67,7 +66,7 @@ class ObservationMiddleware:
 
     async def _run_traced(self, method: str, scope: Scope, receive: Receive, send: Send) -> None:
         path, attributes = scope["path"], {n.HTTP_METHOD: method, "url.scheme": scope["scheme"]}
-        parent = _read_trace_headers(scope)
+        parent = read_trace_headers(scope)
         with self._observer.open_span(method, attributes, kind="server", parent=parent) as span:
             try:
                 await self._app(scope, receive, send)
@@ -112,17 +111,3 @@ def find_format(path: str) -> str:
     if path.startswith("/v1/responses"):
         return "openai_responses"
     return "legacy" if path == "/stream" or path.startswith("/api/") else "other"
-
-
-def _read_trace_headers(scope: Scope) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        key = name.decode("latin-1")
-        if key in _TRACE_HEADERS and key not in found and len(value) <= _MAX_HEADER_LENGTH:
-            found[key] = value.decode("latin-1")
-    return found
-
-
-def get_request_attributes(request_id: str | None) -> Attributes:
-    """Return the attributes that lead from a span to the log."""
-    return {} if request_id is None else {n.REQUEST: request_id}

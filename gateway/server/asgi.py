@@ -21,6 +21,7 @@ from gateway.api.http.errors import error_response
 from gateway.common import logging
 from gateway.config import ConfigError, Settings, load_settings
 from gateway.domain.errors import Forbidden
+from gateway.server.logs import configure_logs
 from gateway.server.services import open_services
 from gateway.settings.values import is_loopback
 from gateway_runtime.child_processes import keep_descriptors_private
@@ -108,7 +109,7 @@ def _configure_logging(settings: Settings) -> None:
     """Configure the gateway's logs, and not the server's."""
     loggers = [getLogger(name) for name in _SERVER_LOGGERS]
     previous = [(logger.level, logger.handlers, logger.propagate) for logger in loggers]
-    logging.configure_logging(json=settings.json_logs, level=settings.effective_log_level)
+    configure_logs(settings)
     for logger, (level, handlers, propagate) in zip(loggers, previous, strict=True):
         logger.setLevel(level)
         logger.handlers, logger.propagate = handlers, propagate

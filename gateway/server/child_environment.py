@@ -69,8 +69,12 @@ _PROXY_VARIABLES = frozenset({"ALL_PROXY", "DDGS_PROXY", "HTTP_PROXY", "HTTPS_PR
 
 
 def build_tool_server_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Select the tool server's settings: no keys of models, callers or Redis."""
-    return select_variables(environment, TOOLS_SERVER_VARIABLES | _PROXY_VARIABLES)
+    """Select the tool server's settings: no keys of models, callers or Redis.
+
+    OpenTelemetry's variables are for both servers, but the name of the service is the gateway's.
+    """
+    telemetry = {name for name in environment if name.startswith("OTEL_")} - {"OTEL_SERVICE_NAME"}
+    return select_variables(environment, TOOLS_SERVER_VARIABLES | _PROXY_VARIABLES | telemetry)
 
 
 def build_console_environment(

@@ -1,10 +1,15 @@
 """Which signals OpenTelemetry's variables switch on, without its packages."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from gateway_runtime.errors import ConfigError
 
+SERVICE_NAME = "agent-gateway"
+TOOLS_SERVICE_NAME = "tools-server"
+_PREFIX = "OTEL_"
 _PROTOCOL = "http/protobuf"
 _EXPORTERS = ("otlp", "none", "")
 
@@ -15,6 +20,23 @@ class Signals(NamedTuple):
     traces: bool = False
     metrics: bool = False
     logs: bool = False
+
+
+def load_standard_variables(file: Path = Path(".env")) -> None:
+    """Put OpenTelemetry's variables of `.env` into the environment.
+
+    Its SDK reads them there.
+    """
+    try:
+        if _PREFIX not in file.read_text(errors="replace"):
+            return
+    except OSError:
+        return
+    from dotenv import dotenv_values
+
+    for name, value in dotenv_values(file).items():
+        if name.startswith(_PREFIX) and value:
+            os.environ.setdefault(name, value)
 
 
 def read_signals(environment: Mapping[str, str]) -> Signals:

@@ -4,7 +4,11 @@ While tracing is off, nothing is read. The tracer of a process installs its read
 """
 
 from abc import abstractmethod
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+_TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
+_MAX_HEADER_LENGTH = 8_192
 
 
 class TraceReader(Protocol):
@@ -46,3 +50,13 @@ def get_trace_ids() -> tuple[str, str] | None:
 def is_tracing() -> bool:
     """Return whether this process records traces."""
     return _reader is not None
+
+
+def read_trace_headers(scope: Mapping[str, Any]) -> dict[str, str]:
+    """Return the headers of an ASGI request that name its trace."""
+    found: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key = name.decode("latin-1")
+        if key in _TRACE_HEADERS and key not in found and len(value) <= _MAX_HEADER_LENGTH:
+            found[key] = value.decode("latin-1")
+    return found

@@ -14,7 +14,7 @@ from mcp.types import CallToolResult, ServerCapabilities, Tool
 from gateway.common.concurrency import Backoff, SupervisedTask, wait_or_poll
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.messages import JsonObject, PendingInput, Principal
-from gateway.mcp_client.caller_identity import TokenIssuer, acting_for, forward_header
+from gateway.mcp_client.caller_identity import TokenIssuer, acting_for, add_trace_headers, forward_header
 from gateway.mcp_client.connection.client_capabilities import GATEWAY_CAPABILITIES
 from gateway.mcp_client.connection.errors import describe_error, is_wrong_transport
 from gateway.mcp_client.connection.item_changes import ItemChanges
@@ -33,6 +33,7 @@ from gateway.mcp_client.stdio.transport import ProcessReport
 from gateway.mcp_client.transports import RequestHook
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import ChangeKind, ServerStatus, ToolCallRequest
+from gateway_runtime.telemetry.trace_context import is_tracing
 
 _MIN_BACKOFF_SECONDS = 0.2
 _MAX_BACKOFF_SECONDS = {"http": 5.0, "sse": 5.0, "stdio": 60.0}
@@ -85,6 +86,8 @@ class ServerConnection:
         self._hooks: list[RequestHook] = []
         if (header := config.forwarded_header) is not None:
             self._hooks.append(forward_header(header))
+        if is_tracing():
+            self._hooks.append(add_trace_headers)
         self._protocol_version: str | None = None
         self._status = ConnectionStatus(config.name, on_change)
         self._calls = OngoingCalls(config.name)

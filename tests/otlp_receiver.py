@@ -1,0 +1,144 @@
+"""A plain receiver of OTLP over HTTP, in a thread."""
+
+import gzip
+import threading
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+
+@dataclass
+class ReceivedSpan:
+    """A span, with values that tests can compare."""
+
+    name: str
+    service: str
+    trace_id: str
+    span_id: str
+    parent_id: str
+    kind: int
+    attributes: dict[str, Any]
+    events: list[tuple[str, dict[str, Any]]]
+    links: list[tuple[str, str]]
+    failed: bool
+    status_message: str
+    start: int
+    end: int
+
+
+@dataclass
+class OtlpReceiver:
+    """Received spans, logs and metrics."""
+
+    endpoint: str
+    spans: list[ReceivedSpan] = field(default_factory=list)
+    logs: list[tuple[str, Any]] = field(default_factory=list)
+    metrics: list[Any] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    status: int = 200
+
+    def find(self, name: str, **attributes: Any) -> list[ReceivedSpan]:
+        """Find spans by the start of their name, and by attributes.
+
+        In the names of attributes, two underscores stand for a dot.
+        """
+        wanted = {key.replace("__", "."): value for key, value in attributes.items()}
+        return [s for s in list(self.spans) if s.name.startswith(name) and wanted.items() <= s.attributes.items()]
+
+    def get(self, span_id: str) -> ReceivedSpan | None:
+        return next((span for span in list(self.spans) if span.span_id == span_id), None)
+
+    def list_ancestors(self, span: ReceivedSpan) -> list[str]:
+        """Return the names of the spans above a span, the nearest first."""
+        names: list[str] = []
+        parent = self.get(span.parent_id)
+        while parent is not None:
+            names.append(parent.name)
+            parent = self.get(parent.parent_id)
+        return names
+
+    def read_texts(self) -> str:
+        """Return everything that arrived as one text."""
+        return repr((self.spans, self.logs, self.metrics))
+
+    def take(self, path: str, body: bytes) -> None:
+        """Parse a request."""
+        if path.endswith("/traces"):
+            request = ExportTraceServiceRequest.FromString(body)
+            for group in request.resource_spans:
+                service = _read(group.resource.attributes)["service.name"]
+                self.spans += [_make_span(s, service) for scope in group.scope_spans for s in scope.spans]
+        elif path.endswith("/logs"):
+            for group in ExportLogsServiceRequest.FromString(body).resource_logs:
+                service = _read(group.resource.attributes)["service.name"]
+                self.logs += [(service, record) for scope in group.scope_logs for record in scope.log_records]
+        elif path.endswith("/metrics"):
+            for group in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+                self.metrics += [metric for scope in group.scope_metrics for metric in scope.metrics]
+
+
+def _read(attributes: Iterable[Any]) -> dict[str, Any]:
+    return {item.key: _read_value(item.value) for item in attributes}
+
+
+def _read_value(value: Any) -> Any:
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [_read_value(item) for item in value.array_value.values]
+    return getattr(value, kind) if kind else None
+
+
+def _make_span(span: Any, service: str) -> ReceivedSpan:
+    return ReceivedSpan(
+        name=span.name,
+        service=service,
+        trace_id=span.trace_id.hex(),
+        span_id=span.span_id.hex(),
+        parent_id=span.parent_span_id.hex(),
+        kind=span.kind,
+        attributes=_read(span.attributes),
+        events=[(event.name, _read(event.attributes)) for event in span.events],
+        links=[(link.trace_id.hex(), link.span_id.hex()) for link in span.links],
+        failed=span.status.code == 2,
+        status_message=span.status.message,
+        start=span.start_time_unix_nano,
+        end=span.end_time_unix_nano,
+    )
+
+
+@contextmanager
+def receive_otlp() -> Generator[OtlpReceiver]:
+    """Listen on a loopback port."""
+    receiver: OtlpReceiver
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            receiver.headers.append(dict(self.headers))
+            if receiver.status == 200:
+                receiver.take(self.path, body)
+            self.send_response(receiver.status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    receiver = OtlpReceiver(f"http://127.0.0.1:{server.server_address[1]}")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
