@@ -1,4 +1,4 @@
-"""Forks and replays whose worker is killed in the middle of a call."""
+"""Forks and replays of workers that are killed in a call."""
 
 from collections import Counter
 from collections.abc import AsyncGenerator
