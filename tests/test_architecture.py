@@ -33,6 +33,7 @@ ALLOWED_IMPORTS: dict[str, set[str]] = {
     "gateway.wire": BASE_IMPORTS | {"gateway.wire"},
     "gateway.passthrough": BASE_IMPORTS | {"gateway.passthrough"},
     "gateway.webhooks": BASE_IMPORTS | {"gateway.webhooks"},
+    "gateway.sandbox": BASE_IMPORTS | {"gateway.sandbox"},
     "gateway.agent": BASE_IMPORTS | {"gateway.agent"},
     "gateway.observation": BASE_IMPORTS
     | {f"gateway.{part}" for part in ("observation", "agent", "api", "llm", "mcp_client", "store")},
@@ -69,6 +70,7 @@ LIBRARY_USERS: dict[str, tuple[str, ...]] = {
     "sqlmodel": ("gateway.store", "tools_server.common.database", "tools_server.http_tools", "tools_server.tasks"),
     "ag_ui": ("gateway.wire.ag_ui",),
     "nicegui": ("gateway_console",),
+    "pydantic_monty": ("gateway.sandbox",),
     "opentelemetry": ("gateway_runtime.telemetry",),
     "prometheus_client": ("gateway_runtime.telemetry",),
     "fastapi": ("gateway.api", "gateway.app", "gateway.server.asgi", "gateway_console"),

@@ -8,10 +8,11 @@ from uuid import uuid4
 
 import msgspec
 
+from gateway.agent.code.programs import TurnPrograms
 from gateway.agent.history.summarizer import HistorySummarizer
 from gateway.agent.model_context import ModelContext, TurnContext
 from gateway.agent.structured_output import OutputSchema
-from gateway.agent.tool_calls import ToolCallScheduler, build_input_resolved
+from gateway.agent.tool_calls import ToolCallScheduler
 from gateway.common.logging import get_logger
 from gateway.domain.branches import NEW_CALL
 from gateway.domain.errors import OutputInvalid
@@ -32,6 +33,7 @@ from gateway.domain.messages import (
     Usage,
     text_block,
 )
+from gateway.ports.code import Sandbox
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 from gateway.ports.tools import Toolbox
 
@@ -42,11 +44,15 @@ _BREAK = "\n\n"
 
 
 class LoopLimits(msgspec.Struct, frozen=True):
-    """Limits of a turn: steps, total tokens and concurrent tool calls."""
+    """Limits of a turn.
+
+    They are its steps, total tokens, concurrent tool calls, and the characters of a program's result.
+    """
 
     steps: int = 10
     tokens: int = 200_000
     parallel_calls: int = 8
+    result_chars: int = 32_000
 
 
 class AgentLoop:
@@ -55,8 +61,9 @@ class AgentLoop:
     It is stateless: the state of a turn is in its `TurnContext`.
     """
 
-    def __init__(self, model: Model, toolbox: Toolbox, limits: LoopLimits) -> None:
+    def __init__(self, model: Model, toolbox: Toolbox, limits: LoopLimits, sandbox: Sandbox | None = None) -> None:
         self._model = model
+        self._sandbox = sandbox
         self._toolbox = toolbox
         self._limits = limits
         self._summarizer = HistorySummarizer(model)
@@ -72,13 +79,15 @@ class AgentLoop:
         """
         if context.overflow is not None:
             context = await self._summarizer.summarize(context.overflow, context, turn)
-        if (finish_reason := await self._resume(context, turn)) is not None or turn.transcript.waits_for_input:
+        programs = self._create_programs(context, turn)
+        finish_reason = await self._resume(context, turn, programs)
+        if finish_reason is not None or turn.transcript.waits_for_input:
             return finish_reason
         output_schema = await OutputSchema.prepare(context.response_format) if context.response_format else None
         step, limit_reached = turn.transcript.steps + 1, "step_limit"
         last = turn.taken_steps + self._limits.steps
         while step <= last and (context.tools or output_schema is None):
-            calls = self._create_scheduler(step, context, turn)
+            calls = self._create_scheduler(step, context, turn, programs)
             try:
                 model_call = self._create_model_call(context, turn, step)
                 answer, draft = await self._ask_model(
@@ -121,7 +130,7 @@ class AgentLoop:
         written = turn.transcript.count_written_chars(step) if step is not None else 0
         return self._create_model_call(context, turn, step).estimate_usage(written) if step and written else None
 
-    async def _resume(self, context: ModelContext, turn: TurnContext) -> str | None:
+    async def _resume(self, context: ModelContext, turn: TurnContext, programs: TurnPrograms | None) -> str | None:
         """Complete the last step of a resumed turn.
 
         Return the finish reason if no step has to follow.
@@ -133,10 +142,10 @@ class AgentLoop:
             turn.emit(TurnResumed())
         if (last_step := transcript.last_step()) is None:
             return None
-        calls = self._create_scheduler(last_step.step, context, turn)
+        calls = self._create_scheduler(last_step.step, context, turn, programs)
         try:
             for call in transcript.open_calls():
-                self._settle_open_call(call, calls, turn)
+                calls.settle_open_call(call)
             calls.run_deferred()
             await calls.wait_for_results()
         finally:
@@ -148,22 +157,14 @@ class AgentLoop:
         lacks_output = context.response_format is not None and not transcript.step_text(last_step.step)
         return None if transcript.is_followed(last_step.step) or lacks_output else last_step.finish_reason
 
-    def _settle_open_call(self, call: ToolCallStarted, calls: ToolCallScheduler, turn: TurnContext) -> None:
-        """Continue a call without a result.
+    def _create_programs(self, context: ModelContext, turn: TurnContext) -> TurnPrograms | None:
+        if context.interface is None or self._sandbox is None:
+            return None
+        return TurnPrograms(self._sandbox, context.interface, turn, max_result_chars=self._limits.result_chars)
 
-        Its questions are answered or open, or it was interrupted.
-        """
-        open_inputs = turn.transcript.open_inputs(call.call_id)
-        questions = [question for question in turn.inputs if str(question.id) in open_inputs]
-        if not questions:
-            calls.retry_interrupted(call)
-        elif all(question.answer is not None for question in questions):
-            for question in questions:
-                assert question.answer is not None
-                turn.emit(build_input_resolved(question, question.answer))
-            calls.resume_with_answers(turn.transcript.get_call(call.call_id), questions)
-
-    def _create_scheduler(self, step: int, context: ModelContext, turn: TurnContext) -> ToolCallScheduler:
+    def _create_scheduler(
+        self, step: int, context: ModelContext, turn: TurnContext, programs: TurnPrograms | None
+    ) -> ToolCallScheduler:
         return ToolCallScheduler(
             step,
             offered={spec.name: spec for spec in _list_tools(context, turn)},
@@ -174,6 +175,9 @@ class AgentLoop:
             limit=self._limits.parallel_calls,
             approval=context.approval,
             recorded_calls=turn.recorded_calls,
+            programs=programs,
+            functions={spec.name: spec for spec in context.functions},
+            interface=context.interface,
         )
 
     async def _ask_structured(

@@ -18,6 +18,7 @@ from gateway.domain.messages import (
     ToolSpec,
     Usage,
 )
+from gateway.ports.code import ProgramInterface
 from gateway.ports.model import ModelCall
 from gateway.ports.turns import EventEmitter
 
@@ -75,7 +76,8 @@ class ModelContext(msgspec.Struct, frozen=True):
     """The part of a model call that all steps share.
 
     `messages` are the system message, the history and those of the request, whose indexes there are the
-    `client_indexes`, and whose names in errors the `message_paths`; `find_tools` searches the `hidden` tools.
+    `client_indexes`, and whose names in errors the `message_paths`; `find_tools` searches the `hidden` tools,
+    and programs call the `functions` by their `interface`.
     The model summarizes the `overflow` of the history before the first step, with `summary_effort` of reasoning.
     """
 
@@ -88,6 +90,8 @@ class ModelContext(msgspec.Struct, frozen=True):
     approval: Approval = "never"
     response_format: JsonObject | None = None
     hidden: tuple[ToolSpec, ...] = ()
+    functions: tuple[ToolSpec, ...] = ()
+    interface: ProgramInterface | None = None
     overflow: HistoryOverflow | None = None
     summary_effort: str | None = None
     client_indexes: tuple[int | None, ...] = ()

@@ -195,6 +195,8 @@ class PromptBuilder:
             message_paths=request.message_paths,
             tools=selection.tools,
             hidden=selection.hidden,
+            functions=selection.functions,
+            interface=selection.interface,
             tool_choice=selection.choice,
             parameters=request.parameters,
             principal=principal,

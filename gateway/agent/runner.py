@@ -13,7 +13,6 @@ from gateway.agent.prompt import PromptBuilder
 from gateway.agent.response_cache import TurnResponseCache
 from gateway.agent.runner_config import RunnerConfig, RunnerStorage
 from gateway.agent.starting.plan import TurnPlan, TurnPlanner
-from gateway.agent.tool_search import ToolSelector
 from gateway.agent.turn import ActiveTurn, HandOverReason
 from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import TaskSet
@@ -66,7 +65,7 @@ class Runner:
         self._models = models
         self._budgets = budgets
         self._lease = lease
-        tools = ToolSelector(toolbox, max_tokens=config.max_tool_tokens, batches=config.batch_tool)
+        tools = config.create_tool_selector(toolbox)
         self._prompts = PromptBuilder(toolbox, storage.conversations, config.system_prompt, config.tokenizer)
         self._planner = TurnPlanner(models, tools, self._prompts, config.default_parameters)
         self._responses = TurnResponseCache(storage.responses)

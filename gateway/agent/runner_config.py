@@ -8,6 +8,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from gateway.agent.prompt import SystemPrompt
+from gateway.agent.tool_search import AddPrograms, ToolSelector
 from gateway.agent.turn import DEFAULT_MAX_TURN_BYTES
 from gateway.config import Settings
 from gateway.domain.messages import Parameters
@@ -21,6 +22,7 @@ from gateway.ports.store import (
     WorkerRepository,
 )
 from gateway.ports.tokenizers import Tokenizer
+from gateway.ports.tools import Toolbox
 
 _BUILT_IN_PROMPT = SystemPrompt()
 
@@ -49,9 +51,16 @@ class RunnerConfig:
     max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES
     default_parameters: Parameters = Parameters()  # noqa: RUF009 - frozen
     tokenizer: Tokenizer | None = None
+    add_programs: AddPrograms | None = None
 
     @classmethod
-    def from_settings(cls, settings: Settings, worker_id: UUID, tokenizer: Tokenizer | None = None) -> Self:
+    def from_settings(
+        cls,
+        settings: Settings,
+        worker_id: UUID,
+        tokenizer: Tokenizer | None = None,
+        add_programs: AddPrograms | None = None,
+    ) -> Self:
         return cls(
             worker_id=worker_id,
             system_prompt=SystemPrompt(settings.agent_system_prompt, settings.system_prompt_policy),
@@ -70,6 +79,13 @@ class RunnerConfig:
                 reasoning_format=settings.groq_reasoning_format,
             ),
             tokenizer=tokenizer,
+            add_programs=add_programs,
+        )
+
+    def create_tool_selector(self, toolbox: Toolbox) -> ToolSelector:
+        """Create what chooses the tools of turns."""
+        return ToolSelector(
+            toolbox, max_tokens=self.max_tool_tokens, batches=self.batch_tool, add_programs=self.add_programs
         )
 
 

@@ -12,7 +12,9 @@ import msgspec
 from gateway.agent.approval import build_approval_request, needs_approval
 from gateway.agent.batch_tool import BATCH, run_batch
 from gateway.agent.branches.recorded_calls import RecordedCalls
-from gateway.agent.tool_search import FIND_TOOLS, search_tools
+from gateway.agent.code.programs import TurnPrograms
+from gateway.agent.model_context import TurnContext
+from gateway.agent.tool_search import FIND_TOOLS, RUN_PYTHON, search_tools
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.common.sanitize import clean_text
@@ -31,6 +33,7 @@ from gateway.domain.messages import (
     ToolSpec,
     text_block,
 )
+from gateway.ports.code import ProgramInterface
 from gateway.ports.tools import (
     MAX_OBSERVED_MESSAGE_LENGTH,
     MAX_OBSERVED_MESSAGES,
@@ -39,7 +42,7 @@ from gateway.ports.tools import (
     ToolCallRequest,
     make_idempotency_key,
 )
-from gateway.ports.turns import EventEmitter
+from gateway.ports.turns import EventEmitter, NestedCalls
 
 log = get_logger(__name__)
 
@@ -47,12 +50,13 @@ _MAX_CLIENT_CALL_ID_LENGTH = 128
 _MAX_LOGGED_NAME_LENGTH = 100
 
 
-class ToolCallScheduler:
+class ToolCallScheduler(NestedCalls):
     """Runs the calls of a step while the model still streams.
 
     A read-only call waits for earlier changing calls, and a changing call for all earlier calls, so the model's order
     holds where it matters. Changing calls start only after `run_deferred()`, when the model's stream has ended: an
-    interrupted stream is retried, and must not have had effects.
+    interrupted stream is retried, and must not have had effects. The calls of a program have a scheduler of their own,
+    which knows the call of the program as their `parent`.
     """
 
     def __init__(
@@ -62,11 +66,15 @@ class ToolCallScheduler:
         offered: dict[str, ToolSpec],
         toolbox: Toolbox,
         principal: Principal,
-        emitter: EventEmitter,
+        emitter: TurnContext,
         limit: int,
         approval: Approval = "never",
         hidden: tuple[ToolSpec, ...] = (),
         recorded_calls: RecordedCalls | None = None,
+        programs: TurnPrograms | None = None,
+        functions: dict[str, ToolSpec] | None = None,
+        interface: ProgramInterface | None = None,
+        parent: str | None = None,
     ) -> None:
         self._step = step
         self._offered = offered
@@ -76,6 +84,11 @@ class ToolCallScheduler:
         self._approval: Approval = approval
         self._hidden = hidden
         self._recorded_calls = recorded_calls
+        self._programs = programs
+        self._functions = functions or {}
+        self._interface = interface
+        self._parent = parent
+        self._nested: list[ToolCallScheduler] = []
         self._limit = limit
         self._slots = asyncio.Semaphore(limit)
         self._deferred_may_run = asyncio.Event()
@@ -108,12 +121,13 @@ class ToolCallScheduler:
             arguments=call.arguments if arguments is None else arguments,
             extra_content=msgspec.UNSET if call.extra_content is None else call.extra_content,
             model_id=call.model_id or msgspec.UNSET,
+            parent_call_id=self._parent or msgspec.UNSET,
         )
         if (answer := self._find_answer(started, spec)) is not None:
             self._emitter.emit(started)
             self._add_answer(answer)
             return
-        asks = spec is not None and is_runnable and needs_approval(spec, self._approval)
+        asks = spec is not None and is_runnable and not _is_own(spec) and needs_approval(spec, self._approval)
         self._emitter.emit(msgspec.structs.replace(started, needs_approval=True) if asks else started)
         read_only = spec is None or not is_runnable or spec.read_only
         # The last changing call ends after all calls before it. A wait for each of them would cost n^2 callbacks.
@@ -158,6 +172,18 @@ class ToolCallScheduler:
                 model_id=own_id if own_id != call_id else msgspec.UNSET,
             )
         )
+
+    def settle_open_call(self, call: ToolCallStarted) -> None:
+        turn = self._emitter
+        open_inputs = turn.transcript.open_inputs(call.call_id)
+        questions = [question for question in turn.inputs if str(question.id) in open_inputs]
+        if not questions:
+            self.retry_interrupted(call)
+        elif all(question.answer is not None for question in questions):
+            for question in questions:
+                assert question.answer is not None
+                turn.emit(build_input_resolved(question, question.answer))
+            self.resume_with_answers(turn.transcript.get_call(call.call_id), questions)
 
     def retry_interrupted(self, call: ToolCallStarted) -> None:
         """Repeat an interrupted call if that is safe.
@@ -221,6 +247,8 @@ class ToolCallScheduler:
     async def cancel_calls(self) -> None:
         """Cancel the calls that still run."""
         await self._tasks.stop()
+        for nested in self._nested:
+            await nested.cancel_calls()
 
     def _spawn(self, call: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = self._tasks.spawn(call)
@@ -248,6 +276,8 @@ class ToolCallScheduler:
             result = await self._execute(call, spec, arguments, answers)
             duration_ms = round((time.perf_counter() - started_at) * 1000, 2)
         await self._emitter.withdraw_questions(call.id)
+        if result is None:
+            return
         if isinstance(result, PendingInput):
             await self._emitter.ask_questions(call.id, result)
             return
@@ -265,7 +295,11 @@ class ToolCallScheduler:
 
     async def _execute(
         self, call: ToolCall, spec: ToolSpec | None, arguments: JsonObject | None, answers: list[StoredQuestion] | None
-    ) -> ToolResult | PendingInput:
+    ) -> ToolResult | PendingInput | None:
+        """Run a call.
+
+        None: it is a program that waits for a person.
+        """
         if call.problem:
             return _error_result(call.problem)
         if spec is None:
@@ -274,7 +308,9 @@ class ToolCallScheduler:
         if arguments is None:
             return _error_result(f"The arguments of {call.name} must be one JSON object that matches its schema.")
         if spec.name == FIND_TOOLS and spec.helper:
-            return search_tools(str(arguments.get("query", "")), self._hidden)
+            return search_tools(str(arguments.get("query", "")), self._hidden, self._interface)
+        if spec.name == RUN_PYTHON and spec.helper and self._programs is not None:
+            return await self._programs.run(call, arguments, self._start_program_calls)
         if spec.name == BATCH and spec.helper:
             return await self._run_batch(call, arguments)
         if answers is None and needs_approval(spec, self._approval):
@@ -292,6 +328,22 @@ class ToolCallScheduler:
                 require_lease=self._emitter.require_lease,
             )
         )
+
+    def _start_program_calls(self, parent: str) -> "ToolCallScheduler":
+        nested = ToolCallScheduler(
+            self._step,
+            offered=self._functions,
+            toolbox=self._toolbox,
+            principal=self._principal,
+            emitter=self._emitter,
+            limit=self._limit,
+            approval=self._approval,
+            recorded_calls=self._recorded_calls,
+            parent=parent,
+        )
+        nested.run_deferred()  # the model's stream has ended
+        self._nested.append(nested)
+        return nested
 
     async def _run_batch(self, call: ToolCall, arguments: JsonObject) -> ToolResult:
         observer = _EventObserver(call.id, self._emitter)
@@ -372,6 +424,11 @@ def _parse_arguments(arguments: str) -> JsonObject | None:
         return msgspec.json.decode(arguments.strip() or "{}", type=JsonObject)
     except JSON_DECODE_ERRORS:
         return None
+
+
+def _is_own(spec: ToolSpec) -> bool:
+    """Return whether the gateway runs the tool without any server."""
+    return spec.helper and spec.name in (FIND_TOOLS, BATCH, RUN_PYTHON)
 
 
 def _error_result(message: str) -> ToolResult:

@@ -6,18 +6,29 @@ If they do not all fit into its request, `find_tools` searches the others.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from gateway.agent.batch_tool import build_batch_spec
 from gateway.domain.errors import InvalidRequest
-from gateway.domain.messages import JsonObject, Principal, ToolChoice, ToolResult, ToolSpec, TurnRequest, text_block
+from gateway.domain.messages import (
+    CodeMode,
+    JsonObject,
+    Principal,
+    ToolChoice,
+    ToolResult,
+    ToolSpec,
+    TurnRequest,
+    text_block,
+)
+from gateway.ports.code import ProgramInterface
 from gateway.ports.model import ModelInfo
 from gateway.ports.tools import Toolbox
 from gateway_runtime.json_schema.rules import SchemaTooLarge, measure_value
 
 FIND_TOOLS = "find_tools"
+RUN_PYTHON = "run_python"
 MAX_TOOLS = 128
 _MAX_RESULTS = 10
 _MAX_SEARCHED_CHARS = 1_000
@@ -35,12 +46,19 @@ _NO_ROOM = "The gateway's tools were left out: the {} tools of the request fill 
 class ToolSelection(msgspec.Struct, frozen=True):
     """`tools` are in the model's request from the start.
 
-    `find_tools` searches the `hidden` ones. `choice` is the request's choice among these.
+    `find_tools` searches the `hidden` ones. `choice` is the request's choice among these. Programs may call the
+    `functions` by their `interface`; without one, there are no programs.
     """
 
     tools: tuple[ToolSpec, ...]
     hidden: tuple[ToolSpec, ...] = ()
     choice: ToolChoice | None = None
+    functions: tuple[ToolSpec, ...] = ()
+    interface: ProgramInterface | None = None
+
+
+AddPrograms = Callable[[ToolSelection, CodeMode | None], ToolSelection]
+"""Adds `run_python` to a selection, as a request's mode says."""
 
 
 class ToolSelector:
@@ -49,10 +67,13 @@ class ToolSelector:
     `max_tokens` bounds their definitions; `batches` adds the `batch` tool.
     """
 
-    def __init__(self, toolbox: Toolbox, *, max_tokens: int, batches: bool) -> None:
+    def __init__(
+        self, toolbox: Toolbox, *, max_tokens: int, batches: bool, add_programs: AddPrograms | None = None
+    ) -> None:
         self._toolbox = toolbox
         self._max_tokens = max_tokens
         self._batches = batches
+        self._add_programs = add_programs
 
     def select(
         self, request: TurnRequest, principal: Principal, model: ModelInfo
@@ -69,7 +90,10 @@ class ToolSelector:
             warnings = (*warnings, _NO_ROOM.format(len(request.client_tools), MAX_TOOLS))
         else:
             selection = self._with_batch(selection, model)
-        return msgspec.structs.replace(selection, choice=choice), warnings
+        selection = msgspec.structs.replace(selection, choice=choice)
+        if self._add_programs is not None:
+            selection = self._add_programs(selection, request.code)
+        return selection, warnings
 
     def _list_requested(
         self, request: TurnRequest, principal: Principal
@@ -165,11 +189,13 @@ def select_tools(specs: tuple[ToolSpec, ...], *, always: Iterable[str], max_toke
     hidden = tuple(spec for spec in specs if spec.name not in selected_names)
     if not hidden:
         return ToolSelection(specs)
-    return ToolSelection((*selected_specs, _build_search_spec(hidden)), hidden)
+    return ToolSelection((*selected_specs, build_search_spec(hidden)), hidden)
 
 
-def search_tools(query: str, hidden: tuple[ToolSpec, ...]) -> ToolResult:
+def search_tools(query: str, hidden: tuple[ToolSpec, ...], interface: ProgramInterface | None = None) -> ToolResult:
     """Find the hidden tools that match a query best.
+
+    With an `interface`, the result has their declarations, and they are not loaded: programs call them.
 
     The score counts the query's words in names and descriptions; rare words and words in names count more.
     """
@@ -194,6 +220,9 @@ def search_tools(query: str, hidden: tuple[ToolSpec, ...]) -> ToolResult:
     if not best:
         note = "No tool matches these words. Try other ones: what the tool does, or the system that it works on."
         return ToolResult("ok", [text_block(note)], {"loaded": []})
+    if interface is not None:
+        stubs = interface.join_stubs({spec.name for _, _, spec in best})
+        return ToolResult("ok", [text_block(f"Programs can call these functions:\n\n{stubs}")], {"loaded": []})
     lines = [f"{spec.name}: {' '.join(spec.description.split())[:200]}" for _, _, spec in best]
     summary = "You can call these tools now:\n" + "\n".join(lines)
     return ToolResult("ok", [text_block(summary)], {"loaded": [spec.name for _, _, spec in best]})
@@ -209,7 +238,8 @@ def _estimate_tokens(spec: ToolSpec) -> int:
     return spec.prompt_chars // _CHARS_PER_TOKEN
 
 
-def _build_search_spec(hidden: tuple[ToolSpec, ...]) -> ToolSpec:
+def build_search_spec(hidden: tuple[ToolSpec, ...]) -> ToolSpec:
+    """Build `find_tools` for the hidden tools."""
     servers = ", ".join(dict.fromkeys(spec.server for spec in hidden))
     schema: JsonObject = {
         "type": "object",

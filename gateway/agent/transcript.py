@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from gateway.agent.tool_search import FIND_TOOLS
+from gateway.agent.tool_search import FIND_TOOLS, RUN_PYTHON
 from gateway.domain import events as e
 from gateway.domain.branches import FollowUp
 from gateway.domain.messages import JsonObject, Message, ToolCall, Usage
@@ -25,6 +25,7 @@ class TranscriptStep:
         self.text: list[str] = []
         self.refusal: list[str] = []
         self.calls: dict[str, e.ToolCallStarted] = {}
+        self.program_calls: dict[str, e.ToolCallStarted] = {}
         self.results: dict[str, e.ToolFinished] = {}
         self.completion: e.StepCompleted | None = None
 
@@ -39,6 +40,17 @@ class TranscriptStep:
         calls = tuple(_build_call(call) for call in self.calls.values())
         message = Message(role="assistant", content=text or None, tool_calls=calls, refusal=refusal or None)
         return [message, *(self._result_message(call_id) for call_id, call in self.calls.items() if not call.client)]
+
+    def get_call(self, call_id: str) -> e.ToolCallStarted:
+        """Return a call of the model, or of one of its programs."""
+        return self._get_calls(call_id)[call_id]
+
+    def replace_call(self, call: e.ToolCallStarted) -> None:
+        """Replace the call of the same id."""
+        self._get_calls(call.call_id)[call.call_id] = call
+
+    def _get_calls(self, call_id: str) -> dict[str, e.ToolCallStarted]:
+        return self.calls if call_id in self.calls else self.program_calls
 
     @property
     def refused_calls(self) -> list[str]:
@@ -83,13 +95,14 @@ class Transcript(EventFold):
                 pass  # the model has received the result during its call
             case e.ToolCallStarted():
                 step = self._call_steps[event.call_id] = self._get_step(event.step)
-                step.calls[event.call_id] = event
+                calls = step.calls if event.parent_call_id is msgspec.UNSET else step.program_calls
+                calls[event.call_id] = event
             case e.ToolFinished():
                 step = self._call_steps[event.call_id]
                 step.results[event.call_id] = event
                 for input_id in self.open_inputs(event.call_id):  # its server no longer waits for an answer
                     del self._open_inputs[input_id]
-                if step.calls[event.call_id].tool == FIND_TOOLS:
+                if step.get_call(event.call_id).tool == FIND_TOOLS:
                     structured = cast("JsonObject", event.structured or {})
                     self.loaded_tools |= dict.fromkeys(structured.get("loaded", ()))
             case e.StepCompleted():
@@ -184,8 +197,8 @@ class Transcript(EventFold):
         """
         arguments = (event.content or {}).get("arguments")
         if event.action == "accept" and isinstance(arguments, dict) and event.call_id in self._call_steps:
-            calls = self._call_steps[event.call_id].calls
-            calls[event.call_id] = msgspec.structs.replace(calls[event.call_id], arguments=arguments)
+            step = self._call_steps[event.call_id]
+            step.replace_call(msgspec.structs.replace(step.get_call(event.call_id), arguments=arguments))
 
     def incomplete_step(self) -> int | None:
         """Return the number of the last step if it is incomplete.
@@ -237,7 +250,34 @@ class Transcript(EventFold):
 
     def get_call(self, call_id: str) -> e.ToolCallStarted:
         """Return a call with the arguments of its approval, if any."""
-        return self._call_steps[call_id].calls[call_id]
+        return self._call_steps[call_id].get_call(call_id)
+
+    def find_call(self, call_id: str) -> e.ToolCallStarted | None:
+        """Return a call with the arguments of its approval.
+
+        None: there is no call of this id.
+        """
+        return self.get_call(call_id) if call_id in self._call_steps else None
+
+    def find_result(self, call_id: str) -> e.ToolFinished | None:
+        """Return the result of a call; None if it has none yet."""
+        step = self._call_steps.get(call_id)
+        return None if step is None else step.results.get(call_id)
+
+    def has_open_program_calls(self, parent_call_id: str) -> bool:
+        """Return whether a call of a program has no result."""
+        step = self._call_steps[parent_call_id]
+        calls = (call for call in step.program_calls.values() if call.parent_call_id == parent_call_id)
+        return any(call.call_id not in step.results for call in calls)
+
+    def list_finished_programs(self) -> list[tuple[e.ToolCallStarted, e.ToolFinished]]:
+        """List the programs that have ended, in order, with their results."""
+        return [
+            (call, step.results[call.call_id])
+            for _, step in self.numbered_steps
+            for call in step.calls.values()
+            if call.tool == RUN_PYTHON and call.call_id in step.results
+        ]
 
     def has_calls(self, step: int) -> bool:
         return bool(self._steps[step].calls)

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from uuid import UUID
 
+from gateway.agent.code.offer import CodeOffer
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.runner import Runner
 from gateway.agent.runner_config import RunnerConfig, RunnerStorage
@@ -115,11 +116,15 @@ def _build_runner(
         bus=store.bus,
     )
     limits = LoopLimits(
-        steps=settings.agent_max_steps, tokens=settings.agent_max_tokens, parallel_calls=settings.tool_parallelism
+        steps=settings.agent_max_steps,
+        tokens=settings.agent_max_tokens,
+        parallel_calls=settings.tool_parallelism,
+        result_chars=settings.tool_result_max_chars,
     )
+    offer = CodeOffer(tools.sandbox, settings.code_mode, settings.code_stub_chars)
     return choose_runner(observer, settings, store.redactor)(
-        observe_config(RunnerConfig.from_settings(settings, worker_id, llm.tokenizer), observer),
-        AgentLoop(llm.model, tools.policy_toolbox, limits),
+        observe_config(RunnerConfig.from_settings(settings, worker_id, llm.tokenizer, offer.add_to), observer),
+        AgentLoop(llm.model, tools.policy_toolbox, limits, tools.sandbox),
         storage,
         models=llm.catalog,
         toolbox=tools.policy_toolbox,

@@ -17,9 +17,11 @@ from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.server_config import ServerConfigFile
 from gateway.mcp_client.tool_server.definitions import DefinitionClient
 from gateway.mcp_client.toolbox import McpToolbox
+from gateway.ports.code import Sandbox
 from gateway.ports.observer import Observer
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import Toolbox
+from gateway.sandbox.program import MontySandbox, SandboxLimits
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Tools:
     host_toolbox: Toolbox
     registry: ServerRegistry
     definitions: DefinitionClient
+    sandbox: Sandbox
 
 
 @asynccontextmanager
@@ -69,4 +72,16 @@ async def build_tools(
         secret = settings.tools_server_secret
         issuer = TokenIssuer(store.identity_keys, secret.get_secret_value() if secret else None)
         definitions = DefinitionClient(registry.get_config, issuer)
-        yield Tools(toolbox, policy_toolbox, host_toolbox, registry, definitions)
+        yield Tools(toolbox, policy_toolbox, host_toolbox, registry, definitions, _create_sandbox(settings, stack))
+
+
+def _create_sandbox(settings: Settings, stack: AsyncExitStack) -> Sandbox:
+    limits = SandboxLimits(
+        seconds=settings.code_timeout,
+        memory_bytes=settings.code_max_memory_mb * 1024 * 1024,
+        calls=settings.code_max_calls,
+        processes=settings.code_processes,
+    )
+    sandbox = MontySandbox(limits)
+    stack.push_async_callback(sandbox.close)
+    return sandbox

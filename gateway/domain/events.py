@@ -79,7 +79,7 @@ class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
     `arguments` is the model's text if that is not a JSON object. The gateway does not run a `client` call: the turn
     ends with the finish reason `tool_calls`, and the client sends the result in a later request. A `hosted` call was
     run by the model's server. `model_id` is the model's own id of the call if it is not `call_id`; the model's server
-    gets it back, and `extra_content` with it.
+    gets it back, and `extra_content` with it. A call with a `parent_call_id` was made by the program of that call.
     """
 
     step: int
@@ -92,6 +92,7 @@ class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
     needs_approval: bool = False
     extra_content: Any = msgspec.UNSET
     model_id: str | msgspec.UnsetType = msgspec.UNSET
+    parent_call_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ToolProgress(_Event, frozen=True, kw_only=True, tag="tool.progress"):

@@ -25,6 +25,8 @@ The input is not JSON, not UTF-8, or nested too deeply.
 UserRole = Literal["admin", "user", "viewer"]
 Area = Literal["chat", "history", "tools", "servers", "keys", "metrics", "admin"]
 GatewayTools = Literal["auto", "all", "none"]
+CodeMode = Literal["off", "auto", "only"]
+"""Whether a model may write programs that call the tools."""
 """Gateway tools of requests that say nothing.
 
 `auto`: all, or none beside the client's own.
@@ -275,7 +277,8 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     `cache_ttl`, an answer to an equal request may be reused for that many seconds. `echo` is stored for the wire
     format, which returns it when the turn is read. `origin` and `follow_ups` belong to forks and replays. Equal
     requests of a caller have the same `request_hash`. `webhook_url` is told when the turn ends or asks. `message_paths`
-    are the client's names of the messages in errors, if these are not its own list `messages`.
+    are the client's names of the messages in errors, if these are not its own list `messages`. `code` says whether the
+    model may write programs (None: as the administrator set it).
     """
 
     messages: tuple[Message, ...]
@@ -304,6 +307,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     request_hash: str | None = None
     webhook_url: str | None = None
     message_paths: tuple[str, ...] = ()
+    code: CodeMode | None = "off"
 
     @property
     def prompt(self) -> str:

@@ -7,8 +7,8 @@ from abc import abstractmethod
 from typing import Protocol
 from uuid import UUID
 
-from gateway.domain.events import Event
-from gateway.domain.messages import Answer, PendingInput, Principal, Question
+from gateway.domain.events import Event, ToolCallStarted
+from gateway.domain.messages import Answer, PendingInput, Principal, Question, ToolCall
 from gateway.ports.model import ModelInfo
 
 
@@ -66,6 +66,31 @@ class EventEmitter(Protocol):
     @abstractmethod
     async def withdraw_questions(self, call_id: str) -> None:
         """Close the unanswered inline questions of a call that has ended."""
+        ...
+
+
+class NestedCalls(Protocol):
+    """The tool calls of a program."""
+
+    @abstractmethod
+    def add_call(self, call: ToolCall) -> None:
+        """Emit a call and start it when it may run."""
+        ...
+
+    @abstractmethod
+    def settle_open_call(self, call: ToolCallStarted) -> None:
+        """Continue a call without a result.
+
+        Its questions are answered or open, or it was interrupted.
+        """
+        ...
+
+    @abstractmethod
+    async def wait_for_results(self) -> None:
+        """Wait until every call has ended or waits for a person.
+
+        Raises the first error of a call.
+        """
         ...
 
 

@@ -39,6 +39,12 @@ class AgentSettings(BaseSettings):
     agent_max_tokens: int = Field(default=200_000, ge=1)
     agent_batch_tool: bool = False
     gateway_tools: GatewayTools = "auto"
+    code_mode: Literal["off", "auto"] = "off"
+    code_timeout: float = Field(default=5.0, gt=0, le=60)
+    code_max_memory_mb: int = Field(default=64, ge=16, le=4_096)
+    code_max_calls: int = Field(default=200, ge=1, le=10_000)
+    code_processes: int = Field(default=4, ge=1, le=64)
+    code_stub_chars: int = Field(default=6_000, ge=0, le=1_000_000)
     agent_system_prompt: str | None = None
     system_prompt_policy: Literal["fallback", "always"] = "fallback"
 

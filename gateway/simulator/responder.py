@@ -5,64 +5,18 @@ The choice depends on the last user message and later tool results.
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import cast
 
 import msgspec
 
 from gateway.domain.messages import JsonObject
 from gateway.simulator.generated_values import generate_arguments, generate_value, shorten_text
-from gateway.simulator.request import Chat, get_text
+from gateway.simulator.programs import respond_with_program
+from gateway.simulator.replies import PromptContext, Reply, Responder, SimulatedCall
+from gateway.simulator.request import Chat
 
 SIMULATED_MARK = "(simulated)"
-
-
-class SimulatedCall(msgspec.Struct):
-    """A tool call.
-
-    `arguments` is a string only if a fault makes it invalid.
-    """
-
-    name: str
-    arguments: JsonObject | str
-
-
-class Reply(msgspec.Struct):
-    """The next message: calls or a text, after `reasoning`."""
-
-    text: str = ""
-    calls: list[SimulatedCall] = msgspec.field(default_factory=list[SimulatedCall])
-    reasoning: str = ""
-
-
-class PromptContext:
-    """The parts of a conversation that responders use."""
-
-    def __init__(self, chat: Chat) -> None:
-        self.chat = chat
-        self.prompt = chat.last_user_text
-        last_user = max((i for i, m in enumerate(chat.messages) if m["role"] == "user"), default=-1)
-        self.results = [get_text(m) for m in chat.messages[last_user + 1 :] if m["role"] == "tool"]
-        self.earlier = [get_text(m) for m in chat.messages[:last_user] if m["role"] == "user"]
-
-    def find_tool(self, name: str) -> str | None:
-        """Return the available tool with this name, with or without a prefix."""
-        if self.chat.tool_choice == "none":
-            return None
-        return next((tool for tool in self.chat.functions if tool == name or tool.endswith(f"_{name}")), None)
-
-    def run_calls(self, calls: list[SimulatedCall], finish: Callable[[list[str]], str]) -> Reply:
-        """Make the calls, then reply with `finish`.
-
-        The calls are made one per step or all at once, as the model supports.
-        """
-        done = len(self.results)
-        if done < len(calls):
-            return Reply(calls=calls[done:] if self.chat.allows_many_calls else calls[done : done + 1])
-        return Reply(finish(self.results))
-
-
-Responder = Callable[[PromptContext], Reply | None]
 
 
 def make_reply(chat: Chat) -> Reply:
@@ -365,6 +319,7 @@ def _respond_small_talk(context: PromptContext) -> Reply:
 RESPONDERS: tuple[Responder, ...] = (
     _respond_summary,
     _respond_explicit,
+    respond_with_program,
     _respond_fetch,
     _respond_search,
     _respond_add_task,

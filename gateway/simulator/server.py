@@ -22,8 +22,9 @@ from gateway.llm.recording import RecordedExchange, Recordings
 from gateway.simulator.faults import Fault, FaultPlan
 from gateway.simulator.media_routes import MediaRoutes
 from gateway.simulator.pieces import Aborted, ScriptedError, make_tool_use_failed, raise_fault, wait_for_disconnect
+from gateway.simulator.replies import Reply, SimulatedCall
 from gateway.simulator.request import ApiError, Chat, check_api_key, list_models, parse_chat_request
-from gateway.simulator.responder import Reply, SimulatedCall, make_reply
+from gateway.simulator.responder import make_reply
 from gateway.simulator.wire import PromptCache, SimulatedAnswer, encode_frame
 
 _FRAMES_PER_WRITE = 64

@@ -9,8 +9,8 @@ import msgspec
 
 from gateway.common.concurrency import LruDict
 from gateway.domain.messages import JsonObject
+from gateway.simulator.replies import Reply
 from gateway.simulator.request import Chat, get_text
-from gateway.simulator.responder import Reply
 
 _TOKEN = re.compile(r"\s*\S{1,12}|\s+")
 _encode = msgspec.json.Encoder().encode

@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from gateway.domain.errors import InvalidRequest
-from gateway.domain.messages import Approval, JsonObject, Parameters, ToolChoice, ToolSpec, TurnRequest
+from gateway.domain.messages import Approval, CodeMode, JsonObject, Parameters, ToolChoice, ToolSpec, TurnRequest
 from gateway.wire.client_tools import FunctionBody, ToolBody, build_client_tool
 from gateway.wire.openai.chat_messages import MessageBody, to_messages
 from gateway.wire.openai_refusals import IGNORED_IF_EMPTY, refuse_unsupported_chat
@@ -63,6 +63,10 @@ class GatewayOptions(RequestModel):
     )
     on_disconnect: Literal["cancel", "continue"] | None = Field(default=None, description="Default: cancel.")
     cache: CacheOptions | None = None
+    code: CodeMode = Field(
+        default="off",
+        description="Programs of the model that call tools: `auto`, `only` or `off`; see the native format.",
+    )
     webhook_url: str | None = Field(
         default=None, max_length=2_000, description="URL that is told of the turn's end and of its questions."
     )
@@ -182,6 +186,7 @@ class ChatCompletionRequest(RequestModel):
             metadata=self.metadata or {},
             warnings=() if self.web_search_options is None else (_NO_WEB_SEARCH,),
             webhook_url=options.webhook_url,
+            code=options.code,
         )
 
     @property

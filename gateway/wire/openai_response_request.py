@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import InvalidRequest
-from gateway.domain.messages import JsonObject, Parameters, ToolChoice, ToolSpec, TurnRequest
+from gateway.domain.messages import CodeMode, JsonObject, Parameters, ToolChoice, ToolSpec, TurnRequest
 from gateway.wire.client_tools import build_client_tool
 from gateway.wire.openai_refusals import refuse_unsupported_response
 from gateway.wire.openai_response_ids import parse_conversation_id, parse_response_id
@@ -80,6 +80,10 @@ class ResponseGatewayOptions(RequestModel):
     tools: Literal["all", "none"] | ItemList[str] | None = Field(
         default=None,
         description="Gateway tools that may be used. Default: all, and none where the request has tools of its own.",
+    )
+    code: CodeMode = Field(
+        default="off",
+        description="Programs of the model that call tools: `auto`, `only` or `off`; see the native format.",
     )
     webhook_url: str | None = Field(
         default=None, max_length=2_000, description="URL that is told of the turn's end and of its questions."
@@ -222,6 +226,7 @@ class ResponseRequest(RequestModel):
             response_format=self._parse_response_format(),
             metadata=self.metadata or {},
             webhook_url=self.x_gateway.webhook_url if self.x_gateway else None,
+            code=self.x_gateway.code if self.x_gateway else "off",
             approve=approve,
             warnings=tuple(self._list_warnings()),
             echo=self._build_echo(specs if selected is None else [spec for spec in specs if spec.name in selected]),

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from gateway.domain.conversation_ids import is_new_conversation
-from gateway.domain.messages import JsonObject, Message, Parameters, ToolChoice, TurnRequest
+from gateway.domain.messages import CodeMode, JsonObject, Message, Parameters, ToolChoice, TurnRequest
 from gateway.wire.client_tools import ToolBody, build_client_tool
 from gateway.wire.request_fields import FieldReader, make_unsupported
 from gateway.wire.request_model import ConversationId
@@ -150,6 +150,11 @@ class TurnFields(RequestModel):
     cache: CacheOptions | None = Field(
         default=None, description="Reuse the answer to an equal request of the same user. Default: call the model."
     )
+    code: CodeMode | None = Field(
+        default=None,
+        description="Programs of the model that call tools: `auto` where not all tools fit into its request, `only` in "
+        "place of all tools of the gateway, or `off`. Default: CODE_MODE.",
+    )
     _warnings: tuple[str, ...] = ()
 
     @model_validator(mode="wrap")
@@ -214,6 +219,7 @@ class TurnFields(RequestModel):
             webhook_url=self.webhook_url,
             cache_ttl=self.cache.ttl if self.cache else None,
             parent_turn_id=self.parent_turn_id,
+            code=self.code,
             response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
         )
 

@@ -120,8 +120,8 @@ class SimulatedWorker:
                     timeouts,
                     self.worker_id,
                     store,
-                    Llm(model, Catalog()),
-                    Tools(toolbox, toolbox, toolbox, registry=None, definitions=None),  # type: ignore[arg-type]
+                    Llm(model, Catalog(), tokenizer=None, api=None, limiter=None),  # type: ignore[arg-type]
+                    Tools(toolbox, toolbox, toolbox, registry=None, definitions=None, sandbox=None),  # type: ignore[arg-type]
                     worker_lease,
                     tasks,
                     LoadMonitor(max_lag_seconds=None, max_memory_bytes=None),
