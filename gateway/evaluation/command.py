@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from gateway.common.concurrency import TaskRegistry
+from gateway.common.redaction import load_rules
 from gateway.composition.model_server import build_llm
 from gateway.config import ConfigError, Settings, load_settings
 from gateway.evaluation.agent import CaseRunner
@@ -33,7 +34,7 @@ async def run_suite(
     """
     async with (
         _open_settings(recordings, record, simulated=simulated) as settings,
-        build_llm(settings, TaskRegistry()) as llm,
+        build_llm(settings, TaskRegistry(), load_rules(settings.redaction_rules), None) as llm,
     ):
         runner = CaseRunner(settings, suite, llm.model, llm.catalog)
         scores = SuiteScores(suite.name)
