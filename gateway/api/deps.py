@@ -21,6 +21,7 @@ from gateway.common.concurrency import TaskRegistry, WorkInterrupted, run_until
 from gateway.config import Settings
 from gateway.domain.errors import ClientGone
 from gateway.domain.messages import JsonObject, Principal
+from gateway.passthrough.files import FileService
 from gateway.passthrough.service import PassThroughService
 from gateway.ports.definitions import DefinitionForwarder
 from gateway.ports.model import Model, ModelCatalog
@@ -91,6 +92,7 @@ AuditChainDep = Annotated[AuditChain, _depends_on_part("audit_chain")]
 AuditLogDep = Annotated[AuditStore, _depends_on_part("audit")]
 ConversationsDep = Annotated[ConversationStore, _depends_on_part("conversations")]
 DefinitionsDep = Annotated[DefinitionForwarder, _depends_on_part("definitions")]
+FilesDep = Annotated[FileService | None, _depends_on_part("files")]
 HistoryDep = Annotated[HistoryStore, _depends_on_part("history")]
 IdentityJwksDep = Annotated[JsonObject, _depends_on_part("identity_jwks")]
 MetricsDep = Annotated[MetricsPage | None, _depends_on_part("metrics")]

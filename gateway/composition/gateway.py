@@ -86,7 +86,8 @@ async def build_gateway(
         )
         tools.toolbox.subscribe_to_changes(mcp.notify_changes)
         await stack.enter_async_context(mcp.run_sessions())
-        state.pass_through = build_pass_through(settings, store, llm, stack)
+        passing = build_pass_through(settings, store, llm, tasks, stack)
+        state.pass_through, state.files = passing.service, passing.files
         state.uploads = UploadReader(settings)
         state.settings, state.auth, state.rates = settings, auth, rates
         _set_stores(state, store)

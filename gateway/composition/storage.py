@@ -31,6 +31,7 @@ from gateway.store.questions import QuestionStore
 from gateway.store.search.indexer import SearchIndexer
 from gateway.store.turns import TurnStore, prune_forever
 from gateway.store.upstream.ledger import RequestLedgerStore
+from gateway.store.upstream.objects import UpstreamObjectStore
 from gateway.store.usage import UsageStore
 from gateway.store.webhooks.push_configs import PushConfigStore
 from gateway.store.webhooks.queue import WebhookStore
@@ -61,6 +62,7 @@ class Store:
     webhooks: WebhookStore
     requests: RequestLedgerStore
     push_configs: PushConfigStore
+    upstream_objects: UpstreamObjectStore
 
 
 def _create_database(settings: Settings) -> Database:
@@ -137,6 +139,7 @@ async def build_store(
             requests=RequestLedgerStore(database),
             webhooks=WebhookStore(database, cipher),
             push_configs=PushConfigStore(database, cipher),
+            upstream_objects=UpstreamObjectStore(database),
         )
 
 

@@ -111,7 +111,8 @@ class UpstreamClient(UpstreamApi):
         """
         error, status = read_upstream_error(body), response.status_code
         names_object = not request.model and "/" in request.path
-        if status in (404, 405, 501) and not error.is_about_model and not names_object:
+        is_about_model = bool(request.model) and error.is_about_model
+        if status in (404, 405, 501) and not is_about_model and not names_object:
             return NotFound(
                 f"The model's server has no /{request.path}. The administrator can set {self._connection.url_setting}"
                 " to a server that has it."

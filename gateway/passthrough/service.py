@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -133,6 +133,10 @@ class PassThroughService:
             recording = self._records.spawn(self._record(used, hold_id))
             if outcome.status != "cancelled":
                 await asyncio.shield(recording)  # before the caller sees the end of the answer
+
+    def open_unrecorded(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
+        """Send a request that costs nothing and is not audited; see `UpstreamApi.open`."""
+        return self._api.open(request)
 
     def _find_info(self, model: str) -> ModelInfo | None:
         return self._catalog.get_model_info(model) if model else None

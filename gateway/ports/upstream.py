@@ -1,10 +1,10 @@
 """Interfaces of the pass-through to the model's server."""
 
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 from uuid import UUID
 
 import msgspec
@@ -116,4 +116,80 @@ class RequestLedger(Protocol):
 
         Its reservation ends.
         """
+        ...
+
+
+ObjectKind = Literal["file", "batch"]
+
+
+class UpstreamObject(msgspec.Struct, frozen=True, kw_only=True):
+    """File or batch of the model's server, with its owner.
+
+    `body` is the object as the server described it last. `estimate`: see `BatchEstimate`. `hold_id` is the reservation
+    of a batch, which counts until the batch `is_settled`.
+    """
+
+    id: str
+    kind: ObjectKind
+    owner: str
+    key: str | None = None
+    body: JsonObject
+    estimate: JsonObject | None = None
+    hold_id: UUID | None = None
+    is_settled: bool = False
+
+
+class UpstreamObjects(Protocol):
+    """Owners of files and batches. Every method may raise StorageUnavailable."""
+
+    @abstractmethod
+    async def add(self, *objects: UpstreamObject) -> None:
+        """Add objects.
+
+        The reservation of a batch has no end from now on.
+        """
+        ...
+
+    @abstractmethod
+    async def get(self, owner: str, kind: ObjectKind, object_id: str) -> UpstreamObject:
+        """Raises:
+        NotFound: the owner has no such object.
+        """
+        ...
+
+    @abstractmethod
+    async def list_objects(
+        self,
+        owner: str,
+        kind: ObjectKind,
+        *,
+        limit: int,
+        after: str | None = None,
+        order: Literal["asc", "desc"] = "desc",
+        purpose: str | None = None,
+    ) -> list[UpstreamObject]:
+        """List an owner's objects, after the object `after`."""
+        ...
+
+    @abstractmethod
+    async def update(self, item: UpstreamObject) -> None:
+        """Store the body of an object."""
+        ...
+
+    @abstractmethod
+    async def settle(self, item: UpstreamObject, used: Sequence[RequestUsage]) -> None:
+        """Replace the reservation of a batch by its usage, once."""
+        ...
+
+    @abstractmethod
+    async def claim_open_batches(self, *, limit: int, older_than_seconds: float) -> list[UpstreamObject]:
+        """Claim batches that are not settled and were not read lately."""
+        ...
+
+    @abstractmethod
+    async def delete(self, item: UpstreamObject) -> None: ...
+
+    @abstractmethod
+    async def delete_hold(self, hold_id: UUID) -> None:
+        """End a reservation without usage."""
         ...

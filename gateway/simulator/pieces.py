@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -88,3 +89,7 @@ class ScriptedError(ApiError):
         super().__init__(fault.status, "simulated failure", "simulated")
         self.headers = fault.headers
         self.scripted = fault.body
+
+
+def make_json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, "application/json")

@@ -20,8 +20,16 @@ from gateway.common.concurrency import WorkInterrupted, run_until
 from gateway.domain.messages import JsonObject
 from gateway.llm.recording import RecordedExchange, Recordings
 from gateway.simulator.faults import Fault, FaultPlan
+from gateway.simulator.file_routes import FileRoutes
 from gateway.simulator.media_routes import MediaRoutes
-from gateway.simulator.pieces import Aborted, ScriptedError, make_tool_use_failed, raise_fault, wait_for_disconnect
+from gateway.simulator.pieces import (
+    Aborted,
+    ScriptedError,
+    make_json_response,
+    make_tool_use_failed,
+    raise_fault,
+    wait_for_disconnect,
+)
 from gateway.simulator.replies import Reply, SimulatedCall
 from gateway.simulator.request import ApiError, Chat, check_api_key, list_models, parse_chat_request
 from gateway.simulator.responder import make_reply
@@ -60,6 +68,7 @@ class Simulator:
         self.open_streams = 0
         self.cancelled_streams = 0
         self.cache = PromptCache()
+        self.uploads = FileRoutes(self.faults, self.record_request, lambda: self.is_paused)
         self.replayed_requests = 0
         self._recordings = Recordings(settings.replay) if settings.replay is not None else None
         self._changed = asyncio.Condition()
@@ -117,6 +126,7 @@ class Simulator:
         routes = [
             Route("/openai/v1/chat/completions", self._complete_chat, methods=["POST"]),
             *MediaRoutes(self.faults, self.record_request, self.track_stream, self.wait_until_resumed).list_routes(),
+            *self.uploads.list_routes(),
             Route("/openai/v1/models", self._list_models),
             Route("/openai/v1/models/{name:path}", self._get_model),
             Route("/simulator/faults", self._set_faults, methods=["POST", "DELETE"]),
@@ -126,7 +136,7 @@ class Simulator:
 
     async def _list_models(self, request: Request) -> Response:
         check_api_key(request.headers.get("authorization", ""))
-        return _make_json_response({"object": "list", "data": list_models(self.settings.context_window)})
+        return make_json_response({"object": "list", "data": list_models(self.settings.context_window)})
 
     async def _get_model(self, request: Request) -> Response:
         check_api_key(request.headers.get("authorization", ""))
@@ -134,17 +144,17 @@ class Simulator:
         model = next((model for model in list_models(self.settings.context_window) if model["id"] == name), None)
         if model is None:
             raise ApiError(404, f"The model `{name}` does not exist", "model_not_found")
-        return _make_json_response(model)
+        return make_json_response(model)
 
     async def _set_faults(self, request: Request) -> Response:
         if request.method == "DELETE":
             self.faults.clear_faults()
         else:
             self.faults.add_faults(*msgspec.json.decode(await request.body(), type=list[Fault]))
-        return _make_json_response({"faults": list(self.faults)})
+        return make_json_response({"faults": list(self.faults)})
 
     async def _get_requests(self, _request: Request) -> Response:
-        return _make_json_response(list(self.requests))
+        return make_json_response(list(self.requests))
 
     async def _complete_chat(self, request: Request) -> Response:
         check_api_key(request.headers.get("authorization", ""))
@@ -165,7 +175,7 @@ class Simulator:
             return _PacedStream(self, answer, faults, headers)
         if (slow_start := faults.get("slow_first_token")) is not None:
             await asyncio.sleep(slow_start.seconds)
-        return _make_json_response(answer.to_response(), headers=headers)
+        return make_json_response(answer.to_response(), headers=headers)
 
 
 class _ReplayedResponse(Response):
@@ -318,21 +328,17 @@ def _make_limit_headers(answer: SimulatedAnswer) -> dict[str, str]:
     }
 
 
-def _make_json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(value), status, headers, "application/json")
-
-
 async def _answer_api_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     if isinstance(error, ScriptedError):
         if isinstance(error.scripted, str):
             return Response(error.scripted, error.status, error.headers, "text/html")
-        return _make_json_response(error.scripted or error.body, error.status, error.headers)
-    return _make_json_response(error.body, error.status)
+        return make_json_response(error.scripted or error.body, error.status, error.headers)
+    return make_json_response(error.body, error.status)
 
 
 async def _answer_not_found(request: Request, _error: Exception) -> Response:
-    return _make_json_response(
+    return make_json_response(
         {"error": {"message": f"Unknown request URL: {request.url.path}", "code": "unknown_url"}}, 404
     )
 

@@ -30,7 +30,7 @@ from gateway.api.routes.native import (
 )
 from gateway.api.routes.openai import chat_completions, responses
 from gateway.api.routes.openai import conversations as openai_conversations
-from gateway.api.routes.upstream import audio
+from gateway.api.routes.upstream import audio, files
 
 _DIRECT = (
     chat.chat,
@@ -89,7 +89,13 @@ def register_routes(app: FastAPI) -> None:
         # `include_router` would build every route again for each application, which slows the tests down.
         app.router.routes.extend(module.router.routes)
     for prefix in chat_completions.PREFIXES:
-        for router in (responses.router, openai_conversations.router, chat_completions.router, audio.router):
+        for router in (
+            responses.router,
+            openai_conversations.router,
+            chat_completions.router,
+            audio.router,
+            files.router,
+        ):
             app.include_router(router, prefix=prefix, include_in_schema=prefix == "/v1")
     app.router.routes.extend(pages.router.routes)
     app.router.routes.extend(legacy_chat.message_router.routes)  # matches every remaining path under /api/

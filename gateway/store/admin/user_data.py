@@ -53,6 +53,7 @@ _ERASURES: dict[str, str] = {
     "turn_feedback": "DELETE FROM turn_feedback WHERE owner = :user",
     "cached_responses": "DELETE FROM cached_responses WHERE owner = :user",
     "budget_holds": "DELETE FROM budget_holds WHERE owner = :user",
+    "upstream_objects": "DELETE FROM upstream_objects WHERE owner = :user",
     "request_holds": "DELETE FROM request_holds WHERE owner = :user",
     "turn_usage": "UPDATE turn_usage SET owner = :erased, key = NULL, conversation_id = NULL WHERE owner = :user",
     "oauth_grants": "DELETE FROM oauth_grants WHERE owner = :user",

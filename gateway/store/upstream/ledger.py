@@ -2,6 +2,7 @@
 
 from uuid import UUID
 
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import text
 
 from gateway.ports.upstream import RequestLedger, RequestUsage
@@ -36,8 +37,13 @@ class RequestLedgerStore(RequestLedger):
             if hold_id is not None:
                 await connection.execute(text(_DELETE_HOLD), {"id": hold_id})
             if used.model:
-                await connection.execute(text(_INSERT_USAGE), _list_values(used))
+                await insert_usage(connection, used)
             session.add(make_audit_entry(principal.user, used.action, used.subject, detail))
+
+
+async def insert_usage(connection: AsyncConnection, used: RequestUsage) -> None:
+    """Insert the row of a request beside those of turns."""
+    await connection.execute(text(_INSERT_USAGE), _list_values(used))
 
 
 def _list_values(used: RequestUsage) -> dict[str, object]:

@@ -4,6 +4,7 @@ Each route is called by another user, without a credential, and by a viewer. A r
 `gateway/api/security/permissions.py`.
 """
 
+import json
 from collections.abc import AsyncGenerator
 from typing import Any, Literal
 from uuid import UUID, uuid4
@@ -36,6 +37,7 @@ CHAT_BODY = {"messages": [{"role": "user", "content": "hello"}]}
 UI_BODY = {"messages": [{"role": "user", "parts": [{"type": "text", "text": "hello"}]}]}
 SERVER_BODY = {"name": "more", "url": "http://127.0.0.1:9/mcp"}
 A2A_BODY = {"message": {"role": "ROLE_USER", "messageId": "1", "parts": [{"text": "hello"}]}}
+EMBEDDING = {"model": "nomic-embed-text-v1_5", "input": "hello"}
 SECRET = "the zebra is called Zanzibar"
 
 ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
@@ -120,7 +122,7 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("GET", "/v1/responses/{response_id}/input_items"): ("owned", None),
     ("POST", "/v1/responses/{response_id}/cancel"): ("owned", None),
     ("DELETE", "/v1/responses/{response_id}"): ("owned", None),
-    ("POST", "/v1/embeddings"): ("creates", {"model": "nomic-embed-text-v1_5", "input": "hello"}),
+    ("POST", "/v1/embeddings"): ("creates", EMBEDDING),
     ("POST", "/v1/audio/speech"): ("creates", {"model": "tts-1", "voice": "alloy", "input": "hello"}),
     ("POST", "/v1/audio/transcriptions"): ("creates", Form({"model": "whisper-1"})),
     ("POST", "/v1/audio/translations"): ("creates", Form({"model": "whisper-1"})),
@@ -137,6 +139,18 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("GET", "/a2a/v1/tasks/{task_id}/pushNotificationConfigs/{push_id}"): ("owned", None),
     ("DELETE", "/a2a/v1/tasks/{task_id}/pushNotificationConfigs/{push_id}"): ("owned", None),
     ("GET", "/a2a/v1/extendedAgentCard"): ("shared", None),
+    ("POST", "/v1/files"): ("creates", Form({"purpose": "user_data"})),
+    ("GET", "/v1/files"): ("own list", None),
+    ("GET", "/v1/files/{file_id}"): ("owned", None),
+    ("GET", "/v1/files/{file_id}/content"): ("owned", None),
+    ("POST", "/v1/batches"): (
+        "owned",
+        {"input_file_id": "{file_id}", "endpoint": "/v1/embeddings", "completion_window": "24h"},
+    ),
+    ("GET", "/v1/batches"): ("own list", None),
+    ("GET", "/v1/batches/{batch_id}"): ("owned", None),
+    ("POST", "/v1/batches/{batch_id}/cancel"): ("owned", None),
+    ("DELETE", "/v1/files/{file_id}"): ("owned", None),
     ("POST", "/stream"): ("creates", {"prompt": "hello"}),
     ("POST", "/api/chat/stream"): ("creates", {"user_prompt": "hello"}),
     ("GET", "/api/conversations/{conversation_id}"): ("owned", None),
@@ -223,7 +237,10 @@ class ResourceOwner:
         turn = (await keyring.chat("ada", f"Remember that {SECRET}", conversation_id="new")).body
         waiting_turn = (await keyring.chat("ada", f"Add a task to {SECRET}", approval="always")).body
         response = (await keyring.post("ada", "/v1/responses", {"input": SECRET})).body
+        file_id, batch_id = await self.create_batch()
         self.ids = {
+            "file_id": file_id,
+            "batch_id": batch_id,
             "turn_id": turn["turn_id"],
             "other_id": turn["turn_id"],
             "task_id": turn["turn_id"],
@@ -240,12 +257,24 @@ class ResourceOwner:
             "model": "openai/gpt-oss-120b",
         }
 
+    async def create_batch(self) -> tuple[str, str]:
+        """Create a file and a batch at the model's server."""
+        line = {"custom_id": SECRET, "method": "POST", "url": "/v1/embeddings", "body": EMBEDDING}
+        form = aiohttp.FormData({"purpose": "batch"})
+        form.add_field("file", json.dumps(line).encode(), filename="in.jsonl")
+        url, headers = f"{self.keyring.gateway.base_url}/v1/files", self.keyring.headers("ada")
+        async with self.keyring.gateway.session.post(url, data=form, headers=headers) as response:
+            file = await response.json()
+        body = {"input_file_id": file["id"], "endpoint": "/v1/embeddings", "completion_window": "24h"}
+        return file["id"], (await self.keyring.post("ada", "/v1/batches", body)).body["id"]
+
     def fill_path(self, path: str) -> str:
         template = path.replace("prompts/{name}", "prompts/plan_day").replace("servers/{name}", "servers/tools")
         return (template + QUERIES.get(path, "")).format(**self.ids)
 
     def fill_body(self, body: Any) -> Any:
-        return body and {name: value if value != "{input_id}" else self.ids["input_id"] for name, value in body.items()}
+        names = {f"{{{name}}}": value for name, value in self.ids.items()}
+        return body and {name: names.get(str(value), value) for name, value in body.items()}
 
     async def send_request(self, route: tuple[str, str], headers: dict[str, str]) -> tuple[int, str]:
         method, path = route
@@ -299,7 +328,18 @@ async def test_paths_similar_to_a_route_are_rejected(keyring: Keyring) -> None:
     """
     viewer = await keyring.create_key("ada", role="viewer", scopes=("tools",))
     ids = dict.fromkeys(
-        ("turn_id", "other_id", "conversation_id", "id", "key_id", "response_id", "input_id"), str(uuid4())
+        (
+            "turn_id",
+            "other_id",
+            "conversation_id",
+            "id",
+            "key_id",
+            "response_id",
+            "input_id",
+            "file_id",
+            "batch_id",
+        ),
+        str(uuid4()),
     )
     ids |= {"task_id": str(uuid4()), "push_id": "none"}
     ids |= {"item_id": "in_1", "user_id": "ada", "name": "tools", "tool": "calculator", "model": "m"}

@@ -5,17 +5,24 @@ import json
 import os
 import re
 import shutil
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import aiohttp
 import pytest
 
+from gateway.simulator import Simulator
 from gateway.store.api_keys import NewKey
-from tests.stack import Gateway
+from tests.stack import Gateway, serve_gateway
 
 DOCUMENT = (Path(__file__).parent.parent.parent.parent / "docs" / "api.md").read_text()
 ROWS = re.findall(r"^\| `(\w+) (/[^`]*)` \| [^|]* \| `(curl .*)` \|$", DOCUMENT, re.MULTILINE)
+REQUEST = (
+    '{"custom_id": "a", "method": "POST", "url": "/v1/embeddings",'
+    ' "body": {"model": "nomic-embed-text-v1_5", "input": "hello"}}'
+)
 
 EXPECTED_REFUSALS = {
     "/approve": b"has not changed",
@@ -47,6 +54,13 @@ def gateway_routes() -> set[tuple[str, str]]:
     return {(method.upper(), path) for path, methods in paths.items() for method in methods}
 
 
+@pytest.fixture
+async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+    """A gateway with every route."""
+    async with serve_gateway(database_url, simulator, tools_url, upstream_files=True) as running:
+        yield running
+
+
 async def create_revocable_key(gateway: Gateway) -> tuple[dict[str, str], str]:
     """Create a key to revoke, and an admin key for curl.
 
@@ -62,7 +76,14 @@ async def create_resources(gateway: Gateway) -> dict[str, str]:
     turn = (await gateway.chat("What is 23*19?", conversation_id="new")).body
     waiting_turn = (await gateway.chat("Add a task to rest", approval="always")).body
     response = (await gateway.post("/v1/responses", {"input": "What is 23*19?"})).body
+    form = aiohttp.FormData({"purpose": "batch"})
+    form.add_field("file", REQUEST, filename="requests.jsonl")
+    async with gateway.session.post(f"{gateway.base_url}/v1/files", data=form) as uploaded:
+        file = (await uploaded.json())["id"]
+    batch = {"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"}
     return {
+        "FILE": file,
+        "BATCH": (await gateway.post("/v1/batches", batch)).body["id"],
         "TURN": turn["turn_id"],
         "CONVERSATION": turn["conversation_id"],
         "ITEM": f"in_{UUID(turn['turn_id']).hex}_0",
@@ -75,6 +96,7 @@ async def create_resources(gateway: Gateway) -> dict[str, str]:
 @pytest.mark.timeout(240)  # some fifty curl processes, one after the other
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 async def test_every_curl_line_works(gateway: Gateway, open_tools_url: str, tmp_path: Path) -> None:
+    (tmp_path / "requests.jsonl").write_text(REQUEST)
     tools = open_tools_url.removesuffix("/mcp")
     answers: dict[tuple[str, str], str] = {}
     option, variables = "", dict[str, str]()

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from gateway.api.deps import ApiKeysDep, PrincipalDep, TurnServiceDep, UserDataDep
+from gateway.api.deps import ApiKeysDep, FilesDep, PrincipalDep, TurnServiceDep, UserDataDep
 from gateway.api.security.key_power import require_power_over
 from gateway.domain.messages import Principal
 
@@ -39,12 +39,17 @@ async def export_user_data(principal: PrincipalDep, user_data: UserDataDep, user
 
 @router.delete("", summary="Erase a user's data")
 async def erase_user_data(
-    principal: PrincipalDep, keys: ApiKeysDep, user_data: UserDataDep, service: TurnServiceDep, user: UserQuery
+    principal: PrincipalDep,
+    keys: ApiKeysDep,
+    user_data: UserDataDep,
+    service: TurnServiceDep,
+    files: FilesDep,
+    user: UserQuery,
 ) -> ErasureView:
     """Revoke a user's keys, cancel the turns, and erase all data.
 
     All keys made with the user's keys are revoked, too, so the caller must be allowed to revoke them. Usage stays
-    without the name, for statistics, and the audit log stays.
+    without the name, for statistics, and the audit log stays. Files at the model's server are deleted.
     """
     async for key in keys.iterate_keys(user):
         if key.revoked_at is None:
@@ -52,5 +57,7 @@ async def erase_user_data(
     await user_data.revoke_keys(user, by=principal.user)
     for turn_id in await user_data.list_open_turns(user):
         await service.cancel_turn(await service.get_turn(turn_id, Principal(user)))
+    if files is not None:
+        await files.forget_user(user)
     rows = await user_data.erase(user, by=principal.user)
     return ErasureView(rows=rows)
