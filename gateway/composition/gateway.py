@@ -10,7 +10,6 @@ from starlette.datastructures import State
 from uuid_utils.compat import uuid7
 
 from gateway.agent.service import TurnService
-from gateway.api.http.uploads import UploadReader
 from gateway.api.mcp.endpoint import McpEndpoint
 from gateway.api.mcp.question_state import QuestionStates
 from gateway.api.rate_limit.limiter import RateLimiter
@@ -86,9 +85,7 @@ async def build_gateway(
         )
         tools.toolbox.subscribe_to_changes(mcp.notify_changes)
         await stack.enter_async_context(mcp.run_sessions())
-        passing = build_pass_through(settings, store, llm, tasks, stack)
-        state.pass_through, state.files = passing.service, passing.files
-        state.uploads = UploadReader(settings)
+        build_pass_through(settings, store, llm, tasks, stack, state)
         state.settings, state.auth, state.rates = settings, auth, rates
         _set_stores(state, store)
         state.turn_service = turn_service
