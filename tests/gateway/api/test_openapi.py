@@ -56,8 +56,9 @@ def gateway_routes() -> set[tuple[str, str]]:
 
 @pytest.fixture
 async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
-    """A gateway with every route."""
-    async with serve_gateway(database_url, simulator, tools_url, upstream_files=True) as running:
+    """A gateway with every route, and without rate limits."""
+    settings = {"upstream_files": True, "rate_limit_requests": 1_000_000}
+    async with serve_gateway(database_url, simulator, tools_url, **settings) as running:
         yield running
 
 
