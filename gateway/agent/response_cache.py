@@ -150,7 +150,7 @@ class TurnResponseCache:
 
     def discard_uncacheable(self, turn: ActiveTurn, finish_reason: str, selection: ToolSelection) -> None:
         """Drop the cache key if the response must not be saved."""
-        tools = selection.tools + selection.hidden
+        tools = selection.tools + selection.hidden + selection.functions
         if turn.is_cached or not is_cacheable(finish_reason, turn.log.entries, tools):
             turn.cache_key = None
 

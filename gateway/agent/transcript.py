@@ -41,6 +41,11 @@ class TranscriptStep:
         message = Message(role="assistant", content=text or None, tool_calls=calls, refusal=refusal or None)
         return [message, *(self._result_message(call_id) for call_id, call in self.calls.items() if not call.client)]
 
+    @property
+    def all_calls(self) -> list[e.ToolCallStarted]:
+        """The calls of the model, then those of its programs."""
+        return [*self.calls.values(), *self.program_calls.values()]
+
     def get_call(self, call_id: str) -> e.ToolCallStarted:
         """Return a call of the model, or of one of its programs."""
         return self._get_calls(call_id)[call_id]

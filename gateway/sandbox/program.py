@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 from contextlib import AsyncExitStack
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -30,6 +31,7 @@ _MAX_SESSION_BYTES = 4 * 1024 * 1024
 _MAX_PROBLEM_CHARS = 4_000
 _MAX_STUBS = 2_000
 _FILE = "program.py"
+_NOT_INSTALLED = "The package pydantic-monty is not installed: it has no wheel for this platform."
 _BUSY = "All sandboxes are busy. Try again, or call the tools without a program."
 _LOST = "The sandbox ended. Nothing that the program called is undone, and its variables are lost."
 
@@ -58,9 +60,7 @@ class MontySandbox(Sandbox):
 
     @property
     def problem(self) -> str | None:
-        if importlib.util.find_spec(_LIBRARY) is None:
-            return "The package pydantic-monty is not installed: it has no wheel for this platform."
-        return None
+        return None if _is_installed() else _NOT_INSTALLED
 
     def build_interface(self, tools: tuple[ToolSpec, ...]) -> ProgramInterface:
         functions = name_functions(tools)
@@ -212,6 +212,11 @@ class _Run:
         self._numbers[snapshot.call_id] = self._count
         self._calls.begin_call(self._count, function, arguments)
         return None
+
+
+@cache
+def _is_installed() -> bool:
+    return importlib.util.find_spec(_LIBRARY) is not None
 
 
 def _import_library() -> Any:

@@ -167,6 +167,9 @@ def _build_step_events(number: int, step: TranscriptStep, replaced: dict[str, Re
     events += [msgspec.structs.replace(call, client=False, needs_approval=False) for call in step.calls.values()]
     assert step.completion is not None
     events.append(msgspec.structs.replace(step.completion, usage=Usage(), cost_usd=0.0, tokens_per_second=None))
+    for call in step.program_calls.values():
+        if call.parent_call_id not in replaced and (result := step.results.get(call.call_id)) is not None:
+            events += [msgspec.structs.replace(call, needs_approval=False), result]
     for call_id in step.calls:
         events.append(_build_result(call_id, step.results.get(call_id), replaced.get(call_id)))
     return events

@@ -24,7 +24,7 @@ class RecordedCalls:
         self._recorded = [
             (call, step.results[call.call_id])
             for number, step in recorded.numbered_steps
-            for call in step.calls.values()
+            for call in step.all_calls
             if number > after_step and call.call_id in step.results and call.call_id not in step.refused_calls
         ]
         self._replay = replay
@@ -49,7 +49,7 @@ class RecordedCalls:
         """Count the equal calls that the replay made before this one."""
         count = 0
         for number, step in self._replay.numbered_steps:
-            for earlier in step.calls.values() if number > self._after_step else ():
+            for earlier in step.all_calls if number > self._after_step else ():
                 if earlier.call_id == call.call_id:
                     return count
                 count += _is_equal(earlier, call, key, spec)

@@ -29,6 +29,7 @@ from gateway.ports.code import (
 from gateway.ports.turns import NestedCalls
 
 _LOST = "lost"
+_CODE = "code"
 _NO_CODE = "The argument `code` must be a text."
 _DIVERGED = "The program could not be continued: it made other calls than before. Its calls so far have taken effect."
 _LOST_NOTE = "The variables of this answer's programs are lost."
@@ -58,7 +59,7 @@ class TurnPrograms:
 
         None: it waits for a person.
         """
-        code = arguments.get("code")
+        code = arguments.get(_CODE)
         if not isinstance(code, str):
             return ToolResult("error", [text_block(_NO_CODE)])
         try:
@@ -84,20 +85,27 @@ class TurnPrograms:
             now = datetime.fromtimestamp(_read_milliseconds(self._turn.id) / 1000, UTC).replace(microsecond=0)
             self._session = self._sandbox.create_session(self._interface, now=now, seed=self._turn.id.hex)
             for earlier in self._list_earlier(call_id):
-                code = cast("JsonObject", earlier.arguments)["code"]
+                code = cast("JsonObject", earlier.arguments)[_CODE]
                 calls = _Calls(earlier.call_id, self._turn, self._interface, start_calls(earlier.call_id))
-                await self._session.run(code, calls)
+                await self._session.run(str(code), calls)
         return self._session
 
     def _list_earlier(self, call_id: str) -> list[ToolCallStarted]:
-        """List the programs before this one whose variables live on."""
+        """List the programs before this one whose variables live on.
+
+        A program that got a recorded result did not run here.
+        """
         programs: list[ToolCallStarted] = []
         for call, result in self._turn.transcript.list_finished_programs():
             if call.call_id == call_id:
                 break
             if result.structured == {_LOST: True}:
                 programs.clear()
-            elif isinstance(call.arguments, dict) and isinstance(call.arguments.get("code"), str):
+            elif (
+                result.source is msgspec.UNSET
+                and isinstance(call.arguments, dict)
+                and isinstance(call.arguments.get(_CODE), str)
+            ):
                 programs.append(call)
         return programs
 
