@@ -65,6 +65,12 @@ async def run_telemetry(
 
             gauges = GaugeReader(telemetry, sources)
             supervise(gauges.task, tasks, stack)
+            if read_signals(os.environ).metrics:
+                from gateway.observation.metrics_sender import MetricsSender
+                from gateway_runtime.telemetry.otlp_metrics import MetricsExport
+
+                export = MetricsExport(telemetry.metrics, SERVICE_NAME, __version__)
+                supervise(MetricsSender(export, gauges).task, tasks, stack)
             exposition = MetricsExposition(telemetry.metrics, gauges)
             if settings.metrics and settings.metrics_port is not None:
                 from gateway.observation.metrics_server import create_metrics_server

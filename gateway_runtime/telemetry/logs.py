@@ -72,6 +72,10 @@ class LogExport:
         )
         self._provider.get_logger(name).emit(record)
 
+    def flush(self) -> None:
+        """Send the events that wait."""
+        self._provider.force_flush()
+
 
 def _read_timestamp(value: object) -> int:
     try:

@@ -94,6 +94,11 @@ def _clean_span(span: ReadableSpan) -> ReadableSpan:
     )
 
 
+def captures_content(environment: Mapping[str, str]) -> bool:
+    """Return whether texts may be attributes of spans."""
+    return environment.get(CONTENT_VARIABLE, "").strip().lower() in _CONTENT_VALUES
+
+
 class Tracing(TraceReader):
     """The tracer of this process.
 
@@ -109,7 +114,7 @@ class Tracing(TraceReader):
             propagate.set_global_textmap(TraceContextTextMapPropagator())
         trace.set_tracer_provider(self._provider)
         self._tracer = self._provider.get_tracer(service, version)
-        self.captures_content = os.environ.get(CONTENT_VARIABLE, "").strip().lower() in _CONTENT_VALUES
+        self.captures_content = captures_content(os.environ)
         install_trace_reader(self)
 
     @contextmanager
