@@ -18,7 +18,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLER = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
 CALLS = [
     {"name": "calculator", "arguments": {"expression": "17 * 23"}},
-    {"name": "add_task", "arguments": {"title": "buy milk"}},
+    {"name": "delete_task", "arguments": {"task_id": 4711}},
 ]
 
 
@@ -60,7 +60,7 @@ async def test_turn_with_tools_a_fallback_and_an_approval_after_a_restart_is_one
         async with run_traced(directory, receiver, simulator) as stack:
             body: dict[str, Any] = {
                 "messages": [{"role": "user", "content": "Calculate, and note the milk."}],
-                "approve": ["add_task"],
+                "approval": "destructive",
             }
             reply = await stack.post("/api/v1/chat", body, headers=CALLER)
             assert reply.status in (200, 202), reply.body
@@ -74,7 +74,7 @@ async def test_turn_with_tools_a_fallback_and_an_approval_after_a_restart_is_one
     assert f'"trace_id": "{TRACE}"' in output
     assert {headers["authorization"] for headers in receiver.headers} == {"Basic secret"}
     assert "secret" not in receiver.read_texts() + output
-    assert "buy milk" not in receiver.read_texts()
+    assert "note the milk" not in receiver.read_texts()
 
 
 def check_trace(receiver: OtlpReceiver) -> None:
@@ -87,7 +87,7 @@ def check_trace(receiver: OtlpReceiver) -> None:
     (fallback,) = [span for span in receiver.find("chat ") if span.events]
     assert [name for name, _ in fallback.events] == ["gateway.retry", "gateway.fallback"]
     tools = {span.attributes["gen_ai.tool.name"]: span for span in receiver.find("execute_tool")}
-    assert set(tools) == {"calculator", "add_task"}
+    assert set(tools) == {"calculator", "delete_task"}
     for name, tool in tools.items():
         (client,) = [span for span in receiver.find(f"tools/call {name}") if span.kind == 3]
         (server,) = [span for span in receiver.find(f"tools/call {name}") if span.kind == 2]
