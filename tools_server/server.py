@@ -177,8 +177,10 @@ class ToolServer(MCPServer[object]):
 
         For wrong arguments the model gets a readable error instead of pydantic's.
         """
-        if self._catalog is not None and (defined := self._catalog.find(name)) is not None:
-            return await self._catalog.call(defined, arguments)
+        if self._catalog is not None and self._tool_manager.get_tool(name) is None:
+            defined = await self._catalog.find_loaded(name)
+            if defined is not None:
+                return await self._catalog.call(defined, arguments)
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as error:

@@ -79,6 +79,15 @@ class DefinitionCatalog:
     def find(self, name: str) -> CompiledDefinition | None:
         return self._tools.get(name)
 
+    async def find_loaded(self, name: str) -> CompiledDefinition | None:
+        """Find a published tool, after the first attempt to load them.
+
+        Hosts that know a tool call it right after a restart.
+        """
+        if name not in self._tools:
+            await wait_or_poll(self._has_tried, _FIRST_LOAD_SECONDS)
+        return self.find(name)
+
     async def call(self, compiled: CompiledDefinition, arguments: dict[str, Any]) -> CallToolResult:
         """Call a published tool. Its failure is a result, too."""
         try:

