@@ -126,3 +126,36 @@ async def test_page_with_use_chat_asks_for_approval(chat_page: ChatPage, db: asy
     await expect(page.locator(".tool").last).to_contain_text("output-denied")
     await expect(page.locator("output")).to_have_text("ready")
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 1
+
+
+@require_node("@ag-ui/client")
+async def test_runs_of_ag_ui_need_only_the_url(gateway: Gateway, db: asyncpg.Connection) -> None:
+    gateway.simulator.faults.add_faults(Fault(kind="endless", after_chunks=2, seconds=0.2, match="Go on"))
+    result = await run_script("ag_ui.mjs", gateway.base_url, node=NODE_22)
+    plain = result["plain"]
+    assert plain["types"][0] == "RUN_STARTED"
+    assert plain["types"][-1] == "RUN_FINISHED"
+    assert {"STEP_STARTED", "REASONING_MESSAGE_CONTENT", "TOOL_CALL_ARGS", "TOOL_CALL_RESULT"} <= set(plain["types"])
+    assert plain["roles"] == ["user", "reasoning", "assistant", "tool", "reasoning", "assistant"]
+    assert "437" in plain["text"]
+    assert plain["end"]["usage"][0]["totalTokens"] > 0
+    approval = result["approval"]
+    assert approval["outcome"]["type"] == "interrupt"
+    assert approval["outcome"]["interrupts"][0]["reason"] == "approval"
+    assert "TOOL_CALL_RESULT" in approval["types"]
+    assert "TOOL_CALL_START" not in approval["types"]
+    assert "milk" in approval["text"]
+    assert approval["roles"].count("tool") == 1
+    assert "did not allow" in result["declined"]["last"]
+    assert await db.fetch("SELECT title FROM tools.tasks") == [("buy milk",)]
+    own = result["own"]
+    assert own["call"]["name"] == "get_weather"
+    assert len(own["end"]["pendingToolCallIds"]) == 1
+    assert "It snows in Oslo." in own["text"]
+    assert own["roles"].count("tool") == 1
+    assert "no-such-model" in result["refused"]
+
+    async def is_cancelled() -> bool:
+        return (await gateway.get(f"/api/v1/turns/{result['aborted']}")).body["status"] == "cancelled"
+
+    await eventually(is_cancelled)

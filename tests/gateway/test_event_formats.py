@@ -12,6 +12,7 @@ from gateway.domain import events as e
 from gateway.domain.errors import ErrorInfo
 from gateway.domain.messages import JsonObject, Usage
 from gateway.wire.a2a.tasks import TaskHead, TaskWriter
+from gateway.wire.ag_ui.stream import RunWriter
 from gateway.wire.anthropic.answers import MessageWriter
 from gateway.wire.openai.completions import TextChunkWriter
 from gateway.wire.openai_chat_answers import ChunkWriter
@@ -70,6 +71,7 @@ FORMATS: dict[str, tuple[str, Callable[[], Any]]] = {
     "text completions": ("openai/completions", TextChunkWriter),
     "Responses": ("openai_response_items", lambda: ResponseWriter(TURN_ID, ResponseContext({}, find_no_tool))),
     "Messages": ("anthropic/answers", lambda: MessageWriter(shows_thinking=True)),
+    "AG-UI": ("ag_ui/stream", lambda: RunWriter("t", "r")),
     "UI messages": ("ui_messages/stream", lambda: UIMessageWriter("m")),
     "A2A": ("a2a/tasks", lambda: TaskWriter(TaskHead(str(TURN_ID), "x"))),
 }

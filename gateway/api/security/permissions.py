@@ -65,6 +65,7 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/openapi.json"): _PUBLIC,
     ("POST", "/api/v1/chat/stream"): _START_TURN,
     ("POST", "/api/v1/chat"): _START_TURN,
+    ("POST", "/api/v1/ag-ui"): _START_TURN,
     ("POST", "/api/v1/ui-messages"): _START_TURN,
     ("GET", "/api/v1/ui-messages/{id}/stream"): _FOLLOW,
     ("GET", "/api/v1/turns/{turn_id}"): _READ,

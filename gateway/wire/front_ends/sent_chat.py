@@ -74,6 +74,11 @@ class SentChat(msgspec.Struct, frozen=True):
         return any(sent.role == "user" for sent in self.messages[self._find_end(turn_id) :])
 
     @property
+    def is_written_on(self) -> bool:
+        """Whether the last message is the user's."""
+        return bool(self.messages) and self.messages[-1].role == "user"
+
+    @property
     def has_answers_of_models(self) -> bool:
         return any(message.role == "assistant" for message in self.messages)
 

@@ -45,6 +45,7 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("GET", "/ready"): ("public", None),
     ("POST", "/api/v1/chat"): ("creates", CHAT_BODY),
     ("POST", "/api/v1/chat/stream"): ("creates", CHAT_BODY),
+    ("POST", "/api/v1/ag-ui"): ("creates", CHAT_BODY | {"threadId": "shared", "runId": "r"}),
     ("POST", "/api/v1/ui-messages"): ("creates", UI_BODY),
     ("GET", "/api/v1/ui-messages/{id}/stream"): ("own list", None),
     ("GET", "/api/v1/turns/{turn_id}"): ("owned", None),

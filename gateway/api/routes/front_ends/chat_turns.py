@@ -76,13 +76,15 @@ async def plan_chat(chat: SentChat, turn_request: TurnRequest, request: Request)
         name, conversation = await find_conversation(turn_request.conversation_id, request)
         turn_request = replace(turn_request, conversation_id=name)
     known = await _find_last_turn(chat, conversation, request)
-    if chat.answers and known is None and chat.messages[-1].role == "assistant":
-        raise NotFound("The turn that asked for these answers was not found.", param="messages")
-    if chat.answers and known is not None:
-        turn = await _answer_questions(known, chat.answers, request)
-        if not chat.has_new(known.id):
-            return ChatPlan(turn_request, answered_turn=turn)
-    elif known is not None and known.status in _OPEN_STATUSES:
+    if chat.answers:
+        known = known or await _find_open_turn(conversation, request)
+        if known is not None:
+            turn = await _answer_questions(known, chat.answers, request)
+            if not chat.has_new(known.id):
+                return ChatPlan(turn_request, answered_turn=turn)
+        elif not chat.is_written_on:
+            raise NotFound("The turn that asked for these answers was not found.", param="messages")
+    elif known is not None and known.status in _OPEN_STATUSES and chat.is_written_on:
         service = get_turn_service(request)
         await service.cancel_turn(await service.get_turn(known.id, get_principal(request)))
     followed_id = None if known is None or turn_request.conversation_id is None else known.id
@@ -108,6 +110,16 @@ async def _find_last_turn(chat: SentChat, conversation: Conversation | None, req
         if is_here and (turn.status in _OPEN_STATUSES or turn.response or turn.finish_reason == "tool_calls"):
             return turn
     return None
+
+
+async def _find_open_turn(conversation: Conversation | None, request: Request) -> Turn | None:
+    """Return the conversation's newest turn that is open.
+
+    The messages of its client may not name it.
+    """
+    conversations: ConversationStore = request.app.state.conversations
+    open_turns = [] if conversation is None else await conversations.list_open_turns(conversation.id)
+    return await get_turn_store(request).get_turn(max(open_turns), get_principal(request)) if open_turns else None
 
 
 async def _choose_parent(
