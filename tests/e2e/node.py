@@ -13,7 +13,7 @@ from tests.e2e.running_stack import ROOT
 
 NODE = ROOT / "tests" / "node"
 NODE_22 = NODE / "node_modules" / ".bin" / "node"
-"""The Node that `make node` installs; version 7 of the AI SDK needs it."""
+"""Path of Node 22, for version 7 of the AI SDK."""
 
 
 def require_node(package: str = "") -> pytest.MarkDecorator:

@@ -42,7 +42,7 @@ class ClientPresence:
     def add_stream(self, turn: TurnHandle) -> None:
         """Count a stream; other workers learn that the client is back."""
         self._streams[turn.id] += 1
-        self._keep(turn.id)
+        self._keep_turn(turn.id)
         self._bus.publish(BusMessage(BusKind.CLIENT_CAME, turn.id))
 
     def remove_stream(self, turn: TurnHandle, *, grace_seconds: float, has_ended: bool) -> None:
@@ -56,7 +56,7 @@ class ClientPresence:
             self._departures[turn.id] = self._tasks.spawn(self._cancel_later(turn, grace_seconds))
 
     def on_client_came(self, message: BusMessage) -> None:
-        self._keep(message.turn_id)
+        self._keep_turn(message.turn_id)
 
     def on_client_left(self, message: BusMessage) -> None:
         """Tell the other worker of a stream that follows the turn here."""
@@ -68,7 +68,7 @@ class ClientPresence:
         self._is_stopping = True
         await self._tasks.stop()
 
-    def _keep(self, turn_id: UUID) -> None:
+    def _keep_turn(self, turn_id: UUID) -> None:
         if (departure := self._departures.pop(turn_id, None)) is not None:
             departure.cancel()
 

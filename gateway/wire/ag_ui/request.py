@@ -1,4 +1,4 @@
-"""Requests of AG-UI: `RunAgentInput`.
+"""Inputs of AG-UI runs.
 
 The models are the gateway's own, which accept content parts and roles of later versions of the protocol.
 """
@@ -53,7 +53,10 @@ class RunToolCallBody(_RunPart):
 
 
 class RunMessageBody(_RunPart):
-    """Message of the thread. Roles that the model does not know are skipped."""
+    """Message of the thread.
+
+    Roles that the model does not know are skipped.
+    """
 
     id: str = Field(default="", max_length=256)
     role: str = Field(max_length=64)
@@ -92,7 +95,7 @@ class ForwardedOptions(BaseModel):
 
 
 class RunInput(_RunPart):
-    """Input of a run: the thread whole, tools of the front end, and answers to interrupts."""
+    """Input of a run: thread, tools and answers to interrupts."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -121,8 +124,8 @@ class RunInput(_RunPart):
         Raises:
             InvalidRequest: an answer names no interrupt.
         """
-        messages = (self._read_message(body, number, warnings) for number, body in enumerate(self.messages))
-        answers = tuple(_read_answer(entry, number) for number, entry in enumerate(self.resume or ()))
+        messages = (self._read_thread_message(body, number, warnings) for number, body in enumerate(self.messages))
+        answers = tuple(_read_resume_entry(entry, number) for number, entry in enumerate(self.resume or ()))
         return SentChat(tuple(messages), answers)
 
     def to_turn_request(self, offer: ToolOffer, *, idempotency_key: str | None) -> TurnRequest:
@@ -131,7 +134,7 @@ class RunInput(_RunPart):
         Raises:
             InvalidRequest: a tool or an option is not valid.
         """
-        forwarded = self.options
+        forwarded = self.forwarded_options
         options = forwarded.x_gateway or GatewayOptions()
         return TurnRequest(
             messages=(),
@@ -155,7 +158,7 @@ class RunInput(_RunPart):
         )
 
     @property
-    def options(self) -> ForwardedOptions:
+    def forwarded_options(self) -> ForwardedOptions:
         """Options of the gateway.
 
         Raises:
@@ -170,7 +173,7 @@ class RunInput(_RunPart):
             path = ".".join(map(str, ("forwardedProps", *error.errors()[0]["loc"])))[:_MAX_SHOWN_LENGTH]
             raise InvalidRequest(f"{path}: {error.errors()[0]['msg']}", param=path) from None
 
-    def _read_message(self, body: RunMessageBody, number: int, warnings: dict[str, None]) -> SentMessage:
+    def _read_thread_message(self, body: RunMessageBody, number: int, warnings: dict[str, None]) -> SentMessage:
         path = f"messages.{number}"
         match body.role:
             case "user":
@@ -192,7 +195,7 @@ class RunInput(_RunPart):
         return "\n".join(["Context:", *lines]) if lines else None
 
 
-def _read_answer(entry: ResumeEntryBody, number: int) -> SentAnswer:
+def _read_resume_entry(entry: ResumeEntryBody, number: int) -> SentAnswer:
     """Read an answer.
 
     `approved` false in the payload declines an approval. `editedArgs` are another name of `arguments`.
@@ -239,7 +242,10 @@ def _read_text(content: object) -> str:
 
 
 def _read_content(content: object, warnings: dict[str, None]) -> str | list[JsonObject]:
-    """Read a user's content: texts and images. Of other parts, the model gets the type."""
+    """Read a user's texts and images.
+
+    Of other parts, the model gets the type.
+    """
     if not isinstance(content, list):
         return _read_text(content)
     parts = [

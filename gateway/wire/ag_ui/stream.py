@@ -1,7 +1,7 @@
-"""A turn as the events of an AG-UI run, with the protocol's own types and encoder.
+"""A turn as the events of an AG-UI run.
 
-Importing this module takes 55 ms, so it is imported when it is used (docs/adr/0016). What the protocol has no event for
-is a `CUSTOM` event with the gateway's own name and fields.
+The types and the encoder are the protocol's own. Importing this module takes 55 ms, so it is imported when it is used
+(docs/adr/0016). What the protocol has no event for is a custom event with the gateway's own name and fields.
 """
 
 from collections.abc import AsyncGenerator, Iterable
@@ -26,7 +26,10 @@ _encode = msgspec.json.Encoder().encode
 _encode_official = EventEncoder().encode
 
 AgUiEvent = ag.BaseEvent | bytes
-"""Event of the protocol; a delta is its JSON, because pydantic takes 20 times as long for it."""
+"""Event of the protocol.
+
+A delta is its JSON, because pydantic takes 20 times as long for it.
+"""
 
 
 class RunWriter(EventFold):
@@ -56,14 +59,14 @@ class RunWriter(EventFold):
     def write_event(self, event: e.Event) -> list[AgUiEvent]:
         """Return the events of the run for an event."""
         if not self._is_silent:
-            return self._write_event(event)
+            return self._write_run_events(event)
         is_answer = isinstance(event, e.InputResolved) and event.input_id in self._answered
         if is_answer or isinstance(event, e.TurnEnd):  # or the turn ended without the answer
-            return [*self._resume_writing(), *self._write_event(event)]
-        self._write_event(event)
+            return [*self._resume_writing(), *self._write_run_events(event)]
+        self._write_run_events(event)
         return []
 
-    def _write_event(self, event: e.Event) -> list[AgUiEvent]:
+    def _write_run_events(self, event: e.Event) -> list[AgUiEvent]:
         match event:
             case e.TextDelta():
                 return self._write_delta(event, "text")
@@ -73,7 +76,7 @@ class RunWriter(EventFold):
                 self._started, self._warnings = event, list(event.warnings)
                 return [self._build_start()]
             case e.ToolCallStarted():
-                return [*self._open_step(event.step), *self._close_part(), *self._write_call(event)]
+                return [*self._open_step(event.step), *self._close_part(), *self._write_tool_call_events(event)]
             case e.ToolFinished():
                 return [self._build_result(event)]
             case e.StepCompleted():
@@ -154,7 +157,7 @@ class RunWriter(EventFold):
             thread_id=self._thread_id,
             run_id=self._run_id,
             outcome=outcome,
-            usage=None if end is None else [_build_usage(end.usage, started.model)],
+            usage=None if end is None else [_build_token_usage(end.usage, started.model)],
             metadata={"gateway": metadata},
         )
 
@@ -211,8 +214,11 @@ class RunWriter(EventFold):
 
     # --- calls
 
-    def _write_call(self, call: e.ToolCallStarted) -> list[AgUiEvent]:
-        """Return the events of a call, which belongs to the message of its step."""
+    def _write_tool_call_events(self, call: e.ToolCallStarted) -> list[AgUiEvent]:
+        """Return the events of a call.
+
+        It belongs to the message of its step.
+        """
         if self._step_message is None:
             self._step_message = self._create_message_id()
         if call.client:
@@ -240,7 +246,7 @@ class RunWriter(EventFold):
 
 
 def _format_result(result: e.ToolFinished) -> str:
-    """Return a result as text: its JSON if it has any, else its texts or blocks."""
+    """Return a result's JSON, or its texts or blocks."""
     is_text = all(block.get("type") == "text" for block in result.content)
     text = "\n".join(str(block.get("text", "")) for block in result.content) if is_text else ""
     if result.outcome != "ok":
@@ -275,7 +281,7 @@ def _build_error(error: ErrorInfo) -> ag.BaseEvent:
     return ag.RunErrorEvent(message=error.message, code=error.code)
 
 
-def _build_usage(usage: Usage, model: str) -> ag.TokenUsage:
+def _build_token_usage(usage: Usage, model: str) -> ag.TokenUsage:
     return ag.TokenUsage(
         model=model,
         input_tokens=usage.prompt_tokens,
@@ -300,7 +306,7 @@ def format_events(events: Iterable[AgUiEvent]) -> bytes:
 async def stream_run(listener: EventListener, *, writer: RunWriter) -> AsyncGenerator[bytes]:
     """Stream a turn as a run.
 
-    A stream ends with `RUN_FINISHED` or `RUN_ERROR`: clients take one that is cut for a complete run.
+    A stream ends with the end of the run or an error: clients take one that is cut for a complete run.
     """
     has_ended = False
     async for batch in listener:

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import cast
 from urllib.parse import unquote_to_bytes
@@ -19,7 +19,7 @@ _MAX_SHOWN_LENGTH = 80
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
-def read_message(message: JsonObject, path: str, warnings: dict[str, None]) -> SentMessage:
+def read_ui_message(message: JsonObject, path: str, warnings: dict[str, None]) -> SentMessage:
     """Read a UI message.
 
     Parts of unknown types are skipped, because clients add their own.
@@ -28,9 +28,9 @@ def read_message(message: JsonObject, path: str, warnings: dict[str, None]) -> S
     role = message["role"]
     match role:
         case "assistant":
-            return SentMessage(role, path, partial(_read_answer, parts), get_turn_id(message))
+            return SentMessage(role, path, partial(_read_answer_steps, parts), get_turn_id(message))
         case "system":
-            return SentMessage(role, path, lambda: [Message("system", _join_texts(parts))])
+            return SentMessage(role, path, lambda: [Message("system", join_text_parts(parts))])
         case _:
             return SentMessage("user", path, lambda: [_read_request(parts, warnings)])
 
@@ -58,7 +58,8 @@ def list_approvals(message: JsonObject) -> Iterator[tuple[UUID, bool]]:
                 pass
 
 
-def _join_texts(parts: list[JsonObject]) -> str:
+def join_text_parts(parts: Iterable[JsonObject]) -> str:
+    """Join the texts among parts or content blocks."""
     texts = (part.get("text") for part in parts if part.get("type") == "text")
     return "\n".join(text for text in texts if isinstance(text, str))
 
@@ -70,7 +71,7 @@ def _read_request(parts: list[JsonObject], warnings: dict[str, None]) -> Message
             case {"type": "text", "text": str(text)}:
                 contents.append({"type": "text", "text": text})
             case {"type": "file", "url": str(url)}:
-                contents.append(_read_file(part, url, warnings))
+                contents.append(_convert_file_part(part, url, warnings))
             case _:
                 pass
     if all(content["type"] == "text" for content in contents):
@@ -78,7 +79,7 @@ def _read_request(parts: list[JsonObject], warnings: dict[str, None]) -> Message
     return Message("user", contents)
 
 
-def _read_file(part: JsonObject, url: str, warnings: dict[str, None]) -> JsonObject:
+def _convert_file_part(part: JsonObject, url: str, warnings: dict[str, None]) -> JsonObject:
     """Convert a file.
 
     Images stay, texts are put in, of other files the model gets the name.
@@ -106,7 +107,7 @@ def _decode_data_url(url: str) -> str | None:
         return None
 
 
-def _read_answer(parts: list[JsonObject]) -> Iterator[Message]:
+def _read_answer_steps(parts: list[JsonObject]) -> Iterator[Message]:
     """Yield the messages of each step: text and calls, then the results."""
     step: list[JsonObject] = []
     for part in parts:
@@ -120,7 +121,7 @@ def _read_answer(parts: list[JsonObject]) -> Iterator[Message]:
 
 def _read_step(parts: list[JsonObject]) -> Iterator[Message]:
     calls = [part for part in parts if _is_call(part)]
-    text = _join_texts(parts)
+    text = join_text_parts(parts)
     if text or calls:
         yield Message("assistant", text or None, tuple(_read_call(part) for part in calls))
     for part in calls:

@@ -12,7 +12,7 @@ from gateway.wire.front_ends.tools import read_tools
 from gateway.wire.openai_chat import GatewayOptions
 from gateway.wire.tool_offer import ToolOffer
 from gateway.wire.turn_fields import SystemText
-from gateway.wire.ui_messages.parts import get_turn_id, list_approvals, read_message
+from gateway.wire.ui_messages.parts import get_turn_id, list_approvals, read_ui_message
 from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
 
 _MAX_WARNED_FIELDS = 10
@@ -88,8 +88,8 @@ class UIMessagesRequest(RequestModel):
 
     def read_chat(self, warnings: dict[str, None]) -> SentChat:
         """Read the messages, and the decisions of the last answer."""
-        bodies = [_to_object(body) for body in self._bodies]
-        sent = tuple(read_message(body, f"messages.{number}", warnings) for number, body in enumerate(bodies))
+        bodies = [_to_object(body) for body in self._message_bodies]
+        sent = tuple(read_ui_message(body, f"messages.{number}", warnings) for number, body in enumerate(bodies))
         answers = [SentAnswer(answer.input_id, answer.action, answer.content) for answer in self.answers or ()]
         answer = next((body for body in reversed(bodies) if body["role"] == "assistant"), None)
         for input_id, approved in list_approvals(answer) if answer else ():
@@ -99,13 +99,13 @@ class UIMessagesRequest(RequestModel):
     @property
     def continued_message_id(self) -> str | None:
         """Id of the message that the new answer continues."""
-        last = self._bodies[-1]
+        last = self._message_bodies[-1]
         return last.id or None if last.role == "assistant" else None
 
     @property
     def continued_turn_id(self) -> UUID | None:
         """The last turn of the message that the answer continues."""
-        last = self._bodies[-1]
+        last = self._message_bodies[-1]
         return get_turn_id(_to_object(last)) if last.role == "assistant" else None
 
     def to_turn_request(self, offer: ToolOffer, *, idempotency_key: str | None) -> TurnRequest:
@@ -136,7 +136,7 @@ class UIMessagesRequest(RequestModel):
         )
 
     @property
-    def _bodies(self) -> list[UIMessageBody]:
+    def _message_bodies(self) -> list[UIMessageBody]:
         messages = self.messages or []
         return messages if self.message is None else [*messages, self.message]
 
@@ -145,7 +145,7 @@ class UIMessagesRequest(RequestModel):
         """Whether the answer or the message that `messageId` names is replaced."""
         if self.trigger == "regenerate-message":
             return True
-        edited = next((body for body in self._bodies if body.id and body.id == self.message_id), None)
+        edited = next((body for body in self._message_bodies if body.id and body.id == self.message_id), None)
         return edited is not None and edited.role == "user"
 
     def _list_warnings(self) -> Iterator[str]:

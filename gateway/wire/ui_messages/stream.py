@@ -16,7 +16,7 @@ from gateway.domain.messages import JsonObject, Message
 from gateway.ports.listener import EventFold, EventListener
 from gateway.wire.openai_chat_answers import build_usage
 from gateway.wire.sse import DONE
-from gateway.wire.ui_messages.parts import DENIED_TEXT
+from gateway.wire.ui_messages.parts import DENIED_TEXT, join_text_parts
 
 HEADERS = {"x-vercel-ai-ui-message-stream": "v1"}
 _FINISH_REASONS = {
@@ -60,23 +60,23 @@ class UIMessageWriter(EventFold):
     def write_event(self, event: e.Event) -> list[JsonObject]:
         """Return the chunks of an event."""
         if not self._is_silent:
-            return self._write_event(event)
+            return self._write_chunks(event)
         is_answer = isinstance(event, e.InputResolved) and event.input_id in self._answered
         if is_answer or isinstance(event, e.TurnEnd):  # or the turn ended without the answer
-            return [*self._resume_writing(), *self._write_event(event)]
-        self._write_event(event)
+            return [*self._resume_writing(), *self._write_chunks(event)]
+        self._write_chunks(event)
         return []
 
-    def _write_event(self, event: e.Event) -> list[JsonObject]:
+    def _write_chunks(self, event: e.Event) -> list[JsonObject]:
         match event:
             case e.TextDelta():
                 return self._write_delta(event, "text")
             case e.ReasoningDelta():
                 return self._write_delta(event, "reasoning")
             case e.TurnStarted():
-                return self._begin_turn(event)
+                return self._begin_message_turn(event)
             case e.ToolCallStarted():
-                return [*self._open_step(event.step), *self._close_part(), *self._write_call(event)]
+                return [*self._open_step(event.step), *self._close_part(), *self._write_tool_input(event)]
             case e.ToolFinished():
                 return self._write_result(event)
             case e.ToolProgress() | e.ToolLog() | e.HistorySummarized():
@@ -133,7 +133,7 @@ class UIMessageWriter(EventFold):
 
     # --- the message
 
-    def _begin_turn(self, started: e.TurnStarted) -> list[JsonObject]:
+    def _begin_message_turn(self, started: e.TurnStarted) -> list[JsonObject]:
         """Return the start of the message, or note its next turn."""
         is_first = not self._metadata
         self._metadata = {"turn_id": started.turn_id, "model": started.model}
@@ -200,7 +200,7 @@ class UIMessageWriter(EventFold):
 
     # --- tools and questions
 
-    def _write_call(self, call: e.ToolCallStarted) -> list[JsonObject]:
+    def _write_tool_input(self, call: e.ToolCallStarted) -> list[JsonObject]:
         self._calls[call.call_id] = call
         self._open_calls.add(call.call_id)
         head: JsonObject = {"toolCallId": call.call_id, "toolName": call.tool}
@@ -228,7 +228,7 @@ class UIMessageWriter(EventFold):
         head |= {"providerExecuted": True, "dynamic": True}
         if result.outcome == "ok":
             return [{"type": "tool-output-available", **head, "output": _build_output(result)}]
-        text = _join_texts(result.content) or (DENIED_TEXT if result.outcome == "denied" else result.outcome)
+        text = join_text_parts(result.content) or (DENIED_TEXT if result.outcome == "denied" else result.outcome)
         return [{"type": "tool-output-error", **head, "errorText": text}]
 
     def _write_question(self, question: e.InputRequired) -> list[JsonObject]:
@@ -251,7 +251,7 @@ class UIMessageWriter(EventFold):
         if answer.action != "accept" or not isinstance(arguments, dict) or answer.call_id not in self._calls:
             return []
         call = msgspec.structs.replace(self._calls[answer.call_id], arguments=arguments)
-        return self._write_call(call)[1:]  # the call ran with these arguments
+        return self._write_tool_input(call)[1:]  # the call ran with these arguments
 
 
 def _build_output(result: e.ToolFinished) -> object:
@@ -259,11 +259,7 @@ def _build_output(result: e.ToolFinished) -> object:
     if result.structured is not None:
         return result.structured
     is_text = all(block.get("type") == "text" for block in result.content)
-    return _join_texts(result.content) if is_text else result.content
-
-
-def _join_texts(content: Sequence[JsonObject]) -> str:
-    return "\n".join(str(block.get("text", "")) for block in content if block.get("type") == "text")
+    return join_text_parts(result.content) if is_text else result.content
 
 
 def _build_metadata(metadata: JsonObject) -> JsonObject:

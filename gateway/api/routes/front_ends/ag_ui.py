@@ -30,7 +30,7 @@ async def run_agent(
     """Run a turn for an AG-UI client, or continue one with `resume`.
 
     The thread's id names your conversation. Of the messages, only those after the last answer are new. Questions and
-    approvals end the run with an interrupt; calls of the front end's tools end it with `pendingToolCallIds`. If the
+    approvals end the run with an interrupt; calls of the front end's tools end it with the ids of these. If the
     connection ends before the run, the turn is cancelled.
     """
     from gateway.wire.ag_ui.stream import RunWriter, stream_run  # see docs/adr/0016
@@ -38,7 +38,7 @@ async def run_agent(
     warnings: dict[str, None] = {}
     chat = body.read_chat(warnings)
     principal = get_principal(request)
-    offer = build_tool_offer(request, principal, body.options.model, x_gateway_tools)
+    offer = build_tool_offer(request, principal, body.forwarded_options.model, x_gateway_tools)
     plan = await plan_chat(chat, body.to_turn_request(offer, idempotency_key=idempotency_key), request)
     answered: list[str] = []
     if (turn := plan.answered_turn) is not None:

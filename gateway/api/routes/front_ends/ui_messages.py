@@ -48,7 +48,7 @@ async def send_ui_messages(
     message_id = body.continued_message_id
     if (turn := plan.answered_turn) is not None:
         answered = [str(answer.input_id) for answer in chat.answers]
-        return _stream(turn, request, UIMessageWriter(message_id or format_message_id(turn.id), answered=answered))
+        return _stream_chat(turn, request, UIMessageWriter(message_id or format_message_id(turn.id), answered=answered))
     warnings |= dict.fromkeys(plan.turn_request.warnings)
     turn_request = replace(
         plan.turn_request,
@@ -57,7 +57,7 @@ async def send_ui_messages(
         echo=_build_echo(plan, message_id),
     )
     turn = await start_turn(turn_request, request, principal)
-    return _stream(turn, request, UIMessageWriter(message_id or format_message_id(turn.id)))
+    return _stream_chat(turn, request, UIMessageWriter(message_id or format_message_id(turn.id)))
 
 
 def _build_echo(plan: ChatPlan, message_id: str | None) -> JsonObject:
@@ -94,7 +94,7 @@ async def resume_ui_messages(
         return Response(status_code=204)
     message_id = turn.echo.get("ui_message", {}).get("id") or format_message_id(turn.id)
     earlier = await _list_earlier_turns(turn, request, turns)
-    return _stream(turn, request, UIMessageWriter(message_id), earlier)
+    return _stream_chat(turn, request, UIMessageWriter(message_id), earlier)
 
 
 async def _list_earlier_turns(turn: TurnHandle, request: Request, turns: TurnStore) -> list[EarlierTurn]:
@@ -120,7 +120,7 @@ def _get_continued_turn(echo: JsonObject | None) -> UUID | None:
     return parse_uuid((echo or {}).get("ui_message", {}).get("continues"))
 
 
-def _stream(
+def _stream_chat(
     turn: TurnHandle, request: Request, writer: UIMessageWriter, earlier: list[EarlierTurn] | None = None
 ) -> Response:
     is_kept = turn.echo.get("ui_message", {}).get("is_kept", True)
