@@ -172,3 +172,31 @@ async def test_tool_is_called_while_the_database_does_not_answer(
             await db.execute("LOCK TABLE tools.http_tools, tools.http_tool_secrets IN ACCESS EXCLUSIVE MODE")
             assert not (await call(defining, "stays")).is_error
     assert api.requests[0]["headers"]["X-Key"] == SECRET_VALUE
+
+
+async def test_slow_origin_leaves_room_for_the_others(database_url: str, api: Api) -> None:
+    waiting = 0
+    released = asyncio.Event()
+
+    async def hang(_request: web.Request) -> web.Response:
+        nonlocal waiting
+        waiting += 1
+        await released.wait()
+        return web.Response(text="late")
+
+    async with (
+        serve_web(hang) as url,
+        serve_tools(database_url=database_url, **PRIVATE) as address,
+        open_client(address) as defining,
+        connect(address, "auto") as client,
+    ):
+        await defining.define("slow", f"{url}/", timeout_seconds=60)
+        await defining.define("quick", f"{api.url}/")
+        calls = [asyncio.create_task(client.call_tool("slow", {})) for _ in range(70)]
+        await eventually(lambda: waiting >= 16)
+        assert not (await call(defining, "quick")).is_error
+        assert waiting == 16
+        released.set()
+        async with asyncio.timeout(60):
+            results = await asyncio.gather(*calls)
+    assert {text_of(result) for result in results} == {"late"}

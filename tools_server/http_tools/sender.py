@@ -2,6 +2,7 @@
 
 import asyncio
 from urllib.parse import urljoin
+from weakref import WeakValueDictionary
 
 import aiohttp
 from yarl import URL
@@ -17,7 +18,7 @@ from tools_server.thread_pool import BoundedThreadPool, ThreadedResolver
 
 MAX_ANSWER_BYTES = 2 * 1024 * 1024
 MAX_REDIRECTS = 5
-_MAX_CALLS = 64
+_MAX_CALLS, _MAX_ORIGIN_CALLS = 64, 16
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 _KEEPING_STATUSES = (307, 308)
 _SAFE_METHODS = ("GET", "HEAD")
@@ -31,6 +32,7 @@ class HttpSender:
         self._policy = policy
         self._resolver = ThreadedResolver(BoundedThreadPool(8))
         self._slots = asyncio.Semaphore(_MAX_CALLS)
+        self._origin_slots: WeakValueDictionary[URL, asyncio.Semaphore] = WeakValueDictionary()
 
     async def send(
         self,
@@ -42,14 +44,24 @@ class HttpSender:
     ) -> RawAnswer:
         """Send a request and read its answer, redirects followed.
 
+        Calls of a slow origin leave room for the others.
+
         Raises:
             CallFailed: no answer arrived in time, or a redirect or an address is not allowed.
         """
         try:
-            async with asyncio.timeout(timeout_seconds), self._slots:
+            origin_slots = self._get_origin_slots(URL(request.url, encoded=True).origin())
+            async with asyncio.timeout(timeout_seconds), origin_slots, self._slots:
                 return await self._follow_redirects(request, redactor, timeout_seconds, max_bytes)
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise CallFailed(f"The request failed: {describe_transport_error(error)}.") from None
+
+    def _get_origin_slots(self, origin: URL) -> asyncio.Semaphore:
+        """Return the slots of an origin, which exist while calls hold them."""
+        slots = self._origin_slots.get(origin)
+        if slots is None:
+            self._origin_slots[origin] = slots = asyncio.Semaphore(_MAX_ORIGIN_CALLS)
+        return slots
 
     async def _follow_redirects(
         self, request: BuiltRequest, redactor: SecretRedactor, seconds: float, max_bytes: int

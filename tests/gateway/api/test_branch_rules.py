@@ -182,3 +182,39 @@ async def test_fork_keeps_its_steps_when_its_origin_is_deleted(
     path = f"/api/v1/turns/{turn['turn_id']}/compare/{forked['turn_id']}"
     assert await keyring.request_status("GET", "ada", path, None) == 404
     assert await db.fetchval("SELECT count(*) FROM turns") == 1
+
+
+async def test_fork_after_a_call_of_the_client_needs_its_result(gateway: Gateway, notes: NotesServer) -> None:
+    tool = {
+        "type": "function",
+        "function": {"name": "ask_pilot", "description": "Ask.", "parameters": {"type": "object"}},
+    }
+    turn = (await gateway.chat("use ask_pilot with {}", tools=[tool])).body
+    [call] = turn["tool_calls"]
+    refused = await branch(gateway, turn["turn_id"], "fork", after_step=1)
+    assert (refused.status, refused.body["error"]["param"]) == (422, "after_step")
+    assert repr(call["id"]) in refused.body["error"]["message"]
+    forked = await branch(gateway, turn["turn_id"], "fork", after_step=1, results={call["id"]: "All is well."})
+    assert forked.status == 200, forked.body
+    [taken] = forked.body["tool_calls"]
+    assert (taken["source"], taken["content"][0]["text"]) == ("replaced", "All is well.")
+
+
+async def test_replay_with_another_system_prompt_sends_it(gateway: Gateway, notes: NotesServer) -> None:
+    turn = (await gateway.chat('call look {"place": "attic"}', system="Be kind.")).body
+    reply = await branch(gateway, turn["turn_id"], "replay", system="Be short.")
+    assert [call["source"] for call in reply.body["tool_calls"]] == ["recorded"]
+    sent = gateway.simulator.requests[-1]["messages"][0]["content"]
+    assert ("Be short." in sent, "Be kind." in sent) == (True, False)
+
+
+async def test_turns_that_run_or_wait_are_compared(gateway: Gateway, notes: NotesServer) -> None:
+    waiting = (await gateway.chat('call note {"text": "two"}', approval="destructive")).body["turn_id"]
+    other = (await gateway.chat("Say hello.")).body["turn_id"]
+    path = f"/api/v1/turns/{waiting}/compare/{other}"
+    compared = (await gateway.get(path)).body
+    assert (compared["left"]["status"], compared["right"]["status"]) == ("waiting", "completed")
+    assert compared["difference"]["calls"] == -1
+    async with gateway.session.get(f"{gateway.base_url}{path}?format=text") as response:
+        assert "- call note" in await response.text()
+    await gateway.post(f"/api/v1/turns/{waiting}/cancel", {})

@@ -221,7 +221,7 @@ async def test_hosts_of_both_workers_hear_of_a_definition(workers: list[Gateway]
 async def test_secret_is_in_no_log_audit_export_answer_or_prompt(
     workers: list[Gateway], api: Api, db: asyncpg.Connection, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Let the server echo the secret in several encodings, in an error, and in a redirect."""
+    """Let the server echo the secret in several encodings."""
     gateway, _ = workers
     encoded = base64.b64encode(SECRET_VALUE.encode()).decode()
     echoes: list[Any] = [

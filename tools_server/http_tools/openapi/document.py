@@ -9,9 +9,9 @@ from urllib.parse import unquote, urljoin, urlsplit
 from gateway_runtime.json_limits import MAX_DEPTH, JsonLimitExceeded, check_json
 from tools_server.http_tools.errors import DefinitionError
 
-MAX_JSON_BYTES = 8 * 1024 * 1024
+MAX_JSON_BYTES = 16 * 1024 * 1024
 MAX_YAML_BYTES = 2 * 1024 * 1024
-_MAX_ITEMS = 1_000_000
+_MAX_ITEMS = 1_500_000
 _MAX_REFERENCES = 32
 
 JsonObject = dict[str, Any]
