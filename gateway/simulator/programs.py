@@ -1,4 +1,7 @@
-"""Programs of the simulated model, for prompts that need several tools."""
+"""The simulated model at a task that needs several tools.
+
+It adds up the numbers in the titles of tasks: in one program if it may write one, else call by call.
+"""
 
 import re
 
@@ -6,8 +9,13 @@ from gateway.simulator.replies import PromptContext, Reply, SimulatedCall
 
 _TASK = re.compile(r"\b(?:add up|sum(?: up)?|total)\b.*\bnumbers\b.*\btasks?\b", re.IGNORECASE | re.DOTALL)
 _STATUSES = ("pending", "completed")
+_NEEDED = ("list_tasks", "calculator")
 _FUNCTION = r"async def (\w*{})\("
 _STUBS = "async def "
+_LOADED = "You can call these tools now"
+_TITLE = re.compile(r"^#\d+ \[\w+\] (.+)$", re.MULTILINE)
+_NUMBER = re.compile(r"-?[0-9]+")
+_RESULT = re.compile(r"-?[0-9.]+$")
 _PROGRAM = """\
 import re
 
@@ -22,23 +30,55 @@ total
 """
 
 
-def respond_with_program(context: PromptContext) -> Reply | None:
-    """Add up the numbers in the titles of tasks, in one program.
+def respond_with_several_tools(context: PromptContext) -> Reply | None:
+    """Add up the numbers in the titles of tasks.
 
-    Functions that the tool's description does not declare are searched first.
+    Tools that are not in the request are searched first.
     """
-    tool = context.find_tool("run_python")
-    if tool is None or not _TASK.search(context.prompt):
+    if not _TASK.search(context.prompt):
         return None
+    tool = context.find_tool("run_python")
+    return _respond_with_calls(context) if tool is None else _respond_with_program(context, tool)
+
+
+def _respond_with_program(context: PromptContext, tool: str) -> Reply | None:
     if context.results and _STUBS not in context.results[-1]:
-        return Reply(f"The numbers in the titles add up to {context.results[-1].splitlines()[-1]}.")
+        return _make_answer(context.results[-1].splitlines()[-1])
     declared = "\n".join([str(context.chat.functions[tool].get("description")), *context.results])
-    names = {name: re.search(_FUNCTION.format(name), declared) for name in ("list_tasks", "calculator")}
-    search = context.find_tool("find_tools")
-    for name, match in names.items():
-        if match is None:
-            is_known = search is None or len(context.results) >= len(names)
-            return None if is_known else Reply(calls=[SimulatedCall(str(search), {"query": name.replace("_", " ")})])
-    status = next((word for word in _STATUSES if word in context.prompt.lower()), "all")
-    functions = {name: match[1] for name, match in names.items() if match is not None}
-    return Reply(calls=[SimulatedCall(tool, {"code": _PROGRAM.format(status=status, **functions)})])
+    functions = {name: match[1] for name in _NEEDED if (match := re.search(_FUNCTION.format(name), declared))}
+    if len(functions) < len(_NEEDED):
+        return _search(context, _NEEDED[len(functions)], len(context.results))
+    program = _PROGRAM.format(status=_find_status(context), **functions)
+    return Reply(calls=[SimulatedCall(tool, {"code": program})])
+
+
+def _respond_with_calls(context: PromptContext) -> Reply | None:
+    tools = {name: tool for name in _NEEDED if (tool := context.find_tool(name)) is not None}
+    results = [result for result in context.results if not result.startswith(_LOADED)]
+    if missing := [name for name in _NEEDED if name not in tools]:
+        return _search(context, missing[0], len(context.results))
+    if not results:
+        return Reply(calls=[SimulatedCall(tools["list_tasks"], {"status": _find_status(context)})])
+    numbers = [number for title in _TITLE.findall(results[0]) for number in _NUMBER.findall(title)]
+    match = _RESULT.search(results[-1]) if len(results) > 1 else None
+    total = match[0] if match is not None else "0"
+    if len(results) <= len(numbers):
+        return Reply(
+            calls=[SimulatedCall(tools["calculator"], {"expression": f"{total} + ({numbers[len(results) - 1]})"})]
+        )
+    return _make_answer(total)
+
+
+def _search(context: PromptContext, name: str, searches: int) -> Reply | None:
+    tool = context.find_tool("find_tools")
+    if tool is None or searches >= len(_NEEDED):
+        return None
+    return Reply(calls=[SimulatedCall(tool, {"query": name.replace("_", " ")})])
+
+
+def _find_status(context: PromptContext) -> str:
+    return next((word for word in _STATUSES if word in context.prompt.lower()), "all")
+
+
+def _make_answer(total: str) -> Reply:
+    return Reply(f"The numbers in the titles add up to {total}.")

@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.domain.messages import JsonObject
 from gateway.simulator.generated_values import generate_arguments, generate_value, shorten_text
-from gateway.simulator.programs import respond_with_program
+from gateway.simulator.programs import respond_with_several_tools
 from gateway.simulator.replies import PromptContext, Reply, Responder, SimulatedCall
 from gateway.simulator.request import Chat
 
@@ -319,7 +319,7 @@ def _respond_small_talk(context: PromptContext) -> Reply:
 RESPONDERS: tuple[Responder, ...] = (
     _respond_summary,
     _respond_explicit,
-    respond_with_program,
+    respond_with_several_tools,
     _respond_fetch,
     _respond_search,
     _respond_add_task,

@@ -1,4 +1,4 @@
-"""Programs of workers that are killed, and of workers that no longer exist."""
+"""Programs of workers that are killed or replaced."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ async def effects() -> AsyncGenerator[EffectServer]:
 
 
 def make_prompt(turn: int) -> str:
-    """Make the prompt of a turn whose program pays orders of its own."""
+    """Make the prompt of a program that pays its own orders."""
     code = PROGRAM.format(turn=turn, payments=PAYMENTS)
     return f"call run_python {json.dumps({'code': code})}"
 

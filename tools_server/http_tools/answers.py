@@ -61,10 +61,10 @@ def _show_body(answer: RawAnswer, select: Any, redactor: SecretRedactor) -> tupl
     is_json = answer.content_type == "application/json" or answer.content_type.endswith("+json")
     if not is_json and not answer.content_type.startswith(_TEXT_TYPES) and not answer.content_type.endswith("+xml"):
         return f"[{len(answer.body):,} bytes of {redactor.redact(answer.content_type[:100])}, not shown]", False
-    text = _decode(answer)
+    text = _decode_text(answer)
     if not is_json and select is None:
         return redactor.redact(text), False
-    value = _MISSING if answer.is_cut else _parse(text)
+    value = _MISSING if answer.is_cut else _parse_body(text)
     if value is _MISSING:
         if select is None:
             return redactor.redact(text), False
@@ -80,7 +80,7 @@ def _show_body(answer: RawAnswer, select: Any, redactor: SecretRedactor) -> tupl
     return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)), False
 
 
-def _decode(answer: RawAnswer) -> str:
+def _decode_text(answer: RawAnswer) -> str:
     try:
         text = answer.body.decode(answer.charset, errors="replace")
     except (LookupError, ValueError):  # unknown, or not an encoding of text
@@ -88,7 +88,7 @@ def _decode(answer: RawAnswer) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _parse(text: str) -> Any:
+def _parse_body(text: str) -> Any:
     try:
         check_json(text.encode(), max_items=_MAX_ITEMS)
         value = json.loads(text)
@@ -108,14 +108,14 @@ def select_value(value: Any, pointer: str) -> Any:
     `*` stands for each item of a list.
     """
     tokens = [token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:]]
-    return _select(value, tokens)
+    return _select_part(value, tokens)
 
 
-def _select(value: Any, tokens: list[str]) -> Any:
+def _select_part(value: Any, tokens: list[str]) -> Any:
     for index, step in enumerate(tokens):
         if step == "*" and isinstance(value, list):
             items = cast("list[Any]", value)[:_MAX_SELECTED]
-            selected = (_select(item, tokens[index + 1 :]) for item in items)
+            selected = (_select_part(item, tokens[index + 1 :]) for item in items)
             return [item for item in selected if item is not _MISSING]
         if isinstance(value, dict) and step in value:
             value = cast("dict[str, Any]", value)[step]

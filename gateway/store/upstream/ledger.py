@@ -43,10 +43,10 @@ class RequestLedgerStore(RequestLedger):
 
 async def insert_usage(connection: AsyncConnection, used: RequestUsage) -> None:
     """Insert the row of a request beside those of turns."""
-    await connection.execute(text(_INSERT_USAGE), _list_values(used))
+    await connection.execute(text(_INSERT_USAGE), _list_usage_values(used))
 
 
-def _list_values(used: RequestUsage) -> dict[str, object]:
+def _list_usage_values(used: RequestUsage) -> dict[str, object]:
     return {
         "id": used.id,
         "owner": used.principal.user,

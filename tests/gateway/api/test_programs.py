@@ -211,7 +211,8 @@ async def test_other_formats_get_programs_only_on_request(
         await gateway.chat_stream("Add a task: Buy 3 eggs")
         body = {"messages": [{"role": "user", "content": SUM}]}
         plain = await gateway.post("/v1/chat/completions", body)
-        assert "add up to" not in plain.body["choices"][0]["message"]["content"]
+        assert plain.body["x_gateway"]["tool_calls"]
+        assert "run_python" not in {call["tool"] for call in plain.body["x_gateway"]["tool_calls"]}
         asked = await gateway.post("/v1/chat/completions", {**body, "x_gateway": {"code": "only"}})
         assert "add up to 3" in asked.body["choices"][0]["message"]["content"]
         response = await gateway.post("/v1/responses", {"input": SUM, "x_gateway": {"code": "only"}})
