@@ -20,8 +20,8 @@ _MIN_SUMMARY_TOKENS = 64
 class HistoryOverflow(msgspec.Struct, frozen=True):
     """Turns that the model must summarize before the first step.
 
-    `earlier` is the summary of the turns before them. `prompt_tokens` bounds the texts of the request for the summary,
-    `max_tokens` the summary.
+    `earlier` is the summary of the turns before them. `prompt_tokens`, by the estimate, bounds the texts of the request
+    for the summary, `max_tokens` the summary.
     """
 
     turns: tuple[HistoryTurn, ...]
@@ -125,7 +125,9 @@ def fit_history(
     older = turns[: len(turns) - kept_count]
     if not older:
         return HistoryWindow(turns, summary, is_cut=is_cut)
-    overflow = HistoryOverflow(older, summary, window - max_summary, max_summary)
+    counted, estimated = sum(tokens[: len(older)]), _estimate_turns(older)
+    prompt_tokens = (window - max_summary) * estimated // max(counted, estimated, 1)
+    overflow = HistoryOverflow(older, summary, prompt_tokens, max_summary)
     return HistoryWindow(turns[len(older) :], summary, overflow, is_cut)
 
 
@@ -144,6 +146,10 @@ def _apply_summary(
     index = next((number for number, turn in enumerate(turns, 1) if turn.id == through), 0)
     summary = HistorySummary(made.text, made.turns, through) if made.text else None
     return summary, turns[index:], history.is_cut or bool(made.cut_turns)
+
+
+def _estimate_turns(turns: Sequence[HistoryTurn]) -> int:
+    return sum(estimate_message_tokens(message) for turn in turns for message in turn.messages)
 
 
 def _count_fitting(tokens: Sequence[int], limit: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from gateway.llm.tokenizers.harmony import HarmonyTokenizer
 from gateway.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
 from tests.gateway.api.test_turns import read_turn_events
 from tests.stack import Event, Gateway, Reply, insert_rows, serve_gateway
@@ -264,3 +265,21 @@ async def test_history_is_counted_by_the_tokenizer_of_the_model(
             figures.append((summaries, counted.body["input_tokens"]))
     assert [summaries for summaries, _ in figures] == [1, 0]
     assert figures[0][1] > 2 * figures[1][1]
+
+
+@pytest.mark.faults
+async def test_request_for_a_summary_fits_by_the_tokenizer_of_the_model(
+    database_url: str, simulator: Simulator, small_simulator: Simulator, tmp_path: Path
+) -> None:
+    tokenizer = HarmonyTokenizer.find(None, tmp_path)
+    assert tokenizer is not None
+    async with serve_gateway(database_url, simulator, None, gateway_data_dir=tmp_path) as gateway:
+        for number in range(3):
+            text = base64.b64encode(random.Random(number).randbytes(6_000)).decode()
+            await say(gateway, f"Keep: {text}")
+    async with serve_gateway(database_url, small_simulator, None, gateway_data_dir=tmp_path) as gateway:
+        reply = await say(gateway, "Go on.")
+    assert "error" not in get_event(reply, "history.summarized")
+    [request] = list_summary_requests(small_simulator)
+    counted = sum(tokenizer.count_text(message["content"]) for message in request["messages"])
+    assert WINDOW / 2 < counted + request.get("max_completion_tokens", request.get("max_tokens", 0)) <= WINDOW
