@@ -219,9 +219,13 @@ class ConversationStore(ConversationRepository):
 
     # --- for their owners
 
-    async def create_conversation(self, principal: Principal, notes: JsonObject) -> Conversation:
-        """Create a conversation without turns."""
-        conversation = Conversation(id=UUID(int=uuids.uuid7().int), owner=principal.user, notes=notes or None)
+    async def create_conversation(
+        self, principal: Principal, notes: JsonObject, *, external_id: str | None = None
+    ) -> Conversation:
+        """Create a conversation without turns; an `external_id` must be new."""
+        conversation = Conversation(
+            id=UUID(int=uuids.uuid7().int), owner=principal.user, notes=notes or None, external_id=external_id
+        )
         async with self._database.session() as session:
             session.add(conversation)
         return await self.get_conversation(str(conversation.id), principal)
@@ -279,16 +283,20 @@ class ConversationStore(ConversationRepository):
             raise _make_not_found(conversation_id)
         return conversation
 
-    async def list_conversations(self, principal: Principal, *, limit: int, before: UUID | None) -> list[Conversation]:
-        """List conversations, newest first.
+    async def list_conversations(
+        self, principal: Principal, *, limit: int, before: UUID | None, ascending: bool = False
+    ) -> list[Conversation]:
+        """List conversations, newest first, or oldest first if `ascending`.
 
         `before` is the id of the last conversation of the previous page.
         """
+        column = col(Conversation.id)
         query = select(Conversation).where(Conversation.owner == principal.user)
         if before is not None:
-            query = query.where(Conversation.id < before)
+            query = query.where(column > before if ascending else column < before)
+        query = query.order_by(column.asc() if ascending else column.desc()).limit(limit)
         async with self._database.session() as session:
-            return list((await session.exec(query.order_by(col(Conversation.id).desc()).limit(limit))).all())
+            return list((await session.exec(query)).all())
 
     async def count_conversations(self) -> int:
         """Count the conversations of all owners.

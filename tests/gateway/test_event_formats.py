@@ -14,6 +14,7 @@ from gateway.domain.messages import JsonObject, Usage
 from gateway.wire.a2a.tasks import TaskHead, TaskWriter
 from gateway.wire.ag_ui.stream import RunWriter
 from gateway.wire.anthropic.answers import MessageWriter
+from gateway.wire.chatkit.items import ItemHead, ItemWriter
 from gateway.wire.openai.completions import TextChunkWriter
 from gateway.wire.openai_chat_answers import ChunkWriter
 from gateway.wire.openai_response_items import ResponseContext, ResponseWriter
@@ -73,6 +74,7 @@ FORMATS: dict[str, tuple[str, Callable[[], Any]]] = {
     "Messages": ("anthropic/answers", lambda: MessageWriter(shows_thinking=True)),
     "AG-UI": ("ag_ui/stream", lambda: RunWriter("t", "r")),
     "UI messages": ("ui_messages/stream", lambda: UIMessageWriter("m")),
+    "ChatKit": ("chatkit/items", lambda: ItemWriter(ItemHead(TURN_ID, "t", "x"))),
     "A2A": ("a2a/tasks", lambda: TaskWriter(TaskHead(str(TURN_ID), "x"))),
 }
 """Module and writer of each format, by its column."""

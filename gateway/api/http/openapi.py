@@ -144,6 +144,8 @@ def _list_error_statuses(method: str, path: str, operation: JsonObject) -> dict[
         errors |= {404: "The object does not exist, or another user owns it"}
     if path.startswith("/a2a"):
         errors |= {400: "A2A does not permit this request, or not now", 501: "The extra a2a is not installed"}
+    if path == "/chatkit":
+        errors |= {501: "The extra chatkit is not installed"}
     return errors
 
 

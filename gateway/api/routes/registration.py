@@ -10,6 +10,7 @@ from gateway.api.routes.a2a import tasks as a2a_tasks
 from gateway.api.routes.admin import api_keys, audit, operations, stats, user_data
 from gateway.api.routes.admin import turns as admin_turns
 from gateway.api.routes.anthropic import messages
+from gateway.api.routes.chatkit import threads as chatkit_threads
 from gateway.api.routes.front_ends import ag_ui, ui_messages
 from gateway.api.routes.legacy import chat as legacy_chat
 from gateway.api.routes.mcp import definitions, identity_keys, mcp_resources, mcp_servers, mcp_sign_in
@@ -86,6 +87,7 @@ def register_routes(app: FastAPI) -> None:
         ui_messages,
         a2a_tasks,
         ag_ui,
+        chatkit_threads,
     ):
         # `include_router` would build every route again for each application, which slows the tests down.
         app.router.routes.extend(module.router.routes)

@@ -205,6 +205,8 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/openai/v1/batches"): _READ,
     ("GET", "/openai/v1/batches/{batch_id}"): _READ,
     ("POST", "/openai/v1/batches/{batch_id}/cancel"): _CHANGE,
+    # Each type of request needs a permission of its own, too.
+    ("POST", "/chatkit"): RoutePermission(None, route_class="chat", starts_turn=True),
     ("POST", "/stream"): _START_TURN,
     ("POST", "/api/chat/stream"): _START_TURN,
     ("GET", "/api/conversations/{conversation_id}"): _READ,

@@ -29,6 +29,10 @@ FROM sized JOIN turns AS t ON t.id = sized.id LEFT JOIN conversations AS c ON c.
 WHERE bytes_before < {MAX_PAGE_BYTES} ORDER BY t.id DESC
 """  # noqa: S608
 _COUNT = f"SELECT count(*) FROM (SELECT FROM turns WHERE {_MATCH} LIMIT {MAX_COUNTED}) AS counted"  # noqa: S608
+_FIND_BY_ECHO = """
+SELECT id FROM turns WHERE conversation_id = :conversation_id AND options->'echo'->>:key = :value
+ORDER BY id DESC LIMIT 1
+"""
 
 
 class TaskFilter(NamedTuple):
@@ -63,7 +67,7 @@ class TaskListStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def list_tasks(
+    async def list_page(
         self, principal: Principal, conditions: TaskFilter, *, limit: int, before: UUID | None
     ) -> Page[ListedTask]:
         """List turns below the turn `before`.
@@ -80,6 +84,11 @@ class TaskListStore:
         """Count the turns of a list, up to `MAX_COUNTED`."""
         [(count,)] = await self._database.fetch_rows(_COUNT, **_bind(principal, conditions))
         return count
+
+    async def find_by_echo(self, conversation_id: UUID, key: str, value: str) -> UUID | None:
+        """Find the newest turn of a conversation by its echoed data."""
+        rows = await self._database.fetch_rows(_FIND_BY_ECHO, conversation_id=conversation_id, key=key, value=value)
+        return rows[0][0] if rows else None
 
 
 def _bind(principal: Principal, conditions: TaskFilter) -> dict[str, Any]:

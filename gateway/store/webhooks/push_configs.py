@@ -44,7 +44,7 @@ class PushConfigStore:
         self._database = database
         self._cipher = cipher
 
-    async def add(self, turn_id: UUID, principal: Principal, config: PushConfig) -> None:
+    async def add_config(self, turn_id: UUID, principal: Principal, config: PushConfig) -> None:
         """Add a config, or replace the one with its id.
 
         A task that has ended or waits is told of at once.
@@ -75,6 +75,6 @@ class PushConfigStore:
         rows = await self._database.fetch_rows(_LIST, turn_id=turn_id)
         return [config for row in rows if (config := open_config(self._cipher, row[0])) is not None]
 
-    async def delete(self, turn_id: UUID, config_id: str) -> None:
+    async def delete_config(self, turn_id: UUID, config_id: str) -> None:
         """Delete a config and its messages."""
         await self._database.fetch_rows(_DELETE, turn_id=turn_id, id=config_id)

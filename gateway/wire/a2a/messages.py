@@ -97,14 +97,14 @@ def _read_part(part: JsonObject, path: str) -> JsonObject:
         case {"data": data}:
             return {"type": "text", "text": _encode(data).decode()}
         case {"raw": str(raw)}:
-            return _read_file(raw, part, path)
+            return _read_raw_file(raw, part, path)
         case {"url": str()}:
             raise UnsupportedParameter(f"{path}: files are not fetched here; send the bytes as raw.", param=path)
         case _:
             raise InvalidRequest(f"{path}: must have one of text, data and raw.", param=path)
 
 
-def _read_file(raw: str, part: JsonObject, path: str) -> JsonObject:
+def _read_raw_file(raw: str, part: JsonObject, path: str) -> JsonObject:
     media_type = str(part.get("mediaType", "")).partition(";")[0].strip().lower()
     if media_type.startswith("image/"):
         return {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{raw}"}}

@@ -66,7 +66,7 @@ class TaskWriter(EventFold):
         self._turn.apply(event)
         match event:
             case e.TextDelta():
-                return [self._write_text(event.step, event.text)]
+                return [self._write_artifact(event.step, event.text)]
             case e.TurnStarted():
                 self._context_id = event.conversation_id or self._context_id
                 return [{"task": self.build_task()}]
@@ -135,7 +135,7 @@ class TaskWriter(EventFold):
     def _build_artifact(self, step: int, text: str) -> JsonObject:
         return {"artifactId": f"{self._head.id}-{step}", "name": f"Text of step {step}", "parts": [{"text": text}]}
 
-    def _write_text(self, step: int, text: str) -> JsonObject:
+    def _write_artifact(self, step: int, text: str) -> JsonObject:
         update = {
             "taskId": self._head.id,
             "contextId": self._context_id,
@@ -149,7 +149,7 @@ class TaskWriter(EventFold):
         if not event.discard or event.step not in self._shown_steps:
             return []
         self._shown_steps.discard(event.step)
-        update = self._write_text(event.step, "")
+        update = self._write_artifact(event.step, "")
         self._shown_steps.discard(event.step)
         return [update]
 

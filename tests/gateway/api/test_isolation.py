@@ -152,6 +152,7 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("GET", "/v1/batches/{batch_id}"): ("owned", None),
     ("POST", "/v1/batches/{batch_id}/cancel"): ("owned", None),
     ("DELETE", "/v1/files/{file_id}"): ("owned", None),
+    ("POST", "/chatkit"): ("shared", {"type": "threads.list", "params": {}}),
     ("POST", "/stream"): ("creates", {"prompt": "hello"}),
     ("POST", "/api/chat/stream"): ("creates", {"user_prompt": "hello"}),
     ("GET", "/api/conversations/{conversation_id}"): ("owned", None),

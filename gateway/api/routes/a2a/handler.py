@@ -61,7 +61,7 @@ async def answer_json_rpc(request: Request) -> Response:
     """Answer a request of A2A's JSON-RPC."""
     handler = TurnRequestHandler(request)
     dispatcher = JsonRpcDispatcher(handler, handler.context_builder)
-    return await handler.finish(dispatcher.handle_requests)
+    return await handler.dispatch_request(dispatcher.handle_requests)
 
 
 async def answer_rest(request: Request, method: str) -> Response:
@@ -71,7 +71,7 @@ async def answer_rest(request: Request, method: str) -> Response:
     """
     handler = TurnRequestHandler(request)
     dispatcher = RestDispatcher(handler, handler.context_builder)
-    return await handler.finish(getattr(dispatcher, method))
+    return await handler.dispatch_request(getattr(dispatcher, method))
 
 
 class _ContextBuilder(ServerCallContextBuilder):
@@ -90,7 +90,7 @@ class TurnRequestHandler(RequestHandler):
     """Answers one request.
 
     Errors that A2A has no code for become HTTP errors, and streams are the gateway's own: both replace the SDK's
-    response in `finish`.
+    response in `dispatch_request`.
     """
 
     def __init__(self, request: Request) -> None:
@@ -100,7 +100,7 @@ class TurnRequestHandler(RequestHandler):
         self._refusal: Exception | None = None
         self._stream: Response | None = None
 
-    async def finish(self, dispatch: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def dispatch_request(self, dispatch: Callable[[Request], Awaitable[Response]]) -> Response:
         """Dispatch the request, and return its response.
 
         Raises:
@@ -119,7 +119,7 @@ class TurnRequestHandler(RequestHandler):
 
         The wait ends when the turn does, or asks.
         """
-        with self._serve("POST", f"{_PREFIX}/message:send"):
+        with self._check_and_map_errors("POST", f"{_PREFIX}/message:send"):
             validate_history_length(params.configuration)
             turn, head, known_inputs = await self._accept_message(params)
             if params.configuration.return_immediately:
@@ -128,14 +128,14 @@ class TurnRequestHandler(RequestHandler):
                 fold = partial(TaskWriter, head, known_inputs)
                 waiting = get_turn_service(self._request).wait_for_turn(turn, fold)
                 writer = await run_until_disconnect(self._request, waiting)
-            return apply_history_length(_parse(writer.build_task(), types.Task()), params.configuration)
+            return apply_history_length(_parse_message(writer.build_task(), types.Task()), params.configuration)
 
     @validate_request_params
     async def on_message_send_stream(
         self, params: types.SendMessageRequest, context: ServerCallContext
     ) -> AsyncGenerator[types.Task]:
         """Start or continue a turn, and stream its task."""
-        with self._serve("POST", f"{_PREFIX}/message:stream"):
+        with self._check_and_map_errors("POST", f"{_PREFIX}/message:stream"):
             is_answer, after = bool(params.message.task_id), 0
             if is_answer:  # the state before the answer: what follows it is streamed
                 earlier = await self._tasks.get_turn_to_answer(params.message.task_id)
@@ -155,7 +155,7 @@ class TurnRequestHandler(RequestHandler):
         message = _to_dict(params.message)
         push = self._read_push(params)
         if params.message.task_id:
-            turn, known_inputs = await self._answer_question(message)
+            turn, known_inputs = await self._answer_open_question(message)
             head = await self._tasks.read_head(turn)
         else:
             principal = self._principal
@@ -166,10 +166,10 @@ class TurnRequestHandler(RequestHandler):
             turn, known_inputs = await start_turn(turn_request, self._request, principal), set[str]()
             head = TaskHead(str(turn.id), turn_request.prompt, turn.echo.get("message_id"))
         if push is not None:
-            await self._push_configs.add(turn.id, self._principal, push)
+            await self._push_configs.add_config(turn.id, self._principal, push)
         return turn, head, known_inputs
 
-    async def _answer_question(self, message: JsonObject) -> tuple[TurnHandle, set[str]]:
+    async def _answer_open_question(self, message: JsonObject) -> tuple[TurnHandle, set[str]]:
         turn = await self._tasks.get_turn_to_answer(message["taskId"])
         await self._tasks.check_context(turn.id, message.get("contextId"))
         stored = await self._state.questions.list_for_turn(turn.id)
@@ -189,18 +189,18 @@ class TurnRequestHandler(RequestHandler):
     @validate_request_params
     async def on_get_task(self, params: types.GetTaskRequest, context: ServerCallContext) -> types.Task:
         """Return a task as it stands."""
-        with self._serve("GET", f"{_PREFIX}/tasks/{{task_id}}"):
+        with self._check_and_map_errors("GET", f"{_PREFIX}/tasks/{{task_id}}"):
             validate_history_length(params)
             stored = await self._tasks.get_stored(params.id)
-            writer, _ = await self._tasks.fold(stored)
-            return apply_history_length(_parse(writer.build_task(), types.Task()), params)
+            writer, _ = await self._tasks.fold_turn(stored)
+            return apply_history_length(_parse_message(writer.build_task(), types.Task()), params)
 
     @validate_request_params
     async def on_list_tasks(
         self, params: types.ListTasksRequest, context: ServerCallContext
     ) -> types.ListTasksResponse:
         """List the caller's turns as tasks, newest first."""
-        with self._serve("GET", f"{_PREFIX}/tasks"):
+        with self._check_and_map_errors("GET", f"{_PREFIX}/tasks"):
             validate_history_length(params)
             if params.HasField("page_size"):
                 validate_page_size(params.page_size)
@@ -209,10 +209,10 @@ class TurnRequestHandler(RequestHandler):
             if (conditions := await self._tasks.build_filter(params)) is None:
                 return answer
             before = parse_page_token(params.page_token) if params.page_token else None
-            page, answer.total_size = await self._tasks.list_tasks(conditions, limit=size, before=before)
+            page, answer.total_size = await self._tasks.read_page(conditions, limit=size, before=before)
             for task in page.items:
                 head = TaskHead(str(task.id), task.prompt, task.message_id, task.conversation_id, task.changed_at)
-                listed = _parse(build_listed_task(head, task.status, task.response), types.Task())
+                listed = _parse_message(build_listed_task(head, task.status, task.response), types.Task())
                 if not params.include_artifacts:
                     listed.ClearField("artifacts")
                 answer.tasks.append(apply_history_length(listed, params))
@@ -223,21 +223,21 @@ class TurnRequestHandler(RequestHandler):
     @validate_request_params
     async def on_cancel_task(self, params: types.CancelTaskRequest, context: ServerCallContext) -> types.Task:
         """Cancel the turn of a task."""
-        with self._serve("POST", f"{_PREFIX}/tasks/{{task_id}}:cancel"):
-            turn = await self._tasks.get_turn(params.id)
+        with self._check_and_map_errors("POST", f"{_PREFIX}/tasks/{{task_id}}:cancel"):
+            turn = await self._tasks.find_turn(params.id)
             if turn.has_ended:
                 raise a2a_errors.TaskNotCancelableError
             await get_turn_service(self._request).cancel_turn(turn)
             writer, _ = await self._tasks.read_task(turn)
-            return _parse(writer.build_task(), types.Task())
+            return _parse_message(writer.build_task(), types.Task())
 
     @validate_request_params
     async def on_subscribe_to_task(
         self, params: types.SubscribeToTaskRequest, context: ServerCallContext
     ) -> AsyncGenerator[types.Task]:
         """Stream a task as it stands, and then its updates."""
-        with self._serve("GET", f"{_PREFIX}/tasks/{{task_id}}:subscribe"):
-            turn = await self._tasks.get_turn(params.id)
+        with self._check_and_map_errors("GET", f"{_PREFIX}/tasks/{{task_id}}:subscribe"):
+            turn = await self._tasks.find_turn(params.id)
             if turn.has_ended:
                 raise a2a_errors.UnsupportedOperationError("The task has ended: get it.")
             writer, after = await self._tasks.read_task(turn)
@@ -261,10 +261,10 @@ class TurnRequestHandler(RequestHandler):
         self, params: types.TaskPushNotificationConfig, context: ServerCallContext
     ) -> types.TaskPushNotificationConfig:
         """Add a URL that is told when a task ends or asks."""
-        with self._serve("POST", f"{_PREFIX}/tasks/{{task_id}}/pushNotificationConfigs"):
-            turn = await self._tasks.get_turn(params.task_id)
+        with self._check_and_map_errors("POST", f"{_PREFIX}/tasks/{{task_id}}/pushNotificationConfigs"):
+            turn = await self._tasks.find_turn(params.task_id)
             config = self._check_push(params)
-            await self._push_configs.add(turn.id, self._principal, config)
+            await self._push_configs.add_config(turn.id, self._principal, config)
             return _show_push(turn.id, config)
 
     @validate_request_params
@@ -272,8 +272,8 @@ class TurnRequestHandler(RequestHandler):
         self, params: types.GetTaskPushNotificationConfigRequest, context: ServerCallContext
     ) -> types.TaskPushNotificationConfig:
         """Return a URL of a task."""
-        with self._serve("GET", f"{_PREFIX}/tasks/{{task_id}}/pushNotificationConfigs/{{push_id}}"):
-            turn = await self._tasks.get_turn(params.task_id)
+        with self._check_and_map_errors("GET", f"{_PREFIX}/tasks/{{task_id}}/pushNotificationConfigs/{{push_id}}"):
+            turn = await self._tasks.find_turn(params.task_id)
             for config in await self._push_configs.list_for_turn(turn.id):
                 if config.id == params.id:
                     return _show_push(turn.id, config)
@@ -284,8 +284,8 @@ class TurnRequestHandler(RequestHandler):
         self, params: types.ListTaskPushNotificationConfigsRequest, context: ServerCallContext
     ) -> types.ListTaskPushNotificationConfigsResponse:
         """List the URLs of a task."""
-        with self._serve("GET", f"{_PREFIX}/tasks/{{task_id}}/pushNotificationConfigs"):
-            turn = await self._tasks.get_turn(params.task_id)
+        with self._check_and_map_errors("GET", f"{_PREFIX}/tasks/{{task_id}}/pushNotificationConfigs"):
+            turn = await self._tasks.find_turn(params.task_id)
             configs = await self._push_configs.list_for_turn(turn.id)
             return types.ListTaskPushNotificationConfigsResponse(configs=[_show_push(turn.id, c) for c in configs])
 
@@ -294,9 +294,9 @@ class TurnRequestHandler(RequestHandler):
         self, params: types.DeleteTaskPushNotificationConfigRequest, context: ServerCallContext
     ) -> None:
         """Remove a URL of a task, and its unsent messages."""
-        with self._serve("DELETE", f"{_PREFIX}/tasks/{{task_id}}/pushNotificationConfigs/{{push_id}}"):
-            turn = await self._tasks.get_turn(params.task_id)
-            await self._push_configs.delete(turn.id, params.id)
+        with self._check_and_map_errors("DELETE", f"{_PREFIX}/tasks/{{task_id}}/pushNotificationConfigs/{{push_id}}"):
+            turn = await self._tasks.find_turn(params.task_id)
+            await self._push_configs.delete_config(turn.id, params.id)
 
     def _read_push(self, params: types.SendMessageRequest) -> PushConfig | None:
         if not params.configuration.HasField("task_push_notification_config"):
@@ -317,9 +317,9 @@ class TurnRequestHandler(RequestHandler):
         self, params: types.GetExtendedAgentCardRequest, context: ServerCallContext
     ) -> types.AgentCard:
         """Return the card with the tools that the caller may use."""
-        with self._serve("GET", f"{_PREFIX}/extendedAgentCard"):
+        with self._check_and_map_errors("GET", f"{_PREFIX}/extendedAgentCard"):
             specs = list_model_tools(self._request, self._principal)
-            return _parse(await build_request_card(self._request, specs=specs), types.AgentCard())
+            return _parse_message(await build_request_card(self._request, specs=specs), types.AgentCard())
 
     # --- parts
 
@@ -336,10 +336,11 @@ class TurnRequestHandler(RequestHandler):
         return self._state.push_configs
 
     @contextmanager
-    def _serve(self, method: str, path: str) -> Generator[None]:
+    def _check_and_map_errors(self, method: str, path: str) -> Generator[None]:
         """Check a route's permission, and map errors.
 
-        JSON-RPC shares the permissions of the REST routes. Errors without a code in A2A are kept for `finish`.
+        JSON-RPC shares the permissions of the REST routes. Errors without a code in A2A are kept
+        for `dispatch_request`.
         """
         try:
             require_permission(self._principal, ROUTES[method, path])
@@ -350,7 +351,7 @@ class TurnRequestHandler(RequestHandler):
             raise a2a_errors.ContentTypeNotSupportedError(error.message) from None
         except (InvalidRequest, NotFound) as error:
             raise a2a_errors.InvalidParamsError(error.message) from None
-        except Exception as error:  # noqa: BLE001 - `finish` raises it
+        except Exception as error:  # noqa: BLE001 - `dispatch_request` raises it
             self._refusal = error
             raise a2a_errors.InternalError from None
 
@@ -383,9 +384,9 @@ def _to_dict(message: ProtoMessage) -> JsonObject:
         raise a2a_errors.InvalidParamsError("data: numbers must be finite.") from None
 
 
-def _parse(body: JsonObject, message: M) -> M:
+def _parse_message(body: JsonObject, message: M) -> M:
     return ParseDict(body, message, ignore_unknown_fields=True)
 
 
 def _show_push(turn_id: UUID, config: PushConfig) -> types.TaskPushNotificationConfig:
-    return _parse(show_push_config(turn_id, config), types.TaskPushNotificationConfig())
+    return _parse_message(show_push_config(turn_id, config), types.TaskPushNotificationConfig())

@@ -12,6 +12,7 @@ from a2a.utils import errors as a2a_errors
 from starlette.datastructures import State
 
 from gateway.agent.service import TurnHandle, TurnService
+from gateway.api.turn_folding import fold_stored_events
 from gateway.common.pages import Page
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject, Principal
@@ -32,14 +33,14 @@ class TaskReader:
         self._conversations: ConversationStore = state.conversations
         self._lists: TaskListStore = state.task_lists
 
-    async def list_tasks(
+    async def read_page(
         self, conditions: TaskFilter, *, limit: int, before: UUID | None
     ) -> tuple[Page[ListedTask], int]:
         """Return a page of tasks, newest first, and their number in all."""
-        page = await self._lists.list_tasks(self._principal, conditions, limit=limit, before=before)
+        page = await self._lists.list_page(self._principal, conditions, limit=limit, before=before)
         return page, await self._lists.count_tasks(self._principal, conditions)
 
-    async def get_turn(self, task_id: str) -> TurnHandle:
+    async def find_turn(self, task_id: str) -> TurnHandle:
         with _task_not_found():
             return await self._service.get_turn(_parse_id(task_id), self._principal)
 
@@ -49,27 +50,19 @@ class TaskReader:
 
     async def read_task(self, turn: TurnHandle) -> tuple[TaskWriter, int]:
         """Read a turn's task, and the number of its last stored event."""
-        return await self.fold(await self._turns.get_turn(turn.id, self._principal))
+        return await self.fold_turn(await self._turns.get_turn(turn.id, self._principal))
 
     async def read_head(self, turn: TurnHandle) -> TaskHead:
         """Read what a task has of its turn's request."""
         return build_head(await self._turns.get_turn(turn.id, self._principal))
 
-    async def fold(self, stored: Turn) -> tuple[TaskWriter, int]:
+    async def fold_turn(self, stored: Turn) -> tuple[TaskWriter, int]:
         """Fold a turn's stored events.
 
         Return the fold and the last number.
         """
         writer = TaskWriter(build_head(stored))
-        seq = 0
-        if stored.completed_at is None:
-            while entries := await self._turns.load_events(stored.id, seq):
-                for entry in entries:
-                    writer.write_event(entry.event)
-                seq = entries[-1].seq
-        else:
-            async for event in self._turns.iterate_events(stored):
-                writer.write_event(event)
+        seq = await fold_stored_events(self._turns, stored, writer.write_event)
         return writer, seq
 
     async def get_turn_to_answer(self, task_id: str) -> TurnHandle:

@@ -27,7 +27,7 @@ RpcBody = Annotated[
 MessageBody = Annotated[JsonObject, Body(examples=[{"message": _MESSAGE}])]
 
 
-async def _answer(request: Request, method: str, task_id: str | None = None) -> Response:
+async def _answer_rest_request(request: Request, method: str, task_id: str | None = None) -> Response:
     if task_id is not None:
         request.scope["path_params"]["id"] = task_id  # the SDK's name
     handler = await import_face("gateway.api.routes.a2a.handler", extra="a2a", package="a2a")
@@ -59,7 +59,7 @@ async def send_message(_body: MessageBody, request: Request) -> Response:
     A task is a turn, and its context a conversation. The answer comes when the task has ended or asks, or at once if
     the configuration says so. The metadata may have `model`, `system`, `tools` and `approval`.
     """
-    return await _answer(request, "on_message_send")
+    return await _answer_rest_request(request, "on_message_send")
 
 
 @router.post(
@@ -73,11 +73,11 @@ async def stream_message(_body: MessageBody, request: Request) -> Response:
 
     The stream ends when the task has ended or asks.
     """
-    return await _answer(request, "on_message_send_stream")
+    return await _answer_rest_request(request, "on_message_send_stream")
 
 
 @router.get(f"{_PREFIX}/tasks", summary="List tasks", response_class=Response, responses=_JSON)
-async def list_tasks(
+async def list_turn_tasks(
     request: Request,
     _context: Annotated[str | None, Query(alias="contextId", description="Conversation of the tasks.")] = None,
     _status: Annotated[str | None, Query(alias="status", description="Such as TASK_STATE_WORKING.")] = None,
@@ -89,7 +89,7 @@ async def list_tasks(
     _artifacts: Annotated[str | None, Query(alias="includeArtifacts", description="`true`: with texts.")] = None,
 ) -> Response:
     """List your turns as tasks, newest first."""
-    return await _answer(request, "list_tasks")
+    return await _answer_rest_request(request, "list_tasks")
 
 
 @router.get(
@@ -106,17 +106,17 @@ async def subscribe_to_task(task_id: TaskId, request: Request) -> Response:
 
     It works on any worker. The stream ends when the task has ended or asks.
     """
-    return await _answer(request, "on_subscribe_to_task", task_id)
+    return await _answer_rest_request(request, "on_subscribe_to_task", task_id)
 
 
 @router.post(f"{_PREFIX}/tasks/{{task_id}}:cancel", summary="Cancel a task", response_class=Response, responses=_JSON)
 async def cancel_task(task_id: TaskId, request: Request) -> Response:
     """Cancel the turn of a task that has not ended."""
-    return await _answer(request, "on_cancel_task", task_id)
+    return await _answer_rest_request(request, "on_cancel_task", task_id)
 
 
 @router.get(f"{_PREFIX}/tasks/{{task_id}}", summary="Get a task", response_class=Response, responses=_JSON)
-async def get_task(
+async def get_turn_task(
     task_id: TaskId,
     request: Request,
     _history: Annotated[str | None, Query(alias="historyLength", description="Messages of the task.")] = None,
@@ -125,7 +125,7 @@ async def get_task(
 
     Its artifacts are the texts; its messages tell of calls and questions.
     """
-    return await _answer(request, "on_get_task", task_id)
+    return await _answer_rest_request(request, "on_get_task", task_id)
 
 
 @router.post(
@@ -139,7 +139,7 @@ async def add_push_config(task_id: TaskId, _body: Annotated[JsonObject, Body()],
 
     The setting WEBHOOK_HOSTS permits its host. Credentials are stored encrypted, and not shown again.
     """
-    return await _answer(request, "set_push_notification", task_id)
+    return await _answer_rest_request(request, "set_push_notification", task_id)
 
 
 @router.get(
@@ -150,7 +150,7 @@ async def add_push_config(task_id: TaskId, _body: Annotated[JsonObject, Body()],
 )
 async def list_push_configs(task_id: TaskId, request: Request) -> Response:
     """List the configs of a task."""
-    return await _answer(request, "list_push_notifications", task_id)
+    return await _answer_rest_request(request, "list_push_notifications", task_id)
 
 
 @router.get(
@@ -161,7 +161,7 @@ async def list_push_configs(task_id: TaskId, request: Request) -> Response:
 )
 async def get_push_config(task_id: TaskId, push_id: PushId, request: Request) -> Response:
     """Get a config of a task."""
-    return await _answer(request, "get_push_notification", task_id)
+    return await _answer_rest_request(request, "get_push_notification", task_id)
 
 
 @router.delete(
@@ -172,7 +172,7 @@ async def get_push_config(task_id: TaskId, push_id: PushId, request: Request) ->
 )
 async def delete_push_config(task_id: TaskId, push_id: PushId, request: Request) -> Response:
     """Delete a config of a task, and its unsent messages."""
-    return await _answer(request, "delete_push_notification", task_id)
+    return await _answer_rest_request(request, "delete_push_notification", task_id)
 
 
 @router.get(
@@ -180,4 +180,4 @@ async def delete_push_config(task_id: TaskId, push_id: PushId, request: Request)
 )
 async def get_extended_card(request: Request) -> Response:
     """The agent card with the tools that you may use as skills."""
-    return await _answer(request, "handle_authenticated_agent_card")
+    return await _answer_rest_request(request, "handle_authenticated_agent_card")

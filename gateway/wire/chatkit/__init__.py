@@ -1,0 +1,1 @@
+"""The JSON of ChatKit: threads, their items, and events."""
