@@ -1,16 +1,20 @@
 """Test of https as served by `agent-gateway up`."""
 
+import asyncio
+import contextlib
 import io
 import ssl
 import subprocess
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 
 from gateway.cli.chat import ChatError, ChatTerminal
+from gateway_runtime.connections.limits import MAX_SOURCE_CONNECTIONS
 from tests.certificates import create_certificate
 from tests.e2e.running_stack import ROOT, gateway_command, run_stack
 
@@ -59,3 +63,27 @@ async def test_https_serves_requests_and_streams_and_plain_http_is_refused(direc
             timeout=90,
         )
         assert "42" in chat.stdout, chat.stderr
+
+
+@pytest.mark.faults
+async def test_silent_tls_connections_count_from_their_acceptance_at_both_servers(directory: Path) -> None:
+    """The clients never begin a handshake."""
+    certificate = create_certificate(directory)
+    context = ssl.create_default_context(cafile=str(certificate.cert))
+    settings = certificate.to_settings() | certificate.to_settings("TOOLS_SERVER")
+    settings |= {"SSL_CERT_FILE": str(certificate.cert), "MAX_SOURCE_CONNECTIONS": "30"}
+    async with run_stack(directory, trusted=context, **settings) as stack:
+        limits = {urlsplit(stack.base_url).port or 0: 30, stack.tools_port: MAX_SOURCE_CONNECTIONS}
+        for port, limit in limits.items():
+            async with contextlib.AsyncExitStack() as connections, asyncio.timeout(100):
+                readers = list[asyncio.StreamReader]()
+                for _ in range(limit + 5):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                    connections.callback(writer.close)
+                    readers.append(reader)
+                assert await readers[-1].read() == b""  # refused at once
+                assert [reader for reader in readers if not reader.at_eof()]
+                assert {await reader.read() for reader in readers} == {b""}  # after the deadline of handshakes
+        assert (await stack.get("/health")).status == 200
+        async with stack.session.get(f"https://127.0.0.1:{stack.tools_port}/health") as response:
+            assert response.status == 200
