@@ -39,8 +39,9 @@ schedules: .venv/.dev ## thousands of random schedules of faults
 chaos: .venv/.dev ## random faults of real processes for ten minutes
 	PYTHONPATH=. $(BIN)/python -m tests.chaos $(ARGS)
 
-# Random bytes of ten seeds, and requests that Schemathesis generates, to both servers, with lag and memory watched.
-fuzz: .venv/.dev ## random bytes and requests to both servers
+# Random bytes of ten seeds, and requests that Schemathesis generates, to both servers and the console, with lag and memory
+# watched.
+fuzz: .venv/.dev ## random bytes and requests to both servers and the console
 	FUZZ_SEEDS=$(or $(FUZZ_SEEDS),10) FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),50) $(BIN)/pytest tests/fuzz tests/gateway/api/test_contract.py $(ARGS)
 
 check: .venv/.dev ## format, lint, types, import rules and documentation

@@ -5,11 +5,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
-from nicegui import core, ui
+from nicegui import Client, core, ui
 from starlette.types import ASGIApp
 
 from gateway_console.api import Api, GatewayClient
 from gateway_console.layout import add_style
+from gateway_console.messages import guard_messages
 from gateway_console.pages import register_pages
 from gateway_console.security import ConsoleSecurityMiddleware, get_session
 from gateway_console.sessions import RequestLimiter, Role, SessionStore
@@ -18,6 +19,7 @@ from gateway_console.sign_in import SignInPages
 
 _REQUESTS_PER_MINUTE = 60
 _SIGN_INS_PER_MINUTE = 20
+_PAGES_PER_MINUTE = 120
 _ANONYMOUS_CACHE_SECONDS = 5.0
 _RECONNECT_SECONDS = 10.0
 
@@ -54,12 +56,15 @@ def create_app(settings: ConsoleSettings) -> ASGIApp:
         show_welcome_message=False,
         favicon="💬",
     )
+    guard_messages()
     core.app.config.socket_io_js_transports = ["websocket"]
     return ConsoleSecurityMiddleware(
         app,
         settings=settings,
         sessions=sessions,
         limiter=RequestLimiter(_REQUESTS_PER_MINUTE),
+        page_limiter=RequestLimiter(_PAGES_PER_MINUTE),
+        count_pages=lambda: len(Client.instances),
         find_anonymous_role=_cache(lambda: client.find_role(None)) if settings.allows_anonymous else _require_sign_in,
     )
 

@@ -11,9 +11,11 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway_console.api import ApiError
+from gateway_console.messages import check_messages
 from gateway_console.sessions import RequestLimiter, Session, SessionStore
 from gateway_console.settings import ConsoleSettings
 from gateway_runtime.connections.limits import get_connection_source
+from gateway_runtime.request_body import BODY_METHODS, BodyRejected, read_body, replay_body
 from gateway_runtime.settings.hosts import is_host_allowed
 
 SIGN_IN_PATH = "/sign-in"
@@ -21,6 +23,9 @@ OPEN_PATHS = (SIGN_IN_PATH, "/sign-out", "/health")
 _ASSET_PREFIX = "/_nicegui/"
 _SOCKET_PREFIX = "/_nicegui_ws/"
 _SAFE_METHODS = ("GET", "HEAD")
+_MAX_FORM_BYTES, _MAX_UPLOAD_BYTES = 32 * 1024, 6 * 1024 * 1024
+_BODY_TIMEOUT_SECONDS = 60.0
+_MAX_PAGES = 1_000
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
@@ -42,6 +47,7 @@ class ConsoleSecurityMiddleware:
 
     NiceGUI accepts any origin at its WebSocket, so a foreign page could drive the console without this check.
     `find_anonymous_role` returns the role of callers without a credential, or None if the gateway asks for one.
+    `page_limiter` counts the pages of each session, and `count_pages` all that this process remembers.
     """
 
     def __init__(
@@ -51,12 +57,16 @@ class ConsoleSecurityMiddleware:
         settings: ConsoleSettings,
         sessions: SessionStore,
         limiter: RequestLimiter,
+        page_limiter: RequestLimiter,
+        count_pages: Callable[[], int],
         find_anonymous_role: Callable[[], Awaitable[Any]],
     ) -> None:
         self.app = app
         self._settings = settings
         self._sessions = sessions
         self._limiter = limiter
+        self._page_limiter = page_limiter
+        self._count_pages = count_pages
         self._find_anonymous_role = find_anonymous_role
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +82,7 @@ class ConsoleSecurityMiddleware:
         if not self._is_own(scope, headers) or "origin" not in headers or self.find_session(headers) is None:
             await send({"type": "websocket.close", "code": 1008})
             return
-        await self.app(scope, receive, send)
+        await self.app(scope, check_messages(receive), send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, path = Headers(scope=scope), str(scope["path"])
@@ -86,6 +96,9 @@ class ConsoleSecurityMiddleware:
                     scope.setdefault("state", {})["session"] = session[1]
             else:
                 scope.setdefault("state", {})["session"] = session
+                refusal = self._refuse_page(read_cookie(headers, self._settings) or "")
+        if refusal is None and scope["method"] in BODY_METHODS:
+            refusal, receive = await _read_body(receive, scope["headers"], is_form=path in OPEN_PATHS)
         await (refusal or self.app)(scope, receive, send)
 
     def _refuse(self, scope: Scope, headers: Headers, path: str) -> Response | None:
@@ -96,6 +109,14 @@ class ConsoleSecurityMiddleware:
             return PlainTextResponse("Use a WebSocket.", 403)
         if scope["method"] not in _SAFE_METHODS and "origin" not in headers:
             return PlainTextResponse("The request has no Origin.", 403)
+        return None
+
+    def _refuse_page(self, session: str) -> Response | None:
+        """Refuse a page, which costs memory for a minute, beyond limits."""
+        if not self._page_limiter.allow(session):
+            return PlainTextResponse("Too many pages. Wait a minute.", 429, {"Retry-After": "60"})
+        if self._count_pages() >= _MAX_PAGES:
+            return PlainTextResponse("Too many pages are open. Wait a minute.", 503, {"Retry-After": "60"})
         return None
 
     async def _begin_session(self, scope: Scope, path: str) -> tuple[Response | None, tuple[str, Session] | None]:
@@ -157,6 +178,18 @@ def build_cookie(value: str, settings: ConsoleSettings) -> str:
 
 def get_session(request: Request) -> Session:
     return request.state.session
+
+
+async def _read_body(
+    receive: Receive, headers: list[tuple[bytes, bytes]], *, is_form: bool
+) -> tuple[Response | None, Receive]:
+    """Read a form or an uploaded image, or make a refusal."""
+    max_bytes = _MAX_FORM_BYTES if is_form else _MAX_UPLOAD_BYTES
+    try:
+        body = await read_body(receive, headers, max_bytes=max_bytes, timeout_seconds=_BODY_TIMEOUT_SECONDS)
+    except BodyRejected as error:
+        return PlainTextResponse(error.message, error.status, {"Connection": "close"}), receive
+    return None, replay_body(body, receive)
 
 
 def _with_cookie(send: Send, value: str, settings: ConsoleSettings) -> Send:

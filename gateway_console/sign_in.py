@@ -13,7 +13,6 @@ from gateway_console.security import SIGN_IN_PATH, build_cookie, get_source, rea
 from gateway_console.sessions import RequestLimiter, SessionStore
 from gateway_console.settings import ConsoleSettings
 
-_MAX_FORM_BYTES = 32_768
 _PAGE = (Path(__file__).parent / "assets" / "sign_in.html").read_text()
 
 
@@ -70,13 +69,8 @@ class SignInPages:
 
 
 async def _read_credential(request: Request) -> str | None:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_FORM_BYTES:
-            return None
     try:
-        credential = parse_qs(body.decode("ascii")).get("credential", [""])[0].strip()
+        credential = parse_qs((await request.body()).decode("ascii")).get("credential", [""])[0].strip()
     except ValueError:
         return None
     return credential if credential and credential.isascii() and credential.isprintable() else None

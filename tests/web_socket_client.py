@@ -11,9 +11,10 @@ TEXT, CLOSE, PING, CONTINUATION = 0x1, 0x8, 0x9, 0x0
 def build_frame(opcode: int, payload: bytes = b"", *, is_final: bool = True) -> bytes:
     """Build a masked frame."""
     size = len(payload)
-    length = bytes([0x80 | size]) if size < 126 else bytes([0x80 | 126]) + size.to_bytes(2)
     if size > 0xFFFF:
         length = bytes([0x80 | 127]) + size.to_bytes(8)
+    else:
+        length = bytes([0x80 | size]) if size < 126 else bytes([0x80 | 126]) + size.to_bytes(2)
     return bytes([(0x80 if is_final else 0) | opcode]) + length + bytes(4) + payload  # a mask of zeros changes nothing
 
 

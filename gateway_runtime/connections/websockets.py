@@ -5,6 +5,7 @@ from typing import Any
 
 from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
 from websockets.frames import Frame
 
 from gateway_runtime.connections.limits import ConnectionLimits
@@ -52,8 +53,22 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._reader_watch.resume()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except InvalidState:  # frames behind one that ended the connection
+            self._reader_watch.abort("frames after the end")
         self._reader_watch.look()
+
+    def send_receive_event_to_app(self) -> None:
+        """Pass on a message, unless its text is not UTF-8."""
+        if self.curr_msg_data_type == "text":
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.frames = []
+                self._reader_watch.abort("a text that is not UTF-8")
+                return
+        super().send_receive_event_to_app()
 
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()

@@ -53,15 +53,21 @@ class FuzzReport:
             self.server_errors.append(request)
 
 
-def generate_requests(seed: int, count: int, paths: list[bytes]) -> Iterator[bytes]:
-    """Generate requests; a seed always generates the same."""
+def generate_requests(
+    seed: int, count: int, paths: list[bytes], *, host: bytes = b"localhost", optional: tuple[bytes, ...] = ()
+) -> Iterator[bytes]:
+    """Generate requests; a seed always generates the same.
+
+    Four of five have all `optional` headers.
+    """
     generator = random.Random(seed)
     for _ in range(count):
-        yield _mutate(_build_request(generator, paths), generator)
+        yield _mutate(_build_request(generator, paths, host, optional), generator)
 
 
-def _build_request(generator: random.Random, paths: list[bytes]) -> bytes:
-    headers = [b"Host: localhost", *generator.sample(_HEADERS[1:], generator.randrange(5))]
+def _build_request(generator: random.Random, paths: list[bytes], host: bytes, optional: tuple[bytes, ...]) -> bytes:
+    own = optional if optional and generator.random() < 0.8 else ()
+    headers = [b"Host: " + host, *own, *generator.sample(_HEADERS[1:], generator.randrange(5))]
     body = generator.choice(_BODIES)
     if generator.random() < 0.7:
         headers.append(b"Content-Length: %d" % len(body))

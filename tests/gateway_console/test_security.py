@@ -1,6 +1,7 @@
 """Attacks on the console over HTTP and its WebSocket."""
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from gateway_console.security import get_source
 from tests.gateway_console.running_console import run_console
 from tests.stack import Gateway, ServeSharedGateway
+from tests.web_socket_client import PING, build_frame, connect
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 KEY = "an-admin-key-of-the-console-tests"
@@ -184,3 +186,61 @@ async def test_console_that_others_reach_asks_for_a_credential(
         browser.get(url, headers={"Host": "console.example.com"}, allow_redirects=False) as response,
     ):
         assert response.status == 303
+
+
+async def test_bodies_of_requests_are_bounded(open_console: str, browser: aiohttp.ClientSession) -> None:
+    await get_client_id(browser, open_console)
+    headers = {"Origin": open_console, "Content-Type": "multipart/form-data; boundary=x"}
+    for path, size in (("/sign-in", 33_000), ("/_nicegui/client/x/upload/1", 7_000_000), ("/", 7_000_000)):
+        async with browser.post(f"{open_console}{path}", data=b"a" * size, headers=headers) as response:
+            assert response.status == 413, path
+
+
+async def test_pages_of_a_session_are_limited(open_console: str, browser: aiohttp.ClientSession) -> None:
+    statuses = [200]
+    while statuses[-1] == 200:
+        async with browser.get(f"{open_console}/no-such-page-{len(statuses)}") as response:
+            statuses.append(200 if response.status == 404 else response.status)
+    assert statuses[-1] == 429
+    assert 100 < len(statuses) < 200
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        '42["event",{}]',
+        '42["connect",{"client_id":"x"}]',
+        "42[5]",
+        "42[",
+        '451-["event",{"client_id":""}]',
+        "99",
+        "",
+        "4",
+    ],
+)
+async def test_message_that_no_page_sends_ends_the_socket(
+    open_console: str, browser: aiohttp.ClientSession, message: str
+) -> None:
+    client_id = await get_client_id(browser, open_console)
+    address = f"{open_console}/_nicegui_ws/socket.io/?EIO=4&transport=websocket&client_id={client_id}"
+    async with asyncio.timeout(30), browser.ws_connect(address, headers={"Origin": open_console}) as socket:
+        assert (await socket.receive_str()).startswith("0{")
+        await socket.send_str("40")
+        assert (await socket.receive_str()).startswith("40{")
+        await socket.send_str(message)
+        while not socket.closed:
+            await socket.receive()
+
+
+async def test_socket_that_reads_nothing_but_pings_ends(open_console: str, browser: aiohttp.ClientSession) -> None:
+    client_id = await get_client_id(browser, open_console)
+    address = f"{open_console}/_nicegui_ws/socket.io/?EIO=4&transport=websocket&client_id={client_id}"
+    cookie = "; ".join(f"{cookie.key}={cookie.value}" for cookie in browser.cookie_jar)
+    client = await asyncio.to_thread(connect, address, {"Origin": open_console, "Cookie": cookie}, timeout=90)
+
+    def send_pings() -> None:
+        with client, contextlib.suppress(ConnectionError):
+            while True:
+                client.sendall(build_frame(PING, b"a" * 125) * 100)
+
+    await asyncio.wait_for(asyncio.to_thread(send_pings), 120)
