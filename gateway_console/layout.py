@@ -29,7 +29,12 @@ NAVIGATION: list[NavigationEntry] = [
     NavigationEntry("/conversations", "Conversations", "forum"),
     NavigationEntry("/tools", "Tools", "build", group="Tools"),
     NavigationEntry("/servers", "MCP servers", "dns", group="Tools"),
+    NavigationEntry("/definitions", "Defined tools", "construction", role="admin", group="Tools"),
     NavigationEntry("/resources", "Resources, prompts", "description", group="Tools"),
+    NavigationEntry("/usage", "Usage and cost", "bar_chart", group="Account"),
+    NavigationEntry("/keys", "API keys", "key", group="Account"),
+    NavigationEntry("/operations", "Operations", "monitor_heart", role="admin", group="Administration"),
+    NavigationEntry("/audit", "Audit log", "fact_check", role="admin", group="Administration"),
 ]
 _STYLE_FILE = Path(__file__).parent / "assets" / "console.css"
 
@@ -56,7 +61,7 @@ def frame(api: Api, title: str, current: str) -> Generator[None]:
         toggle.on_click(drawer.toggle)
         with ui.element("nav").props('aria-label="Pages"').classes("w-full"):
             _draw_navigation(api.session.role, current)
-    with ui.element("main").classes("page"):
+    with ui.element("div").classes("page"):
         ui.label(title).classes("text-xl font-medium q-mb-sm").props('role="heading" aria-level="1"')
         yield
 

@@ -21,7 +21,7 @@ def draw_chart(
     options = {
         "color": _COLORS,
         "textStyle": text,
-        "title": {"text": title, "textStyle": {"fontSize": 13, "fontWeight": 500, **text}},
+        "title": {"text": title, "left": "left", "textStyle": {"fontSize": 13, "fontWeight": 500, **text}},
         # Rich text is drawn on the canvas: names of others never become HTML.
         "tooltip": {"trigger": "axis", "renderMode": "richText"},
         "legend": {"bottom": 0, "type": "scroll", "textStyle": text, "show": len(series) > 1},
@@ -29,7 +29,13 @@ def draw_chart(
         "xAxis": {"type": "category", "data": list(names), "axisLabel": {"hideOverlap": True, **text}},
         "yAxis": {"type": "value", "axisLabel": text, "splitLine": {"lineStyle": {"color": "#8883"}}},
         "series": [
-            {"name": name, "type": kind, "data": list(values), "stack": "all" if is_stacked else None}
+            {
+                "name": name,
+                "type": kind,
+                "data": list(values),
+                "stack": "all" if is_stacked else None,
+                "barMaxWidth": 60,
+            }
             for name, values in series.items()
         ],
     }

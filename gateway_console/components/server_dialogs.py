@@ -6,8 +6,8 @@ from typing import Any
 
 from nicegui import ui
 
-from gateway_console.api import ApiError
-from gateway_console.components.schema_form import FormError, SchemaForm
+from gateway_console.components.dialogs import ask_form, draw_dialog_actions
+from gateway_console.components.schema_form import FormError
 
 JsonObject = dict[str, Any]
 _EXAMPLE = '{"mcpServers": {"docs": {"url": "https://mcp.example.com/mcp"}}}'
@@ -51,41 +51,19 @@ def ask_servers(add: Callable[[object], Awaitable[None]]) -> None:
         ui.label("Paste the configuration of Claude, Cursor, VS Code and other hosts. Servers are reached over HTTP.")
         field = ui.textarea("mcpServers (JSON)").props("outlined rows=10 input-class=plain").classes("w-full")
         field.props.set_optional("placeholder", _EXAMPLE)
-        _draw_actions(dialog, "Add", save)
+        draw_dialog_actions(dialog, "Add", save)
 
 
 def ask_settings(server: JsonObject, change: Callable[[JsonObject], Awaitable[None]]) -> None:
     """Ask for other settings of a server, and send those that differ."""
     values = {name: server.get(name) for name in _SETTINGS["properties"] if name != "headers"}
 
-    async def save() -> None:
-        entered = form.read()
+    async def save(entered: JsonObject) -> None:
         changes = {name: entered.get(name) for name, value in values.items() if entered.get(name) != value}
         if entered.get("headers"):
             changes["headers"] = entered["headers"]
         if changes:
             await change(changes)
 
-    with ui.dialog(value=True) as dialog, ui.card().classes("dialog"):
-        ui.label(f"Settings of {server['name']}").classes("text-lg")
-        ui.label(f"Headers that are set: {', '.join(server['headers']) or 'none'}").classes("muted")
-        form = SchemaForm(_SETTINGS, values)
-        _draw_actions(dialog, "Save", save)
-
-
-def _draw_actions(dialog: ui.dialog, name: str, save: Callable[[], Awaitable[None]]) -> None:
-    problem = ui.label().classes("text-negative").props('role="alert"').style("overflow-wrap:anywhere")
-
-    async def submit() -> None:
-        problem.set_text("")
-        try:
-            await save()
-        except (ApiError, FormError) as error:
-            problem.set_text(str(error))
-            return
-        dialog.close()
-
-    with ui.row().classes("w-full justify-end"):
-        ui.button("Cancel", on_click=dialog.close).props("flat no-caps")
-        ui.button(name, on_click=submit).props("no-caps")
-    dialog.on("hide", dialog.delete)
+    note = f"Headers that are set: {', '.join(server['headers']) or 'none'}"
+    ask_form(f"Settings of {server['name']}", _SETTINGS, values, "Save", save, note)

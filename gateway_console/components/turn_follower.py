@@ -32,7 +32,8 @@ class TurnEventSink(Protocol):
 class TurnFollower:
     """Reads a turn's events into a view."""
 
-    def __init__(self, api: Api, view: TurnEventSink) -> None:
+    def __init__(self, api: Api, view: TurnEventSink, path: tuple[str, ...] = ("api", "v1", "turns")) -> None:
+        self._path = path
         self._api = api
         self._view = view
         self._last = 0
@@ -66,7 +67,7 @@ class TurnFollower:
         """
         self._view.turn_id = turn_id
         while not self._view.is_finished:
-            path = f"{quote_path('api', 'v1', 'turns', turn_id, 'events')}?after={self._last}"
+            path = f"{quote_path(*self._path, turn_id, 'events')}?after={self._last}"
             try:
                 async with self._api.open_stream("GET", path) as (_, events):
                     async for event in events:

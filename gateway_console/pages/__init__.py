@@ -6,13 +6,18 @@ from fastapi import Request
 from nicegui import ui
 
 from gateway_console.api import Api
+from gateway_console.pages.audit import draw_audit
 from gateway_console.pages.chat import draw_chat
 from gateway_console.pages.comparison import draw_comparison
 from gateway_console.pages.conversations import draw_conversations
+from gateway_console.pages.definitions import draw_definitions
+from gateway_console.pages.keys import draw_keys
+from gateway_console.pages.operations import draw_operations, draw_watched_turn
 from gateway_console.pages.resources import draw_resources
 from gateway_console.pages.servers import draw_servers
 from gateway_console.pages.tools import draw_tool, draw_tools
 from gateway_console.pages.turn import draw_turn
+from gateway_console.pages.usage import draw_usage
 
 _BUILD_SECONDS = 90.0
 """Timeout of a page's first drawing, which waits for the gateway."""
@@ -23,6 +28,7 @@ def register_pages(build_api: Callable[[Request], Api]) -> None:
     _register_chat(build_api)
     _register_conversations(build_api)
     _register_tools(build_api)
+    _register_administration(build_api)
 
 
 def _register_conversations(build_api: Callable[[Request], Api]) -> None:
@@ -58,6 +64,10 @@ def _register_tools(build_api: Callable[[Request], Api]) -> None:
     async def show_tool(request: Request, name: str) -> None:
         await draw_tool(build_api(request), name)
 
+    @ui.page("/definitions", response_timeout=_BUILD_SECONDS)
+    async def show_definitions(request: Request) -> None:
+        await draw_definitions(build_api(request))
+
     @ui.page("/servers", response_timeout=_BUILD_SECONDS)
     async def show_servers(request: Request) -> None:
         await draw_servers(build_api(request))
@@ -65,3 +75,25 @@ def _register_tools(build_api: Callable[[Request], Api]) -> None:
     @ui.page("/resources", response_timeout=_BUILD_SECONDS)
     async def show_resources(request: Request) -> None:
         await draw_resources(build_api(request))
+
+
+def _register_administration(build_api: Callable[[Request], Api]) -> None:
+    @ui.page("/usage", response_timeout=_BUILD_SECONDS)
+    async def show_usage(request: Request) -> None:
+        await draw_usage(build_api(request))
+
+    @ui.page("/keys", response_timeout=_BUILD_SECONDS)
+    async def show_keys(request: Request) -> None:
+        await draw_keys(build_api(request))
+
+    @ui.page("/audit", response_timeout=_BUILD_SECONDS)
+    async def show_audit(request: Request) -> None:
+        await draw_audit(build_api(request))
+
+    @ui.page("/operations", response_timeout=_BUILD_SECONDS)
+    async def show_operations(request: Request) -> None:
+        await draw_operations(build_api(request))
+
+    @ui.page("/watch/{turn_id}", response_timeout=_BUILD_SECONDS)
+    async def show_watched_turn(request: Request, turn_id: str) -> None:
+        await draw_watched_turn(build_api(request), turn_id)
