@@ -49,7 +49,7 @@ def frame(api: Api, title: str, current: str) -> Generator[None]:
     """Draw the frame; the block draws the page's content."""
     ui.page_title(f"{title} · Agent gateway")
     ui.colors(primary="#2456c9")
-    with ui.header().classes("items-center q-py-xs").style("background:#1b2a4a"):
+    with ui.header().classes("items-center no-wrap q-py-xs").style("background:#1b2a4a"):
         toggle = ui.button(icon="menu").props('flat color=white aria-label="Navigation"')
         ui.label("Agent gateway").classes("text-lg font-medium").style("color:#fff")
         ui.space()
