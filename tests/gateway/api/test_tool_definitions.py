@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -266,3 +267,63 @@ async def test_secret_is_in_no_log_audit_export_answer_or_prompt(
     for form in (SECRET_VALUE, encoded.rstrip("="), SECRET_VALUE[::-1], SECRET_VALUE.encode().hex()):
         assert form not in dump
     assert echoes == []
+
+
+@pytest.mark.faults
+async def test_document_is_imported_published_and_read_again_at_the_command_line(
+    workers: list[Gateway], api: Api, tmp_path: Path
+) -> None:
+    """Use YAML, a private secret, and a newer document."""
+    gateway, _ = workers
+    file, secret = tmp_path / "pets.yaml", tmp_path / "token"
+    secret.write_text(f"{SECRET_VALUE}\n")
+    file.write_text(PETS)
+    options = ["tools", "import", str(file), "--url", gateway.base_url, "--server-url", api.url, "--prefix", "pets_"]
+    shown = await run_command(*options, "--secret", f"token=@{secret}")
+    assert ("needs the secret token" in shown.output, "Nothing has changed." in shown.output) == (True, True)
+    unknown = await run_command(*options, "--secret", "other=abcd", "--apply")
+    assert (unknown.exit_code, "no operation at" in unknown.output) == (1, True)
+    applied = await run_command(*options, "--secret", f"token=@{secret}", "--apply", "--publish")
+    assert (applied.exit_code, SECRET_VALUE in applied.output) == (0, False), applied.output
+    await eventually(lambda: lists_tool(gateway, "pets_getPet"))
+    reply = await gateway.chat('use pets_getPet with {"id": 7, "fields": ["a", "b"]}')
+    assert reply.body["tool_calls"][0]["outcome"] == "ok", reply.body
+    assert api.requests[0]["target"] == "/pets/7?fields=a,b"
+    assert api.requests[0]["headers"]["Authorization"] == f"Bearer {SECRET_VALUE}"
+    again = await run_command(*options)
+    assert re.findall(r"^(\S) (\w+)", again.output, re.MULTILINE)[:2] == [("=", "keep"), ("=", "keep")]
+    file.write_text(PETS.replace("Get a pet.", "Get a pet by number.").replace("  /owners:", "  /people:"))
+    newer = await run_command(*options)
+    for line in (
+        "~ change pets_getPet",
+        '- "Get a pet."',
+        '+ "Get a pet by number."',
+        "+ add",
+        "? lost   pets_listOwners",
+    ):
+        assert line in newer.output, newer.output
+    assert (await gateway.get(f"{PATH}/pets_getPet")).body["definition"]["description"] == "Get a pet."
+    removed = await run_command(*options, "--apply", "--publish", "--remove-missing")
+    assert "- remove pets_listOwners" in removed.output
+    names = [row["name"] for row in (await gateway.get(PATH)).body["definitions"]]
+    assert names == ["pets_getPet", "pets_listOwners_2"]
+    absent = await run_command("tools", "import", str(tmp_path / "none"), "--url", gateway.base_url)
+    assert (absent.exit_code, "cannot read" in absent.output) == (2, True)
+
+
+PETS = """
+openapi: 3.1.0
+info: {title: Pets, version: '1'}
+security: [{token: []}]
+paths:
+  /pets/{id}:
+    get:
+      operationId: getPet
+      summary: Get a pet.
+      parameters:
+        - {name: id, in: path, required: true, schema: {type: integer}}
+        - {name: fields, in: query, explode: false, schema: {type: array, items: {type: string}}}
+  /owners:
+    get: {operationId: listOwners, summary: List owners.}
+components: {securitySchemes: {token: {type: http, scheme: bearer}}}
+"""

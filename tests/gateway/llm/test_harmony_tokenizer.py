@@ -3,6 +3,7 @@
 import gzip
 import time
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from gateway.domain.messages import Message, ToolCall
 from gateway.domain.tokens import bound_message_tokens, count_message_tokens, estimate_text_tokens
+from gateway.llm.tokenizers import harmony
 from gateway.llm.tokenizers.harmony import VOCABULARY_FILE, HarmonyTokenizer
 
 pytestmark = pytest.mark.faults  # loading the vocabulary takes a second
@@ -35,8 +37,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HarmonyTokenizer:
 @pytest.fixture(scope="module")
 def encoding(tokenizer: HarmonyTokenizer) -> Any:
     tokenizer.count_text("loads the vocabulary")
-    harmony: Any = import_module("openai_harmony")
-    return harmony.load_harmony_encoding("HarmonyGptOss")
+    package: Any = import_module("openai_harmony")
+    return package.load_harmony_encoding("HarmonyGptOss")
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
@@ -46,18 +48,18 @@ def test_count_is_that_of_the_whole_text(tokenizer: HarmonyTokenizer, encoding: 
 
 
 def test_conversation_is_counted_as_harmony_writes_it(tokenizer: HarmonyTokenizer, encoding: Any) -> None:
-    harmony: Any = import_module("openai_harmony")
+    package: Any = import_module("openai_harmony")
     arguments, result = '{"city": "Paris", "days": 3}', '{"temperature": 21, "sky": "clear"}'
     written: list[Any] = []
     messages: list[Message] = []
     for _ in range(20):
-        call = harmony.Message.from_role_and_content(harmony.Role.ASSISTANT, arguments)
-        author = harmony.Author.new(harmony.Role.TOOL, "functions.weather")
+        call = package.Message.from_role_and_content(package.Role.ASSISTANT, arguments)
+        author = package.Author.new(package.Role.TOOL, "functions.weather")
         written += [
-            harmony.Message.from_role_and_content(harmony.Role.USER, "What is the weather?"),
+            package.Message.from_role_and_content(package.Role.USER, "What is the weather?"),
             call.with_channel("commentary").with_recipient("functions.weather").with_content_type("<|constrain|>json"),
-            harmony.Message.from_author_and_content(author, result).with_channel("commentary"),
-            harmony.Message.from_role_and_content(harmony.Role.ASSISTANT, "It is clear.").with_channel("final"),
+            package.Message.from_author_and_content(author, result).with_channel("commentary"),
+            package.Message.from_role_and_content(package.Role.ASSISTANT, "It is clear.").with_channel("final"),
         ]
         messages += [
             Message("user", "What is the weather?"),
@@ -65,7 +67,7 @@ def test_conversation_is_counted_as_harmony_writes_it(tokenizer: HarmonyTokenize
             Message("tool", result, tool_call_id="c"),
             Message("assistant", "It is clear."),
         ]
-    exact = len(encoding.render_conversation(harmony.Conversation.from_messages(written)))
+    exact = len(encoding.render_conversation(package.Conversation.from_messages(written)))
     counted = sum(count_message_tokens(message, tokenizer.count_text) for message in messages)
     assert exact <= counted <= 1.25 * exact
     assert counted <= sum(map(bound_message_tokens, messages))
@@ -101,3 +103,11 @@ def test_directory_of_the_vocabulary_can_be_named(tmp_path: Path) -> None:
     tokenizer = HarmonyTokenizer.find(tmp_path, tmp_path)
     assert tokenizer is not None
     assert tokenizer.count_text("hello world") == 2
+
+
+def test_nothing_is_loaded_from_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no vocabulary at hand, which the package would load."""
+    monkeypatch.setattr(harmony, "find_spec", lambda name: None if name == "bpe_openai" else find_spec(name))
+    assert HarmonyTokenizer.find(None, tmp_path) is None
+    monkeypatch.setattr(harmony, "find_spec", lambda _name: None)
+    assert HarmonyTokenizer.find(None, tmp_path) is None
