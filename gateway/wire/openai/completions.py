@@ -119,7 +119,7 @@ class TextChunkWriter(ChunkWriter):
             (first,) = super().write_event(event)
             return [_to_text_chunk(first, self._prefix)]
         if isinstance(event, e.TurnCompleted):
-            return self.write_end()
+            return super().write_event(event)  # `write_end` has converted the chunks
         return _convert_chunks(super().write_event(event))
 
     def write_end(self) -> list[JsonObject]:
