@@ -4,6 +4,8 @@ Rewrites the Dockerfile and compose.yaml: `postgres:18` becomes `postgres:18@sha
 replaced. A digest is taken only if it is the SHA-256 of the manifest that the registry sent.
 
 Usage: python packaging/image_digests.py [<registry>]
+
+With `--check` it writes nothing, and fails if an image has no digest, also one that it could not pin.
 """
 
 import hashlib
@@ -19,6 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 REGISTRY = "https://registry-1.docker.io"
 FILES = ("Dockerfile", "compose.yaml")
 _IMAGE = re.compile(r"(?<=_IMAGE)(=|:-)(?P<name>[a-z]+):(?P<tag>[\w.-]+)(?:@sha256:[0-9a-f]{64})?")
+_REFERENCE = re.compile(r"^\s*(?:- )?(?:FROM(?: --\S+)*|COPY --from=|image:|\w+_IMAGE:|ARG \w+=)\s*(\S+)", re.MULTILINE)
+_DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")
+_DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
+_OWN_IMAGE = "mcp-agent-gateway"
 _TIMEOUT_SECONDS = 30.0
 _MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 _MANIFEST_TYPES = (
@@ -36,6 +42,8 @@ class DigestError(Exception):
 
 
 def main(arguments: list[str], root: Path = ROOT) -> int:
+    if arguments == ["--check"]:
+        return check_digests(root)
     registry = arguments[0] if arguments else REGISTRY
     digests: dict[str, str] = {}
     texts = {root / name: (root / name).read_text() for name in FILES}
@@ -52,6 +60,25 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
     for image, digest in sorted(digests.items()):
         sys.stdout.write(f"{image}@{digest}\n")
     return 0
+
+
+def check_digests(root: Path) -> int:
+    """Name the images without a digest in all files that name images."""
+    files = [root / name for name in FILES] + sorted((root / "deploy").rglob("*.yaml"))
+    lacking = [
+        f"{path.relative_to(root)}: {image}"
+        for path in files
+        for image in map(_get_image, _REFERENCE.findall(path.read_text()))
+        if image and not _DIGEST.search(image)
+    ]
+    sys.stderr.writelines(f"{line} has no digest: run `make image-digests`\n" for line in lacking)
+    return 1 if lacking else 0
+
+
+def _get_image(reference: str) -> str:
+    """Return the image that a line names; "" for the project's own and for variables."""
+    image = _DEFAULT.sub(r"\1", reference.strip("\"'"))
+    return "" if image.startswith("$") or image == _OWN_IMAGE else image
 
 
 def fetch_digest(registry: str, name: str, tag: str) -> str:

@@ -143,3 +143,41 @@ def test_uv_and_tools_are_installed_by_version_and_hash() -> None:
         for requirement in wanted:
             assert "==" in requirement
             assert f"\n{requirement} \\\n    --hash=sha256:" in locked
+
+
+def check_images(files: Path) -> int:
+    program = runpy.run_path(str(ROOT / "packaging" / "image_digests.py"))
+    return program["main"](["--check"], files)
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("Dockerfile", "FROM debian:13-slim AS tools"),
+        ("Dockerfile", "FROM --platform=linux/amd64 debian@sha256:1234"),
+        ("Dockerfile", "COPY --from=ghcr.io/tool:1 /a /a"),
+        ("compose.yaml", "    image: nginx"),
+        ("compose.yaml", "    image: ${PROXY_IMAGE:-nginx:1}"),
+        ("deploy/kubernetes/proxy.yaml", '        - image: "nginx:1"'),
+    ],
+)
+def test_image_without_a_digest_is_named_and_fails_the_release(
+    registry: Registry, files: Path, capsys: pytest.CaptureFixture[str], file: str, line: str
+) -> None:
+    assert check_images(files) == 1
+    named = capsys.readouterr().err
+    assert [image for image in IMAGES if f": {image} has no digest" not in named] == []
+    assert pin_images(registry, files) == 0
+    assert check_images(files) == 0
+    (files / file).parent.mkdir(parents=True, exist_ok=True)
+    with (files / file).open("a") as target:
+        target.write(f"{line}\n")
+    assert check_images(files) == 1
+    assert f"{file}: " in capsys.readouterr().err
+
+
+def test_release_builds_no_image_before_the_check() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text()
+    steps = ("run: make image-digests\n", "run: make image-digests ARGS=--check", "docker buildx build")
+    places = [workflow.index(step) for step in steps]
+    assert places == sorted(places)

@@ -102,7 +102,7 @@ Consoles = tuple[RunningConsole, RunningConsole]
 async def consoles(
     serve_shared_gateway: ServeSharedGateway, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncGenerator[Consoles]:
-    """One console with two sessions: each has limited pages."""
+    """A console and two of its sessions."""
     gateway, directory = await serve_shared_gateway(), tmp_path_factory.mktemp("console")
     async with (
         run_console(gateway.base_url, directory) as url,
