@@ -56,3 +56,19 @@ async def build_page(example: str, directory: Path) -> None:
     """Write `page.html` with a program of examples/."""
     await bundle(ROOT / "examples" / example, directory / "page.js", "--jsx=automatic")
     (directory / "page.html").write_text('<!doctype html><meta charset="utf-8"><script defer src="page.js"></script>')
+
+
+async def run_program(example: str, directory: Path, gateway_url: str, *arguments: str) -> str:
+    """Bundle and run a program of examples/; return its output."""
+    target = directory / "program.mjs"
+    await bundle(ROOT / "examples" / example, target, "--platform=node", "--format=esm")
+    process = await asyncio.create_subprocess_exec(
+        *(str(NODE_22), str(target), *arguments),
+        env=os.environ | {"GATEWAY_URL": gateway_url},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(90):
+        out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode()

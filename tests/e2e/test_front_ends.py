@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.staticfiles import StaticFiles
 
 from gateway.simulator import Fault, Simulator
-from tests.e2e.node import NODE_22, build_page, require_node, run_script
+from tests.e2e.node import NODE_22, build_page, require_node, run_program, run_script
 from tests.eventually import eventually
 from tests.gateway_console.running_console import CHROMIUM, needs_chromium
 from tests.stack import Gateway, serve_asgi, serve_gateway
@@ -159,3 +159,16 @@ async def test_runs_of_ag_ui_need_only_the_url(gateway: Gateway, db: asyncpg.Con
         return (await gateway.get(f"/api/v1/turns/{result['aborted']}")).body["status"] == "cancelled"
 
     await eventually(is_cancelled)
+
+
+@require_node("@ag-ui/client")
+async def test_program_with_ag_ui_answers_an_interrupt(
+    gateway: Gateway, db: asyncpg.Connection, tmp_path: Path
+) -> None:
+    out = await run_program("ag_ui_client.ts", tmp_path, gateway.base_url, "What is 23*19?", "Add a task to buy milk")
+    assert '-> calculator {"expression":"23*19"}' in out
+    assert '<- {"expression":"23*19","result":437}' in out
+    assert "437. (simulated)" in out
+    deleted = await run_program("ag_ui_client.ts", tmp_path, gateway.base_url, "delete task 1")
+    assert "allowed: " in deleted
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
