@@ -301,3 +301,51 @@ async def test_files_texts_and_bytes_of_a_document_are_called(defining: Definiti
     assert (note["target"], note["headers"]["Content-Type"], note["body"]) == ("/v2/notes/1", "application/xml", "<a/>")
     assert (raw["headers"]["Content-Type"], raw["raw"]) == ("application/octet-stream", b"\x00\x01\x02")
     assert json.loads(search["body"]) == {"ids": [1, 2]}
+
+
+COLORS, MIX = ["blue", "black", "br own"], {"R": 100, "G": 200}
+STYLES: list[tuple[str, str, bool | None, Any, str]] = [
+    ("path", "simple", None, COLORS, "blue,black,br%20own"),
+    ("path", "simple", True, MIX, "R=100,G=200"),
+    ("path", "simple", False, MIX, "R,100,G,200"),
+    ("path", "label", False, COLORS, ".blue,black,br%20own"),
+    ("path", "label", True, COLORS, ".blue.black.br%20own"),
+    ("path", "label", True, MIX, ".R=100.G=200"),
+    ("path", "matrix", False, COLORS, ";color=blue,black,br%20own"),
+    ("path", "matrix", True, COLORS, ";color=blue;color=black;color=br%20own"),
+    ("path", "matrix", True, MIX, ";R=100;G=200"),
+    ("query", "form", None, COLORS, "color=blue&color=black&color=br%20own"),
+    ("query", "form", False, COLORS, "color=blue,black,br%20own"),
+    ("query", "form", None, MIX, "R=100&G=200"),
+    ("query", "form", False, MIX, "color=R,100,G,200"),
+    ("query", "spaceDelimited", False, COLORS, "color=blue%20black%20br%20own"),
+    ("query", "pipeDelimited", False, COLORS, "color=blue%7Cblack%7Cbr%20own"),
+    ("query", "deepObject", True, MIX, "color%5BR%5D=100&color%5BG%5D=200"),
+    ("header", "simple", None, COLORS, "blue,black,br own"),
+    ("header", "simple", None, MIX, "R,100,G,200"),
+    ("header", "simple", True, MIX, "R=100,G=200"),
+    ("cookie", "form", False, COLORS, "color=blue,black,br%20own"),
+    ("cookie", "form", None, "bl;ue", "color=bl%3Bue"),
+]
+
+
+async def test_each_style_of_openapi_arrives_as_its_table_says(defining: DefinitionClient, api: Api) -> None:
+    kinds = {list: "array", dict: "object", str: "string"}
+    paths: dict[str, Any] = {}
+    for number, (place, style, explode, value, _) in enumerate(STYLES):
+        parameter = {"name": "color", "in": place, "style": style, "schema": {"type": kinds[type(value)]}}
+        parameter |= {"required": place == "path"} | ({} if explode is None else {"explode": explode})
+        path = f"/p{number}/{'{color}' if place == 'path' else ''}"
+        paths[path] = {"get": {"operationId": f"op{number}", "parameters": [parameter]}}
+    document = {"openapi": "3.1.0", "info": {"title": "Styles", "version": "1"}, "paths": paths}
+    await run_import(defining, document=document, server_url=api.url, apply=True, publish=True)
+    async with connect(defining.address, "auto") as client:
+        for number, (_, _, _, value, _) in enumerate(STYLES):
+            result = await client.call_tool(f"op{number}", {"color": value})
+            assert not result.is_error, text_of(result)
+    for number, (place, _, _, _, expected) in enumerate(STYLES):
+        request = api.requests[number]
+        targets = {"path": f"/p{number}/{expected}", "query": f"/p{number}/?{expected}"}
+        assert request["target"] == targets.get(place, f"/p{number}/")
+        if place in ("header", "cookie"):
+            assert request["headers"]["color" if place == "header" else "Cookie"] == expected

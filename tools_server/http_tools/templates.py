@@ -11,7 +11,9 @@ from tools_server.http_tools.errors import CallFailed
 
 _ARGUMENT_NAME = r"[A-Za-z_][A-Za-z0-9_-]{0,63}"
 ARGUMENT_NAME = re.compile(_ARGUMENT_NAME)
-_PLACEHOLDER = re.compile(r"\{(\{[^{}]*\})\}|\{(?:(secret|base64)\.)?(" + _ARGUMENT_NAME + r")\}")
+_PLACEHOLDER = re.compile(
+    r"\{(\{[^{}]*\})\}|\{(?:(?:(secret|base64)\.)?(" + _ARGUMENT_NAME + r")|(" + _ARGUMENT_NAME + r")\*)\}"
+)
 _EXPRESSION = re.compile(r"\{([^{}]*)\}")
 _VARIABLE = re.compile("(" + _ARGUMENT_NAME + r")(\*|:[1-9][0-9]{0,3})?")
 _URL_LITERAL = re.compile(r"(?:[A-Za-z0-9\-._~:/?@!$&'()*+,;=]|%[0-9A-Fa-f]{2})*")
@@ -27,10 +29,14 @@ class TemplateInvalid(ValueError):
 
 
 class Placeholder(NamedTuple):
-    """An argument, a secret, or a secret in base64."""
+    """An argument, a secret, or a secret in base64.
+
+    With `explode`, the members of an object are `name=value`.
+    """
 
     kind: Literal["argument", "secret", "base64"]
     name: str
+    explode: bool = False
 
 
 class CallValues:
@@ -54,10 +60,16 @@ class CallValues:
             raise CallFailed(f"The secret {placeholder.name!r} of this tool is not set.") from None
         return base64.b64encode(secret.encode()).decode() if placeholder.kind == "base64" else secret
 
-    def get_text(self, placeholder: Placeholder) -> str | None:
+    def get_text(self, placeholder: Placeholder, *, encoded: bool = False) -> str | None:
         """Return a value as text; None if it is absent."""
         value = self.get_value(placeholder)
-        return None if value is ABSENT else to_text(value)
+        if value is ABSENT:
+            return None
+        write = _to_encoded_text if encoded and placeholder.kind == "argument" else to_text
+        if placeholder.explode and isinstance(value, dict):
+            members = cast("dict[str, Any]", value).items()
+            return ",".join(f"{write(name)}={write(member)}" for name, member in members)
+        return write(value)
 
 
 def to_text(value: Any) -> str:
@@ -71,6 +83,16 @@ def to_text(value: Any) -> str:
     if isinstance(value, dict):
         return ",".join(f"{name},{to_text(member)}" for name, member in cast("dict[str, Any]", value).items())
     return json.dumps(value)
+
+
+def _to_encoded_text(value: Any) -> str:
+    """Write a JSON value like `to_text`, whose commas stay between encoded items."""
+    if isinstance(value, list):
+        return ",".join(encode(to_text(item)) for item in cast("list[Any]", value))
+    if isinstance(value, dict):
+        members = cast("dict[str, Any]", value).items()
+        return ",".join(f"{encode(name)},{encode(to_text(member))}" for name, member in members)
+    return encode(to_text(value))
 
 
 def encode(text: str) -> str:
@@ -89,7 +111,8 @@ class TextTemplate:
         position = 0
         for match in _PLACEHOLDER.finditer(text):
             self.parts.append(text[position : match.start()])
-            self.parts.append(match[1] or Placeholder(cast("Any", match[2] or "argument"), match[3]))
+            name = match[3] or match[4]
+            self.parts.append(match[1] or Placeholder(cast("Any", match[2] or "argument"), name, bool(match[4])))
             position = match.end()
         self.parts = [part for part in (*self.parts, text[position:]) if part != ""]
 
@@ -102,10 +125,10 @@ class TextTemplate:
         texts: list[str] = []
         for part in self.parts:
             if isinstance(part, Placeholder):
-                text = values.get_text(part)
+                text = values.get_text(part, encoded=encoded)
                 if text is None:
                     return None
-                texts.append(encode(text) if encoded and part.kind == "argument" else text)
+                texts.append(text)
             else:
                 texts.append(part)
         return "".join(texts)

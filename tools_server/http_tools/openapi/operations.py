@@ -152,7 +152,7 @@ class OperationMapper:
             case "header":
                 if name.lower() not in _IGNORED_HEADERS:
                     argument = self._arguments.add(name, schema, required=is_required)
-                    self._headers[name] = f"{{{argument}}}"
+                    self._headers[name] = f"{{{argument}{'*' if parameter.get('explode') is True else ''}}}"
             case "cookie":
                 argument = self._arguments.add(name, schema, required=is_required)
                 self._cookies.append(f"{name}={{{argument}}}")
