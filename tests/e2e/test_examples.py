@@ -13,6 +13,7 @@ from mcp.server.mcpserver import MCPServer
 from pydantic import SecretStr
 
 from gateway.simulator import Simulator
+from tests.e2e.node import NODE_22, bundle, require_node
 from tests.e2e.running_stack import ROOT, RunningStack, run_stack
 from tests.stack import SECRET, serve_asgi, serve_gateway
 from tools_server.config import Settings as ToolsSettings
@@ -90,6 +91,33 @@ async def test_mcp_client_lists_all_tools_and_calls_the_agent(stack: RunningStac
     assert {"calculator", "weather_forecast", "ask_agent"} <= set(tools.removeprefix("tools: ").split(", "))
     assert calculator_result == "calculator: {'expression': '23*19', 'result': 437}"
     assert "42" in answer
+
+
+@pytest.mark.parametrize(("answer", "state"), [("yes", "ok"), ("no", "denied")])
+async def test_a2a_client_streams_a_task_and_answers_its_question(stack: RunningStack, answer: str, state: str) -> None:
+    out = await run_example(stack, "a2a_client.py", f"Add a task to a2a {answer}", stdin=f"{answer}\n")
+    assert out.splitlines()[-1] == "TASK_STATE_COMPLETED"
+    tasks = await stack.query("SELECT title FROM tools.tasks")
+    assert ((f"a2a {answer}",) in tasks) is (state == "ok")
+
+
+@require_node("@a2a-js/sdk")
+async def test_a2a_client_of_node_streams_a_task(stack: RunningStack, tmp_path: Path) -> None:
+    await bundle(EXAMPLES / "a2a_client.ts", tmp_path / "client.mjs", "--platform=node", "--format=esm")
+    process = await asyncio.create_subprocess_exec(
+        str(NODE_22), str(tmp_path / "client.mjs"), env={"GATEWAY_URL": stack.base_url}, stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(60):
+        out, _ = await process.communicate()
+    assert "437" in out.decode()
+    assert out.decode().endswith("completed\n")
+
+
+async def test_chatkit_thread_shows_calls_and_answer(stack: RunningStack) -> None:
+    thread, calls, answer = (await run_example(stack, "chatkit_thread.py")).splitlines()
+    assert thread.startswith("thread thr_")
+    assert calls == "called calculator"
+    assert "437" in answer
 
 
 async def test_custom_tool_runs_without_a_server() -> None:

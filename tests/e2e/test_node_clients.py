@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gateway.simulator import Fault
-from tests.e2e.node import NODE, require_node, run_script
+from tests.e2e.node import NODE, NODE_22, require_node, run_script
 from tests.stack import Gateway
 
 CODEX = "@openai/codex-linux-x64"
@@ -73,6 +75,21 @@ async def test_codex_answers_and_runs_its_own_tool(gateway: Gateway, tmp_path: P
     assert "out-of-codex-42" in commands[-1]["aggregated_output"]
     assert lines[-1]["type"] == "turn.completed"
     assert "out-of-codex-42" in str(gateway.simulator.requests[-1]["messages"])
+
+
+@require_node("@a2a-js/sdk")
+@pytest.mark.parametrize("binding", ["JSONRPC", "HTTP+JSON"])
+async def test_a2a_sdk_finds_the_agent_by_its_card(gateway: Gateway, binding: str) -> None:
+    result = await run_script("a2a.mjs", gateway.base_url, binding, node=NODE_22)
+    assert result["kinds"][0] == "task"
+    assert {"artifactUpdate", "statusUpdate"} <= set(result["kinds"])
+    assert result["streamed"] == result["got"]["text"]
+    assert "437" in result["streamed"]
+    assert result["got"]["state"] == "TASK_STATE_COMPLETED"
+    assert result["asked"] == "TASK_STATE_INPUT_REQUIRED"
+    assert result["answered"] == {"state": "TASK_STATE_COMPLETED", "same": True}
+    assert result["listed"] == [True]
+    assert [error.partition("Task")[2] for error in result["errors"]] == ["NotCancelableError", "NotFoundError"]
 
 
 @require_node("@anthropic-ai/sdk")
