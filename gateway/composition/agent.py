@@ -5,7 +5,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from uuid import UUID
 
-from gateway.agent.code.offer import CodeOffer
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.runner import Runner
 from gateway.agent.runner_config import RunnerConfig, RunnerStorage
@@ -121,10 +120,9 @@ def _build_runner(
         parallel_calls=settings.tool_parallelism,
         result_chars=settings.tool_result_max_chars,
     )
-    offer = CodeOffer(tools.sandbox, settings.code_mode, settings.code_stub_chars)
     return choose_runner(observer, settings, store.redactor)(
-        observe_config(RunnerConfig.from_settings(settings, worker_id, llm.tokenizer, offer.add_to), observer),
-        AgentLoop(llm.model, tools.policy_toolbox, limits, tools.sandbox),
+        observe_config(RunnerConfig.from_settings(settings, worker_id, llm.tokenizer, tools.code.add_to), observer),
+        AgentLoop(llm.model, tools.policy_toolbox, limits, tools.code.sandbox),
         storage,
         models=llm.catalog,
         toolbox=tools.policy_toolbox,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import State
 from uuid_utils.compat import uuid7
 
+from gateway.agent.code.host_programs import HostPrograms
 from gateway.agent.service import TurnService
 from gateway.api.mcp.endpoint import McpEndpoint
 from gateway.api.mcp.question_state import QuestionStates
@@ -82,6 +83,12 @@ async def build_gateway(
             load,
             timeouts,
             QuestionStates(store.cipher),
+            HostPrograms(
+                tools.policy_toolbox,
+                tools.code,
+                max_result_chars=settings.tool_result_max_chars,
+                parallel_calls=settings.tool_parallelism,
+            ),
         )
         tools.toolbox.subscribe_to_changes(mcp.notify_changes)
         await stack.enter_async_context(mcp.run_sessions())

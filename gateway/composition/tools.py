@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from gateway.agent.code.offer import CodeOffer
 from gateway.agent.server_registry import ServerRegistry
 from gateway.common.concurrency import TaskRegistry
 from gateway.composition.observed import observe_calls, observe_servers
@@ -17,7 +18,6 @@ from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.server_config import ServerConfigFile
 from gateway.mcp_client.tool_server.definitions import DefinitionClient
 from gateway.mcp_client.toolbox import McpToolbox
-from gateway.ports.code import Sandbox
 from gateway.ports.observer import Observer
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import Toolbox
@@ -36,7 +36,7 @@ class Tools:
     host_toolbox: Toolbox
     registry: ServerRegistry
     definitions: DefinitionClient
-    sandbox: Sandbox
+    code: CodeOffer
 
 
 @asynccontextmanager
@@ -72,10 +72,10 @@ async def build_tools(
         secret = settings.tools_server_secret
         issuer = TokenIssuer(store.identity_keys, secret.get_secret_value() if secret else None)
         definitions = DefinitionClient(registry.get_config, issuer)
-        yield Tools(toolbox, policy_toolbox, host_toolbox, registry, definitions, _create_sandbox(settings, stack))
+        yield Tools(toolbox, policy_toolbox, host_toolbox, registry, definitions, _create_code_offer(settings, stack))
 
 
-def _create_sandbox(settings: Settings, stack: AsyncExitStack) -> Sandbox:
+def _create_code_offer(settings: Settings, stack: AsyncExitStack) -> CodeOffer:
     limits = SandboxLimits(
         seconds=settings.code_timeout,
         memory_bytes=settings.code_max_memory_mb * 1024 * 1024,
@@ -84,4 +84,4 @@ def _create_sandbox(settings: Settings, stack: AsyncExitStack) -> Sandbox:
     )
     sandbox = MontySandbox(limits)
     stack.push_async_callback(sandbox.close)
-    return sandbox
+    return CodeOffer(sandbox, settings.code_mode, settings.code_stub_chars)

@@ -7,7 +7,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from gateway.domain.messages import JsonObject, ToolSpec
+from gateway.domain.messages import JsonObject, Principal, ToolResult, ToolSpec
+from gateway.ports.tools import CallObserver
 
 
 class ProgramInterface(msgspec.Struct, frozen=True):
@@ -92,6 +93,22 @@ class ProgramSession(Protocol):
         Raises:
             ProgramSuspended, ProgramDiverged: see `ProgramCalls`.
         """
+        ...
+
+
+class HostTools(Protocol):
+    """The tools of an MCP host that lets its model write programs."""
+
+    @abstractmethod
+    def list_specs(self, principal: Principal) -> tuple[ToolSpec, ...]:
+        """List `run_python`, `find_tools` if there are many functions, or all tools without a sandbox."""
+        ...
+
+    @abstractmethod
+    async def run_tool(
+        self, name: str, arguments: JsonObject, principal: Principal, observer: CallObserver
+    ) -> ToolResult | None:
+        """Run one of these tools; None: it is another one, or there is no sandbox."""
         ...
 
 

@@ -40,6 +40,7 @@ class AgentSettings(BaseSettings):
     agent_batch_tool: bool = False
     gateway_tools: GatewayTools = "auto"
     code_mode: Literal["off", "auto"] = "off"
+    mcp_code_mode: bool = False
     code_timeout: float = Field(default=5.0, gt=0, le=60)
     code_max_memory_mb: int = Field(default=64, ge=16, le=4_096)
     code_max_calls: int = Field(default=200, ge=1, le=10_000)

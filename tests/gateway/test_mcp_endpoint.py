@@ -29,10 +29,10 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 @asynccontextmanager
 async def connect_host(gateway: Gateway, mode: str, **options: Any) -> AsyncGenerator[Client]:
-    headers = options.pop("headers", {})
+    headers, path = options.pop("headers", {}), options.pop("path", "/mcp")
     async with (
         httpx2.AsyncClient(headers=headers, timeout=30) as http,
-        Client(streamable_http_client(f"{gateway.base_url}/mcp", http_client=http), mode=mode, **options) as client,
+        Client(streamable_http_client(f"{gateway.base_url}{path}", http_client=http), mode=mode, **options) as client,
     ):
         yield client
 

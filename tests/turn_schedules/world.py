@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from uuid_utils.compat import uuid7
 
 from gateway.agent import workers
+from gateway.agent.code.offer import CodeOffer
 from gateway.agent.service import TurnService
 from gateway.api.rate_limit.limiter import RateLimiter
 from gateway.common import lease
@@ -32,6 +33,7 @@ from gateway.composition.tools import Tools
 from gateway.domain.events import JournalEntry
 from gateway.domain.messages import Message, TurnRequest
 from gateway.llm.catalog import Catalog
+from gateway.sandbox.program import MontySandbox, SandboxLimits
 from gateway_runtime.postgres.url import plain_dsn
 from tests.stack import _GatewaySettings
 from tests.turn_schedules.checks import add_row, check_client, check_effects, check_journal
@@ -121,7 +123,14 @@ class SimulatedWorker:
                     self.worker_id,
                     store,
                     Llm(model, Catalog(), tokenizer=None, api=None, limiter=None),  # type: ignore[arg-type]
-                    Tools(toolbox, toolbox, toolbox, registry=None, definitions=None, sandbox=None),  # type: ignore[arg-type]
+                    Tools(
+                        toolbox,
+                        toolbox,
+                        toolbox,
+                        registry=None,
+                        definitions=None,
+                        code=CodeOffer(MontySandbox(SandboxLimits())),
+                    ),  # type: ignore[arg-type]
                     worker_lease,
                     tasks,
                     LoadMonitor(max_lag_seconds=None, max_memory_bytes=None),

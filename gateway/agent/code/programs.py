@@ -12,28 +12,23 @@ from uuid import UUID
 
 import msgspec
 
+from gateway.agent.code.results import LOST_VARIABLES, NO_CODE, build_program_result, to_call_answer
 from gateway.agent.model_context import TurnContext
-from gateway.agent.transcript import format_result
-from gateway.domain.events import ToolCallStarted, ToolFinished
+from gateway.domain.events import ToolCallStarted
 from gateway.domain.messages import JsonObject, ToolCall, ToolResult, text_block
 from gateway.ports.code import (
     CallAnswer,
     ProgramCalls,
     ProgramDiverged,
     ProgramInterface,
-    ProgramResult,
     ProgramSession,
     ProgramSuspended,
     Sandbox,
 )
 from gateway.ports.turns import NestedCalls
 
-_LOST = "lost"
 _CODE = "code"
-_NO_CODE = "The argument `code` must be a text."
 _DIVERGED = "The program could not be continued: it made other calls than before. Its calls so far have taken effect."
-_LOST_NOTE = "The variables of this answer's programs are lost."
-_NO_OUTPUT = "(no output: print what you need, or end with an expression)"
 
 StartCalls = Callable[[str], NestedCalls]
 """Makes the scheduler of a program's calls.
@@ -61,7 +56,7 @@ class TurnPrograms:
         """
         code = arguments.get(_CODE)
         if not isinstance(code, str):
-            return ToolResult("error", [text_block(_NO_CODE)])
+            return ToolResult("error", [text_block(NO_CODE)])
         try:
             session, calls = await self._get_session(call.id, start_calls), start_calls(call.id)
             result = await session.run(code, _Calls(call.id, self._turn, self._interface, calls))
@@ -73,8 +68,8 @@ class TurnPrograms:
             return None
         except ProgramDiverged:
             self._session = None
-            return ToolResult("error", [text_block(_DIVERGED)], {_LOST: True})
-        return self._build_result(result)
+            return ToolResult("error", [text_block(_DIVERGED)], LOST_VARIABLES)
+        return build_program_result(result, self._max_result_chars)
 
     async def _get_session(self, call_id: str, start_calls: StartCalls) -> ProgramSession:
         """Return the session, with the variables of the turn's earlier programs.
@@ -99,7 +94,7 @@ class TurnPrograms:
         for call, result in self._turn.transcript.list_finished_programs():
             if call.call_id == call_id:
                 break
-            if result.structured == {_LOST: True}:
+            if result.structured == LOST_VARIABLES:
                 programs.clear()
             elif (
                 result.source is msgspec.UNSET
@@ -108,17 +103,6 @@ class TurnPrograms:
             ):
                 programs.append(call)
         return programs
-
-    def _build_result(self, result: ProgramResult) -> ToolResult:
-        if result.outcome == "rejected":
-            return ToolResult("error", [text_block(f"The program was not run:\n{result.problem}")])
-        parts = [result.printed.rstrip("\n"), result.value, result.problem, _LOST_NOTE if result.is_lost else None]
-        text = "\n".join(part for part in parts if part) or _NO_OUTPUT
-        if (cut := len(text) - self._max_result_chars) > 0:
-            text = f"{text[: self._max_result_chars]}\n[{cut:,} characters were cut: print less]"
-        return ToolResult(
-            "ok" if result.outcome == "ok" else "error", [text_block(text)], {_LOST: True} if result.is_lost else None
-        )
 
 
 class _Calls(ProgramCalls):
@@ -143,19 +127,13 @@ class _Calls(ProgramCalls):
     async def wait_for_answers(self, numbers: Collection[int]) -> Mapping[int, CallAnswer]:
         await self._calls.wait_for_results()
         results = {number: self._turn.transcript.find_result(self._make_id(number)) for number in numbers}
-        answers = {number: _to_answer(result) for number, result in results.items() if result is not None}
+        answers = {number: to_call_answer(result) for number, result in results.items() if result is not None}
         if len(answers) < len(results):
             raise ProgramSuspended
         return answers
 
     def _make_id(self, number: int) -> str:
         return f"{self._parent}.{number}"
-
-
-def _to_answer(result: ToolFinished) -> CallAnswer:
-    if result.outcome != "ok":
-        return CallAnswer(error=format_result(result))
-    return CallAnswer(format_result(result) if result.structured is None else result.structured)
 
 
 def _read_milliseconds(turn_id: UUID) -> int:

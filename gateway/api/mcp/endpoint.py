@@ -14,12 +14,10 @@ from uuid import UUID
 
 import mcp.types as t
 from mcp import MCPError
-from mcp.server import NotificationOptions
 from mcp.server.apps import EXTENSION_ID as APPS_EXTENSION
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from mcp.server.lowlevel import Server
-from mcp.server.models import InitializationOptions
 from mcp.server.session import ServerSession
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp
 from mcp.server.subscriptions import (
@@ -40,7 +38,7 @@ from gateway.agent.service import TurnService
 from gateway.api.deps import add_forwarded_headers
 from gateway.api.mcp.app_resources import AppResources
 from gateway.api.mcp.ask_agent import ASK_AGENT, ask_agent, may_ask_agent
-from gateway.api.mcp.handshake import HandshakeMiddleware
+from gateway.api.mcp.handshake import GatewayServer, HandshakeMiddleware
 from gateway.api.mcp.host import HOST_GONE, Context, HostObserver, get_principal, mcp_errors
 from gateway.api.mcp.legacy_sessions import LegacySessionManager
 from gateway.api.mcp.pages import cut_page
@@ -58,6 +56,7 @@ from gateway.common.timeouts import Timeouts
 from gateway.config import Settings
 from gateway.domain.errors import Overloaded
 from gateway.domain.messages import JsonObject, Principal, ToolResult, ToolSpec
+from gateway.ports.code import HostTools
 from gateway.ports.tools import (
     ITEM_NAME_FIELDS,
     ChangeKind,
@@ -80,22 +79,6 @@ _CHANGES: dict[ChangeKind, Callable[[], ServerEvent]] = {
 }
 
 
-class _GatewayServer(Server[JsonObject]):
-    """MCP server that announces in the handshake that its lists may change."""
-
-    def create_initialization_options(
-        self,
-        notification_options: NotificationOptions | None = None,
-        experimental_capabilities: dict[str, JsonObject] | None = None,
-        extensions: dict[str, JsonObject] | None = None,
-    ) -> InitializationOptions:
-        """Build the options of the handshake of the legacy protocol."""
-        options = notification_options or NotificationOptions(
-            prompts_changed=True, resources_changed=True, tools_changed=True
-        )
-        return super().create_initialization_options(options, experimental_capabilities, extensions)
-
-
 class McpEndpoint:
     """ASGI application for `/mcp`, which serves while `run_sessions()` is open.
 
@@ -113,10 +96,12 @@ class McpEndpoint:
         load: LoadMonitor,
         timeouts: Timeouts,
         question_states: QuestionStates,
+        programs: HostTools,
     ) -> None:
         self._settings = settings
         self._question_states = question_states
         self._load = load
+        self._programs = programs
         self._forwarder = WorkerForwarder(worker_id, database, self, timeouts)
         self._turn_service = turn_service
         self._toolbox = toolbox
@@ -229,7 +214,7 @@ class McpEndpoint:
         self._subscriptions.close()
 
     def _create_server(self) -> Server[JsonObject]:
-        server = _GatewayServer(
+        server = GatewayServer(
             "agent-gateway",
             version=__version__,
             title="MCP agent gateway",
@@ -273,6 +258,8 @@ class McpEndpoint:
         self._remember_session(ctx)
         all_specs = self._toolbox.list_specs(principal)
         specs = [spec for spec in all_specs if principal.can_use_tool(spec)]
+        if self._is_code_mode(ctx):
+            specs = list(self._programs.list_specs(principal))
         if may_ask_agent(principal):
             specs.append(ASK_AGENT)
         page, cursor = cut_page(specs, params, lambda spec: spec.name)
@@ -296,10 +283,19 @@ class McpEndpoint:
             result = to_call_result(
                 *await ask_agent(self._turn_service, params, principal, host, self._settings.gateway_tools)
             )
+        elif self._is_code_mode(ctx) and (
+            made := await self._programs.run_tool(params.name, params.arguments or {}, principal, host)
+        ):
+            result = to_call_result(made)
         else:
             result = await self._call_server_tool(ctx, params, principal, host, log_level)
         await host.wait_until_notified()
         return result
+
+    def _is_code_mode(self, ctx: Context) -> bool:
+        """Return whether the host's model writes programs."""
+        asked = None if ctx.request is None else ctx.request.query_params.get("mode")
+        return asked == "code" if asked is not None else self._settings.mcp_code_mode
 
     async def _call_server_tool(
         self,

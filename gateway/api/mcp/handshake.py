@@ -4,13 +4,33 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from mcp.server import NotificationOptions
 from mcp.server.context import CallNext, HandlerResult
+from mcp.server.lowlevel import Server
+from mcp.server.models import InitializationOptions
 
 from gateway.api.mcp.host import Context, get_principal
+from gateway.domain.messages import JsonObject
 from gateway.ports.tools import Toolbox
 
 _HANDSHAKE_METHODS = ("initialize", "server/discover")
 _ID_LENGTH = 8
+
+
+class GatewayServer(Server[JsonObject]):
+    """MCP server that announces in the handshake that its lists may change."""
+
+    def create_initialization_options(
+        self,
+        notification_options: NotificationOptions | None = None,
+        experimental_capabilities: dict[str, JsonObject] | None = None,
+        extensions: dict[str, JsonObject] | None = None,
+    ) -> InitializationOptions:
+        """Build the options of the handshake of the legacy protocol."""
+        options = notification_options or NotificationOptions(
+            prompts_changed=True, resources_changed=True, tools_changed=True
+        )
+        return super().create_initialization_options(options, experimental_capabilities, extensions)
 
 
 class HandshakeMiddleware:

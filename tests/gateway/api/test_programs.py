@@ -6,9 +6,11 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from mcp import MCPError
 
 from gateway.simulator import Fault, Simulator
 from tests.gateway.api.test_questions import get_only_event, read_to_end, send_answer
+from tests.gateway.test_mcp_endpoint import connect_host
 from tests.stack import Gateway, Reply, serve_gateway
 
 SUM = "Add up the numbers in the titles of my pending tasks"
@@ -218,3 +220,23 @@ async def test_other_formats_get_programs_only_on_request(
         response = await gateway.post("/v1/responses", {"input": SUM, "x_gateway": {"code": "only"}})
         names = [item["name"] for item in response.body["output"] if item["type"] == "mcp_call"]
         assert names[-3:] == ["run_python", "list_tasks", "calculator"]
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_host_in_code_mode_sees_programs_in_place_of_tools(gateway: Gateway, mode: str) -> None:
+    await gateway.chat_stream("Add a task: Buy 3 eggs")
+    async with connect_host(gateway, mode, path="/mcp?mode=code") as host:
+        listed = {tool.name: tool for tool in (await host.list_tools()).tools}
+        assert set(listed) == {"run_python", "ask_agent"}
+        assert "async def list_tasks(" in str(listed["run_python"].description)
+        code = 'print(len((await list_tasks())["tasks"]))\n(await calculator(expression="6*7"))["result"]'
+        result = await host.call_tool("run_python", {"code": code})
+        assert not result.is_error
+        assert [block.text for block in result.content] == ["1\n42"]
+        wrong = await host.call_tool("run_python", {"code": "await calculator()"})
+        assert wrong.is_error
+        assert "missing-argument" in wrong.content[0].text
+    async with connect_host(gateway, mode) as host:
+        assert "run_python" not in {tool.name for tool in (await host.list_tools()).tools}
+        with pytest.raises(MCPError, match="Unknown tool"):
+            await host.call_tool("run_python", {"code": "1"})

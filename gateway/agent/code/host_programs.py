@@ -1,0 +1,129 @@
+"""Programs of MCP hosts, which run at once and are not stored."""
+
+import asyncio
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from gateway.agent.approval import build_approval_request, needs_approval
+from gateway.agent.code.offer import CodeOffer
+from gateway.agent.code.results import NO_CODE, build_program_result, to_call_answer
+from gateway.agent.tool_search import FIND_TOOLS, RUN_PYTHON, ToolSelection, search_tools
+from gateway.common.concurrency import TaskSet
+from gateway.domain.errors import GatewayError
+from gateway.domain.events import ToolFinished
+from gateway.domain.messages import JsonObject, PendingInput, Principal, ToolResult, ToolSpec, text_block
+from gateway.ports.code import CallAnswer, HostTools, ProgramCalls, ProgramInterface
+from gateway.ports.tools import CallObserver, Toolbox, ToolCallRequest
+
+_NEEDS_A_PERSON = "This call needs an answer of a person. Call the tool by itself, without `mode=code`."
+_DENIED = "The user did not allow this call."
+
+
+class HostPrograms(HostTools):
+    """Offers `run_python` and `find_tools` to hosts, in place of all tools."""
+
+    def __init__(self, toolbox: Toolbox, offer: CodeOffer, *, max_result_chars: int, parallel_calls: int) -> None:
+        self._toolbox = toolbox
+        self._offer = offer
+        self._max_result_chars = max_result_chars
+        self._parallel_calls = parallel_calls
+
+    def list_specs(self, principal: Principal) -> tuple[ToolSpec, ...]:
+        return self._select(principal).tools
+
+    async def run_tool(
+        self, name: str, arguments: JsonObject, principal: Principal, observer: CallObserver
+    ) -> ToolResult | None:
+        selection = self._select(principal)
+        if selection.interface is None or name not in {spec.name for spec in selection.tools}:
+            return None
+        if name == FIND_TOOLS:
+            return search_tools(str(arguments.get("query", "")), selection.hidden, selection.interface)
+        code = arguments.get("code")
+        if name != RUN_PYTHON or not isinstance(code, str):
+            return ToolResult("error", [text_block(NO_CODE)])
+        calls = _HostCalls(self._toolbox, selection, selection.interface, principal, observer, self._parallel_calls)
+        session = self._offer.sandbox.create_session(selection.interface, now=datetime.now(UTC), seed=uuid4().hex)
+        try:
+            result = await session.run(code, calls)
+            await calls.wait_for_all()
+        finally:
+            await calls.stop()
+        return build_program_result(result, self._max_result_chars)
+
+    def _select(self, principal: Principal) -> ToolSelection:
+        specs = tuple(
+            spec for spec in self._toolbox.list_specs(principal) if spec.for_model and principal.can_use_tool(spec)
+        )
+        return self._offer.add_to(ToolSelection(specs), "only")
+
+
+class _HostCalls(ProgramCalls):
+    """The calls of a host's program.
+
+    A read-only call waits for earlier changing calls, and a changing call for all earlier calls.
+    """
+
+    def __init__(
+        self,
+        toolbox: Toolbox,
+        selection: ToolSelection,
+        interface: ProgramInterface,
+        principal: Principal,
+        observer: CallObserver,
+        limit: int,
+    ) -> None:
+        self._toolbox = toolbox
+        self._specs = {spec.name: spec for spec in selection.functions}
+        self._interface = interface
+        self._principal = principal
+        self._observer = observer
+        self._tasks = TaskSet("call of a program")
+        self._answers: dict[int, CallAnswer] = {}
+        self._slots = asyncio.Semaphore(limit)
+        self._calls: list[asyncio.Task[None]] = []
+        self._changing: list[asyncio.Task[None]] = []
+
+    def begin_call(self, number: int, function: str, arguments: JsonObject) -> None:
+        spec = self._specs[self._interface.functions[function]]
+        earlier = list(self._changing if spec.read_only else self._calls)
+        task = self._tasks.spawn(self._run_call(number, spec, arguments, earlier))
+        self._calls.append(task)
+        if not spec.read_only:
+            self._changing = [task]
+
+    async def wait_for_answers(self, numbers: Collection[int]) -> Mapping[int, CallAnswer]:
+        await self._tasks.wait()
+        return {number: self._answers[number] for number in numbers}
+
+    async def wait_for_all(self) -> None:
+        """Wait for the calls whose answers the program did not await."""
+        await self._tasks.wait()
+
+    async def stop(self) -> None:
+        """Cancel the calls that still run."""
+        await self._tasks.stop()
+
+    async def _run_call(
+        self, number: int, spec: ToolSpec, arguments: JsonObject, earlier: list[asyncio.Task[None]]
+    ) -> None:
+        if earlier:
+            await asyncio.wait(earlier)
+        async with self._slots:
+            self._answers[number] = await self._call_tool(spec, arguments)
+
+    async def _call_tool(self, spec: ToolSpec, arguments: JsonObject) -> CallAnswer:
+        if needs_approval(spec, "never"):
+            (question,) = build_approval_request(spec, arguments).questions
+            if (await self._observer.ask_user(question)).action != "accept":
+                return CallAnswer(error=_DENIED)
+        try:
+            result = await self._toolbox.call_tool(ToolCallRequest(spec, arguments, self._principal, self._observer))
+        except GatewayError as error:
+            return CallAnswer(error=error.message)
+        if isinstance(result, PendingInput):
+            return CallAnswer(error=_NEEDS_A_PERSON)
+        return to_call_answer(
+            ToolFinished(call_id="", outcome=result.outcome, content=result.content, structured=result.structured)
+        )

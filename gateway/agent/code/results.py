@@ -1,0 +1,34 @@
+"""Results of programs, and the answers to their calls."""
+
+from gateway.agent.transcript import format_result
+from gateway.domain.events import ToolFinished
+from gateway.domain.messages import JsonObject, ToolResult, text_block
+from gateway.ports.code import CallAnswer, ProgramResult
+
+NO_CODE = "The argument `code` must be a text."
+LOST_VARIABLES: JsonObject = {"lost": True}
+"""Structured result of a program after which the session has no variables."""
+_LOST_NOTE = "The variables of this answer's programs are lost."
+_NO_OUTPUT = "(no output: print what you need, or end with an expression)"
+
+
+def build_program_result(result: ProgramResult, max_chars: int) -> ToolResult:
+    """Build the result for the model.
+
+    It has what the program printed, and its value or problem, cut with a note.
+    """
+    if result.outcome == "rejected":
+        return ToolResult("error", [text_block(f"The program was not run:\n{result.problem}")])
+    parts = [result.printed.rstrip("\n"), result.value, result.problem, _LOST_NOTE if result.is_lost else None]
+    text = "\n".join(part for part in parts if part) or _NO_OUTPUT
+    if (cut := len(text) - max_chars) > 0:
+        text = f"{text[:max_chars]}\n[{cut:,} characters were cut: print less]"
+    structured = LOST_VARIABLES if result.is_lost else None
+    return ToolResult("ok" if result.outcome == "ok" else "error", [text_block(text)], structured)
+
+
+def to_call_answer(result: ToolFinished) -> CallAnswer:
+    """Return the value or error that a call has in its program."""
+    if result.outcome != "ok":
+        return CallAnswer(error=format_result(result))
+    return CallAnswer(format_result(result) if result.structured is None else result.structured)
