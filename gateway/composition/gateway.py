@@ -83,12 +83,7 @@ async def build_gateway(
             load,
             timeouts,
             QuestionStates(store.cipher),
-            HostPrograms(
-                tools.policy_toolbox,
-                tools.code,
-                max_result_chars=settings.tool_result_max_chars,
-                parallel_calls=settings.tool_parallelism,
-            ),
+            _create_host_programs(settings, tools),
         )
         tools.toolbox.subscribe_to_changes(mcp.notify_changes)
         await stack.enter_async_context(mcp.run_sessions())
@@ -109,6 +104,11 @@ async def build_gateway(
             sources = _list_sources(turn_service, mcp, tools, llm, store, tasks, load)
             await stack.enter_async_context(run_telemetry(settings, telemetry, sources, state, tasks))
         yield
+
+
+def _create_host_programs(settings: Settings, tools: Tools) -> HostPrograms:
+    limits = {"max_result_chars": settings.tool_result_max_chars, "parallel_calls": settings.tool_parallelism}
+    return HostPrograms(tools.policy_toolbox, tools.code, **limits)
 
 
 def _list_sources(

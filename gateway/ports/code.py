@@ -101,14 +101,20 @@ class HostTools(Protocol):
 
     @abstractmethod
     def list_specs(self, principal: Principal) -> tuple[ToolSpec, ...]:
-        """List `run_python`, `find_tools` if there are many functions, or all tools without a sandbox."""
+        """List `run_python` and, for many functions, `find_tools`.
+
+        Without a sandbox, list all tools.
+        """
         ...
 
     @abstractmethod
     async def run_tool(
         self, name: str, arguments: JsonObject, principal: Principal, observer: CallObserver
     ) -> ToolResult | None:
-        """Run one of these tools; None: it is another one, or there is no sandbox."""
+        """Run one of these tools.
+
+        None: it is another one, or there is no sandbox.
+        """
         ...
 
 
