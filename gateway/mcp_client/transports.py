@@ -15,6 +15,7 @@ from gateway.mcp_client.http.event_limit import EventLimitingTransport, lift_eve
 from gateway.mcp_client.http.proxy import find_proxy
 from gateway.mcp_client.http.start_check import StartCheckingTransport
 from gateway.mcp_client.http_transport import FaultIsolatingTransport, get_ssl_context
+from gateway.mcp_client.messages.lenient import accept_odd_messages
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider, AuthorizedTransport
 from gateway.mcp_client.size_limit import SizeLimitingTransport
 from gateway.mcp_client.stdio.transport import ProcessReport, open_stdio
@@ -65,6 +66,7 @@ async def open_transport(
     authorized_transport = CallLifetimeTransport(StartCheckingTransport(AuthorizedTransport(limited_transport, tokens)))
     match kind:
         case "http":
+            accept_odd_messages()
             isolating_transport = FaultIsolatingTransport(authorized_transport)
             async with httpx2.AsyncClient(
                 transport=isolating_transport,

@@ -3,6 +3,7 @@
 import mcp.types as t
 from mcp.shared.message import SessionMessage
 
+from gateway.mcp_client.messages.lenient import parse_messages
 from gateway.mcp_client.size_limit import MessageBuffer, find_response_id, make_too_large_error
 
 _MAX_LONG_LINE_FACTOR = 64
@@ -58,25 +59,17 @@ class LineSplitter:
         return (error or "").encode()
 
 
-def parse_message(line: bytes) -> SessionMessage | None:
-    """Parse a line of output; None if it is no message.
+def parse_line(line: bytes) -> list[SessionMessage]:
+    """Parse the messages in a line of output.
 
-    Bytes that are no UTF-8 become replacement characters. An unreadable answer fails the request with its id.
+    An unreadable answer fails the request with its id.
     """
-    if (message := _parse_json(line)) is not None:
-        return message
-    text = line.decode(errors="replace")
-    if "\ufffd" in text and (message := _parse_json(text)) is not None:
-        return message
+    try:
+        return [SessionMessage(message) for message in parse_messages(line)]
+    except ValueError:
+        text = line.decode(errors="replace")
     request_id = find_response_id(text[:_EDGE_LENGTH], text.rstrip()[-_EDGE_LENGTH:])
     if request_id is None:
-        return None
+        return []
     error = t.ErrorData(code=t.PARSE_ERROR, message="Failed to parse the answer")
-    return SessionMessage(t.JSONRPCError(jsonrpc="2.0", id=request_id, error=error))
-
-
-def _parse_json(line: bytes | str) -> SessionMessage | None:
-    try:
-        return SessionMessage(t.jsonrpc_message_adapter.validate_json(line, by_name=False))
-    except ValueError:
-        return None
+    return [SessionMessage(t.JSONRPCError(jsonrpc="2.0", id=request_id, error=error))]

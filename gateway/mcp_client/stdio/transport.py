@@ -14,7 +14,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from mcp.shared.message import SessionMessage
 
 from gateway.common.concurrency import TaskSet
-from gateway.mcp_client.stdio.lines import EndlessLine, LineSplitter, parse_message
+from gateway.mcp_client.stdio.lines import EndlessLine, LineSplitter, parse_line
 from gateway.mcp_client.stdio.output_log import OutputLog
 from gateway.mcp_client.stdio.process import ServerProcess, start_process
 from gateway.ports.servers import ServerConfig
@@ -92,9 +92,10 @@ class _StdioLink:
                 while chunk := await self._process.stdout.read(_CHUNK_BYTES):
                     self._process.has_output = True
                     for line in lines.split(chunk):
-                        if (message := parse_message(line)) is not None:
+                        messages = parse_line(line)
+                        for message in messages:
                             await incoming.send(message)
-                        else:
+                        if not messages:
                             self.log.add_line(line, "mcp_server_stdout_invalid")
                 self._has_ended = True
             except EndlessLine:
