@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from nicegui import ui
 
+from gateway_console.components.app_frame import draw_frame
 from gateway_console.components.charts import draw_chart
 
 JsonObject = dict[str, Any]
@@ -69,12 +70,7 @@ def _draw_resource(resource: JsonObject) -> None:
     if not isinstance(text, str):
         return
     if mime_type.startswith("text/html") and str(resource.get("uri", "")).startswith("ui://"):
-        frame = (
-            ui.element("iframe").classes("w-full").style("height:24rem;border:1px solid var(--line);border-radius:8px")
-        )
-        frame.props.update(
-            {"srcdoc": text, "sandbox": "allow-scripts", "title": "MCP App", "referrerpolicy": "no-referrer"}
-        )
+        draw_frame(text)
     else:
         ui.label(shorten(text)).classes("plain")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from nicegui import ui
 
+from gateway_console.components.app_pages import AppPages
 from gateway_console.components.content import draw_json, draw_result
 from gateway_console.components.markdown import MAX_MARKDOWN_CHARACTERS, render_markdown
 from gateway_console.components.question_form import draw_question
@@ -54,7 +55,8 @@ class _StepView:
 class _CallCard:
     """A tool call: arguments, progress, log, result, time."""
 
-    def __init__(self, event: JsonObject) -> None:
+    def __init__(self, event: JsonObject, pages: AppPages) -> None:
+        self._pages, self._call = pages, event
         with ui.element("div").classes("card tool-call"):
             with ui.row().classes("items-center no-wrap w-full"):
                 self.icon = ui.icon("hourglass_top").props('aria-hidden="true"')
@@ -90,13 +92,16 @@ class _CallCard:
         self.state.set_text(f"{outcome}, {event.get('duration_ms') or 0:.0f} ms{source}")
         with self.result:
             draw_result(event.get("content") or [], event.get("structured"))
+            if outcome == "ok":
+                self._pages.draw(self._call, event)
 
 
 class TurnView:
     """Draws the events of a turn into the current container."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, pages: AppPages) -> None:
         self._answer = answer
+        self._pages = pages
         self._container = ui.column().classes("w-full gap-2").props('aria-live="polite"')
         self._steps: dict[int, _StepView] = {}
         self._calls: dict[str, _CallCard] = {}
@@ -129,7 +134,7 @@ class TurnView:
                     step.is_changed = True
                 case "tool.call":
                     self._get_step(event["step"]).finish()
-                    self._calls[event["call_id"]] = _CallCard(event)
+                    self._calls[event["call_id"]] = _CallCard(event, self._pages)
                 case "tool.progress" if event["call_id"] in self._calls:
                     self._calls[event["call_id"]].show_progress(event)
                 case "tool.log" if event["call_id"] in self._calls:

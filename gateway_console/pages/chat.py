@@ -7,7 +7,8 @@ from typing import Any
 from nicegui import background_tasks, events, ui
 
 from gateway_console.api import Api, ApiError, quote_path
-from gateway_console.components.controls import draw_icon_button
+from gateway_console.components.app_pages import AppPages
+from gateway_console.components.controls import draw_icon_button, report_errors
 from gateway_console.components.turn_follower import TurnFollower
 from gateway_console.components.turn_view import TurnView, list_stored_events
 from gateway_console.layout import draw_error, frame, notify_error
@@ -18,6 +19,8 @@ _MAX_SHOWN_TURNS = 50
 _MAX_IMAGE_BYTES = 4 * 1024 * 1024
 _MAX_IMAGES = 4
 _IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+_IMAGE_PREFIXES = tuple(f"data:{kind};base64," for kind in _IMAGE_TYPES)
+_EXPIRED = 410
 
 
 class ChatPage:
@@ -35,6 +38,8 @@ class ChatPage:
         self._edited_parent: str | None = None
         self._is_branching = False
         self._images: list[str] = []
+        self._last_images: list[str] = []
+        self._pages = AppPages(api)
         self._client = ui.context.client
 
     async def draw(self) -> None:
@@ -61,18 +66,33 @@ class ChatPage:
                 self._is_branching, self._edited_parent = True, self._last_turn  # the next request continues it
             for turn in branch[-_MAX_SHOWN_TURNS:]:
                 if turn["status"] in ("running", "waiting"):
-                    self._begin_turn(turn["prompt"], turn["parent_id"])
+                    self._begin_turn(turn["prompt"], turn["parent_id"], find_images(turn))
                     self._run(self._follow(turn["id"]))
                 else:
-                    stored = await self._api.get(quote_path("api", "v1", "turns", turn["id"]))
-                    self._begin_turn(stored["prompt"], stored["parent_id"])
-                    assert self._view is not None
-                    self._view.turn_id = stored["id"]
-                    for event in list_stored_events(stored):
-                        self._view.apply(event)
+                    self._begin_turn(turn["prompt"], turn["parent_id"], find_images(turn))
+                    await self._draw_stored(turn["id"])
                     self._end_turn()
         except ApiError as error:
             draw_error(error)
+
+    async def _draw_stored(self, turn_id: str) -> None:
+        """Draw the events of a turn that has ended.
+
+        Where they are no longer stored, its row has the main ones.
+        """
+        assert self._view is not None
+        self._view.turn_id = turn_id
+        path = quote_path("api", "v1", "turns", turn_id)
+        try:
+            async with self._api.open_stream("GET", f"{path}/events?after=0") as (_, events):
+                async for event in events:
+                    self._view.apply(event.data)
+        except ApiError as error:
+            if error.status != _EXPIRED:
+                raise
+        if not self._view.is_finished:
+            for event in list_stored_events(await self._api.get(path)):
+                self._view.apply(event)
 
     def _draw_input(self, models: JsonObject) -> None:
         may_chat = self._api.session.role != "viewer"
@@ -122,12 +142,12 @@ class ChatPage:
 
     def _start(self, prompt: str, *, parent: str | None, is_branch: bool) -> None:
         self._is_branching = False
-        body = self._build_body(prompt)
+        images, body = self._images, self._build_body(prompt)
         if is_branch and parent is not None:
             body["parent_turn_id"] = parent
         elif is_branch:  # the first turn has no parent, so its branch is a conversation of its own
             body["conversation_id"] = "new"
-        self._begin_turn(prompt, parent)
+        self._begin_turn(prompt, parent, images)
         self._run(self._start_turn(body))
 
     def _build_body(self, prompt: str) -> JsonObject:
@@ -150,11 +170,14 @@ class ChatPage:
         }
         return body | {name: value for name, value in options.items() if value not in (None, "")}
 
-    def _begin_turn(self, prompt: str, parent: str | None) -> None:
-        self._last_prompt, self._parent_of_last = prompt, parent
+    def _begin_turn(self, prompt: str, parent: str | None, images: list[str]) -> None:
+        self._last_prompt, self._parent_of_last, self._last_images = prompt, parent, images
         with self._turns:
-            ui.label(prompt).classes("prompt")
-            self._view = TurnView(self._answer)
+            with ui.element("div").classes("prompt"):
+                ui.label(prompt)
+                for image in images:
+                    ui.image(image).style("max-width:16rem").props('alt="Image of the prompt"')
+            self._view = TurnView(self._answer, self._pages)
         self._follower = TurnFollower(self._api, self._view)
 
     async def _start_turn(self, body: JsonObject) -> None:
@@ -189,27 +212,36 @@ class ChatPage:
                     self._stop_button.set_visibility(False)
                     if self._api.session.role != "viewer":
                         self._send_button.enable()
+                await self._load_parent()
                 self._end_turn()
 
         self._task = background_tasks.create(run(), name="console turn")  # pyright: ignore[reportUnknownMemberType]
 
+    async def _load_parent(self) -> None:
+        """Load the parent of the last turn, which the gateway has chosen."""
+        if self._view is not None and self._view.turn_id is not None:
+            with report_errors():
+                turn = await self._api.get(quote_path("api", "v1", "turns", self._view.turn_id))
+                self._parent_of_last = turn["parent_id"]
+
     def _end_turn(self) -> None:
         """Offer what can be done with a turn that has ended."""
-        view, prompt, parent = self._view, self._last_prompt, self._parent_of_last
+        view, prompt, parent, images = self._view, self._last_prompt, self._parent_of_last, self._last_images
         if view is None or view.turn_id is None:
             return
         view.flush()
         turn_id = view.turn_id
         with self._turns, ui.row().classes("gap-1"):
             if self._api.session.role != "viewer":
-                draw_icon_button("refresh", "Retry", lambda: self._retry(prompt, parent))
+                draw_icon_button("refresh", "Retry", lambda: self._retry(prompt, parent, images))
                 draw_icon_button("edit", "Edit and branch", lambda: self._edit(prompt, parent))
                 draw_icon_button("thumb_up", "Good answer", lambda: self._rate(turn_id, "up"))
                 draw_icon_button("thumb_down", "Bad answer", lambda: self._rate(turn_id, "down"))
             ui.link("Timeline", f"/turns/{turn_id}").classes("plain-link text-sm")
 
-    def _retry(self, prompt: str, parent: str | None) -> None:
+    def _retry(self, prompt: str, parent: str | None, images: list[str]) -> None:
         if not self._is_running():
+            self._images = images
             self._start(prompt, parent=parent, is_branch=True)
 
     def _edit(self, prompt: str, parent: str | None) -> None:
@@ -255,6 +287,21 @@ class ChatPage:
         """Stop reading when the page is gone. The turn itself goes on."""
         if self._task is not None:
             self._task.cancel()
+
+
+def find_images(turn: JsonObject) -> list[str]:
+    """Return the images of a stored prompt.
+
+    Those at other addresses are not loaded.
+    """
+    parts = [
+        part
+        for message in turn["messages"]
+        if message["role"] == "user" and isinstance(message["content"], list)
+        for part in message["content"]
+    ]
+    urls = [str(part["image_url"]["url"]) for part in parts if part.get("type") == "image_url"]
+    return [url for url in urls if url.startswith(_IMAGE_PREFIXES)][:_MAX_IMAGES]
 
 
 def find_branch(detail: JsonObject, last_turn: str | None = None) -> list[JsonObject]:

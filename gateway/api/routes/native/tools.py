@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from gateway.api.deps import PrincipalDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
+from gateway.common.mcp_meta import get_ui_resource
 from gateway.domain.errors import ToolNotFound
 from gateway.domain.messages import JsonObject, Outcome, PendingInput, ToolResult, text_block
 from gateway.ports.tools import (
@@ -41,7 +42,10 @@ class ToolAnnotationsView(BaseModel):
 
 
 class ToolView(BaseModel):
-    """Tool of an MCP server."""
+    """Tool of an MCP server.
+
+    `ui_resource` is the URI of the page of an MCP App that shows its results.
+    """
 
     name: str
     title: str | None
@@ -51,6 +55,7 @@ class ToolView(BaseModel):
     input_schema: JsonObject
     output_schema: JsonObject | None
     annotations: ToolAnnotationsView
+    ui_resource: str | None = None
 
 
 class ServerView(BaseModel):
@@ -110,6 +115,7 @@ async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolListVi
                 idempotent=spec.idempotent,
                 open_world=spec.open_world,
             ),
+            ui_resource=get_ui_resource((spec.definition or {}).get("_meta")),
         )
         for spec in toolbox.list_specs(principal)
         if principal.can_use_tool(spec)
