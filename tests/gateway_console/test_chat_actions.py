@@ -1,4 +1,4 @@
-"""What a person does with turns in Chromium."""
+"""Actions of a person in the chat, in Chromium."""
 
 import base64
 import json
