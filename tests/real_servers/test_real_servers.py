@@ -38,7 +38,17 @@ SERVERS: dict[str, tuple[Path, list[str], str, dict[str, Any] | None, str]] = {
     "sqlite": (PYTHON / "mcp-server-sqlite", ["--db-path", "{}/a.db"], "list_tables", {}, "["),
     "calculator": (PYTHON / "mcp-server-calculator", [], "calculate", {"expression": "2+3"}, "5"),
     "duckdb": (PYTHON / "mcp-server-duckdb", ["--db-path", "{}/b.db"], "query", {"query": "SELECT 6*7"}, "42"),
-    "editor": (PYTHON / "mcp-text-editor", [], "get_text_file_contents", None, ""),
+    "editor": (
+        PYTHON / "mcp-text-editor",
+        [],
+        "get_text_file_contents",
+        {"files": [{"file_path": "{}/notes.txt", "ranges": [{"start": 1}]}]},
+        "a line to read",
+    ),
+    "cohorts": (NODE / "mcp-cohort-heatmap-server", ["--stdio"], "get-cohort-data", {}, "Average retention"),
+    "customers": (NODE / "mcp-customer-segmentation-server", ["--stdio"], "get-customer-data", {}, "annualRevenue"),
+    "scenarios": (NODE / "mcp-scenario-modeler-server", ["--stdio"], "get-scenario-data", {}, "Available Templates"),
+    "monitor": (NODE / "mcp-system-monitor-server", ["--stdio"], "get-system-info", {}, "totalBytes"),
     "excel": (PYTHON / "excel-mcp-server", ["stdio"], "create_workbook", {"filepath": "{}/c.xlsx"}, "c.xlsx"),
 }
 """Command, arguments, a tool, arguments of its call, text of the result.
@@ -59,6 +69,7 @@ def require_installed(name: str) -> Any:
 async def gateway(serve_shared_gateway: ServeSharedGateway, tmp_path_factory: pytest.TempPathFactory) -> Gateway:
     """A gateway with all servers that are installed."""
     directory = tmp_path_factory.mktemp("real")
+    (directory / "notes.txt").write_text("a line to read\n")
     subprocess.run(["git", "init", "-q", directory], check=True)
     entries = {
         name: {
@@ -99,3 +110,8 @@ async def test_tools_of_a_real_server_are_offered_and_called(gateway: Gateway, n
     async with Client(f"{gateway.base_url}/mcp", mode="legacy") as client:
         result = await client.call_tool(exposed, filled)
     assert not result.is_error
+
+
+def test_tools_of_seventeen_packages_are_called() -> None:
+    called = {command for command, _, _, arguments, _ in SERVERS.values() if arguments is not None}
+    assert len(called) >= 17
