@@ -252,6 +252,10 @@ paths:
       operationId: putNote
       parameters: [{name: id, in: path, required: true, schema: {type: string}}]
       requestBody: {required: true, content: {application/xml: {schema: {type: object}}}}
+  /any:
+    post:
+      operationId: sendAny
+      requestBody: {content: {application/json: {schema: }}}
   /raw:
     post:
       operationId: putRaw
@@ -283,12 +287,14 @@ async def test_files_texts_and_bytes_of_a_document_are_called(defining: Definiti
         await client.call_tool("createFile", values | {"meta": {"a": 1}, "session": "s"})
         await client.call_tool("putNote", {"id": "1", "body": "<a/>"})
         await client.call_tool("putRaw", {"body": "AAEC"})
+        await client.call_tool("sendAny", {"body": [None, {"a": 1}]})
         await client.call_tool("search", {"body": {"ids": [1, 2]}})
         wrong = await client.call_tool("search", {"body": {"ids": [101]}})
         late = await client.call_tool("createFile", {"title": "x"})
     assert (wrong.is_error, late.is_error) == (True, True)
     assert sorted(tools["createFile"]["required"]) == ["file", "title"]
-    upload, note, raw, search = api.requests
+    upload, note, raw, anything, search = api.requests
+    assert json.loads(anything["body"]) == [None, {"a": 1}]
     assert upload["headers"]["Cookie"] == "session=s"
     for part in (
         b'name="title"\r\n\r\n\xc3\xa4\r\n',

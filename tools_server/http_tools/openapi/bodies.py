@@ -100,7 +100,7 @@ class BodyMapper:
 
         The properties of a plain object become arguments; any other body is one argument.
         """
-        schema = content.get("schema", {})
+        schema = get_schema(content)
         properties = self._find_plain_properties(schema)
         if properties is None:
             return self._add_body(self._schemas.convert(schema), is_required)
@@ -136,7 +136,7 @@ class BodyMapper:
         encodings = as_object(content.get("encoding"))
         return [
             (name, member, self._document.resolve(member), as_object(encodings.get(name)))
-            for name, member in self._collect(content.get("schema", {}), 0)[0].items()
+            for name, member in self._collect(get_schema(content), 0)[0].items()
         ]
 
     def _collect(self, schema: Any, depth: int) -> tuple[JsonObject, list[Any]]:
@@ -149,7 +149,7 @@ class BodyMapper:
         return properties, required
 
     def _map_form(self, content: JsonObject, is_required: bool) -> list[WireField]:
-        _, required = self._collect(content.get("schema", {}), 0)
+        _, required = self._collect(get_schema(content), 0)
         fields: list[WireField] = []
         for name, member, resolved, encoding in self._list_fields(content):
             style = encoding.get("style")
@@ -165,7 +165,7 @@ class BodyMapper:
         return fields
 
     def _map_multipart(self, content: JsonObject, is_required: bool) -> list[WireField]:
-        _, required = self._collect(content.get("schema", {}), 0)
+        _, required = self._collect(get_schema(content), 0)
         fields: list[WireField] = []
         for name, member, resolved, encoding in self._list_fields(content):
             is_needed = is_required and name in required
@@ -211,6 +211,15 @@ def _describe_file(shape: Literal["one", "many"], schema: JsonObject) -> JsonObj
 
 def _has_members(schema: JsonObject) -> bool:
     return any(name in schema for name in ("properties", "additionalProperties", "allOf", "anyOf", "oneOf"))
+
+
+def get_schema(owner: JsonObject) -> Any:
+    """Return the schema of a parameter or a body.
+
+    Documents have null for one that accepts anything.
+    """
+    schema = owner.get("schema")
+    return {} if schema is None else schema
 
 
 def _get_kind(media_type: str) -> str:

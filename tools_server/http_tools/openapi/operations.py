@@ -6,7 +6,7 @@ from typing import Any, cast
 from urllib.parse import quote
 
 from gateway_runtime.http_tools.definitions import DefinedTool, WireField
-from tools_server.http_tools.openapi.bodies import Arguments, BodyMapper, is_json
+from tools_server.http_tools.openapi.bodies import Arguments, BodyMapper, get_schema, is_json
 from tools_server.http_tools.openapi.document import JsonObject, OpenApiDocument, Unsupported, as_list, as_object
 from tools_server.http_tools.openapi.schemas import SchemaConverter
 from tools_server.http_tools.openapi.security import map_security
@@ -162,8 +162,8 @@ class OperationMapper:
     def _get_schema(self, parameter: JsonObject) -> tuple[JsonObject, bool]:
         """Return a parameter's schema, and whether it is sent as JSON."""
         for media_type, content in as_object(parameter.get("content")).items():
-            return self._schemas.convert(as_object(content).get("schema", {})), is_json(media_type)
-        return self._schemas.convert(parameter.get("schema", {})), False
+            return self._schemas.convert(get_schema(as_object(content))), is_json(media_type)
+        return self._schemas.convert(get_schema(parameter)), False
 
     def _map_path(self, name: str, parameter: JsonObject, schema: JsonObject) -> str:
         style = str(parameter.get("style") or "simple")
