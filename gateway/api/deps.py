@@ -23,6 +23,7 @@ from gateway.domain.errors import ClientGone
 from gateway.domain.messages import JsonObject, Principal
 from gateway.passthrough.files import FileService
 from gateway.passthrough.service import PassThroughService
+from gateway.ports.code import Sandbox
 from gateway.ports.definitions import DefinitionForwarder
 from gateway.ports.model import Model, ModelCatalog
 from gateway.ports.observer import MetricsPage
@@ -102,6 +103,7 @@ ModelHealthDep = Annotated[CachedValue[str | None], _depends_on_part("model_heal
 CatalogDep = Annotated[ModelCatalog, _depends_on_part("catalog")]
 PassThroughDep = Annotated[PassThroughService, _depends_on_part("pass_through")]
 QuestionsDep = Annotated[QuestionStore, _depends_on_part("questions")]
+SandboxDep = Annotated[Sandbox, _depends_on_part("sandbox")]
 ServerAdminDep = Annotated[ServerAdmin, _depends_on_part("registry")]
 StorageHealthDep = Annotated[StorageHealth, _depends_on_part("storage_health")]
 ServersDep = Annotated[ServerStore, _depends_on_part("servers")]

@@ -94,6 +94,7 @@ async def build_gateway(
         state.lease, state.registry = lease, tools.registry
         state.mcp, state.metrics = mcp, None
         state.toolbox, state.definitions = tools.policy_toolbox, tools.definitions
+        state.sandbox = tools.code.sandbox
         state.catalog, state.model = llm.catalog, llm.model
         state.storage_health = build_storage_health(settings, timeouts, store, lease, stack)
         state.model_health = CachedValue(llm.model.check, timeouts.model_health)

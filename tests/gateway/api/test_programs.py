@@ -240,3 +240,14 @@ async def test_host_in_code_mode_sees_programs_in_place_of_tools(gateway: Gatewa
         assert "run_python" not in {tool.name for tool in (await host.list_tools()).tools}
         with pytest.raises(MCPError, match="Unknown tool"):
             await host.call_tool("run_python", {"code": "1"})
+
+
+async def test_platform_without_a_sandbox_offers_no_programs_and_tells_admins(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.sandbox.program._is_installed", lambda: False)
+    reply = await gateway.chat_stream("Hello", code="only")
+    assert "run_python" not in reply.get_event_data("turn.started")[0]["tools"]
+    programs = (await gateway.get("/ready")).body["programs"]
+    assert programs["ok"] is False
+    assert "pydantic-monty" in programs["reason"]

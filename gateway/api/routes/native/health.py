@@ -10,6 +10,7 @@ from gateway import __version__
 from gateway.agent.service import TurnService
 from gateway.api.deps import (
     ModelHealthDep,
+    SandboxDep,
     SettingsDep,
     StartTimeDep,
     StorageHealthDep,
@@ -22,11 +23,13 @@ from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.concurrency import TaskRegistry
 from gateway.config import Settings
 from gateway.domain.messages import Principal
+from gateway.ports.code import Sandbox
 from gateway.ports.tools import Toolbox
 from gateway.store.health import StorageHealth
 from gateway_runtime.cached_value import CachedValue
 
 router = APIRouter(tags=["health"])
+_CHECKS = ("database", "model", "background_tasks", "programs")
 
 
 class Health(BaseModel):
@@ -57,15 +60,16 @@ class Check(BaseModel):
 class Readiness(BaseModel):
     """Readiness of this worker.
 
-    `status` is `ready`, `degraded` (the model or an MCP server is unavailable) or `unavailable` (the database does not
-    accept writes, a background task that every turn needs has failed, or the worker is stopping). Only admins see
-    reasons and MCP servers.
+    `programs` says whether models can write programs. `status` is `ready`, `degraded` (the model or an MCP server is
+    unavailable) or `unavailable` (the database does not accept writes, a background task that every turn needs has
+    failed, or the worker is stopping). Only admins see reasons and MCP servers.
     """
 
     status: str
     database: Check
     model: Check
     background_tasks: Check
+    programs: Check
     simulated: bool
     mcp_servers: list[ServerView]
 
@@ -99,6 +103,7 @@ async def ready(
     turn_service: TurnServiceDep,
     tasks: TasksDep,
     settings: SettingsDep,
+    sandbox: SandboxDep,
 ) -> Readiness:
     """Answer 503 if turns cannot be stored or run.
 
@@ -106,7 +111,7 @@ async def ready(
     old, that of the model ten seconds. Only admins, with their credential, see reasons, and the MCP servers that it
     permits.
     """
-    readiness = await get_readiness(storage, model_health, toolbox, turn_service, tasks, settings)
+    readiness = await get_readiness(storage, model_health, toolbox, turn_service, tasks, settings, sandbox)
     if readiness.status == "unavailable":
         response.status_code = 503
     return limit_details(readiness, request.scope.get(PRINCIPAL_SCOPE_KEY))
@@ -119,6 +124,7 @@ async def get_readiness(
     turn_service: TurnService,
     tasks: TaskRegistry,
     settings: Settings,
+    sandbox: Sandbox,
 ) -> Readiness:
     """Check everything that turns need. The result has details for admins."""
     database, model = await asyncio.gather(storage.find_problem(), model_health.get())
@@ -131,6 +137,7 @@ async def get_readiness(
         database=Check(ok=database is None, reason=database),
         model=Check(ok=model is None, reason=model),
         background_tasks=Check(ok=not down_tasks, reason=f"failed: {', '.join(down_tasks)}" if down_tasks else None),
+        programs=Check(ok=sandbox.problem is None, reason=sandbox.problem),
         simulated=settings.groq_simulated,
         mcp_servers=servers,
     )
@@ -150,5 +157,5 @@ def limit_details(readiness: Readiness, principal: Principal | None) -> Readines
     if principal is not None and is_admin(principal):
         servers = [server for server in readiness.mcp_servers if principal.can_use_server(server.name)]
         return readiness.model_copy(update={"mcp_servers": servers})
-    checks = {name: Check(ok=getattr(readiness, name).ok) for name in ("database", "model", "background_tasks")}
+    checks = {name: Check(ok=getattr(readiness, name).ok) for name in _CHECKS}
     return readiness.model_copy(update={**checks, "mcp_servers": []})

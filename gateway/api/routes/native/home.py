@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse
 from gateway import __version__
 from gateway.api.deps import (
     ModelHealthDep,
+    SandboxDep,
     SettingsDep,
     StartTimeDep,
     StorageHealthDep,
@@ -73,13 +74,14 @@ async def show_home(
     turn_service: TurnServiceDep,
     tasks: TasksDep,
     settings: SettingsDep,
+    sandbox: SandboxDep,
     started_at: StartTimeDep,
 ) -> Response:
     """Show the state of this worker, and the addresses of the APIs.
 
     The state is that of `/ready`. Only admins see reasons, MCP servers and the addresses of other servers.
     """
-    readiness = await get_readiness(storage, model_health, toolbox, turn_service, tasks, settings)
+    readiness = await get_readiness(storage, model_health, toolbox, turn_service, tasks, settings, sandbox)
     principal = request.scope.get(PRINCIPAL_SCOPE_KEY)
     detailed = is_admin(principal)
     running = turn_service.running_turns
