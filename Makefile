@@ -64,6 +64,7 @@ lock: | $(UV) ## update the lock files
 	$(UV) $(LOCK) -c requirements-dev.lock -o requirements.lock
 	$(UV) $(LOCK_TOOLS) requirements-uv.in -o requirements-uv.lock
 	$(UV) $(LOCK_TOOLS) requirements-tools.in -o requirements-tools.lock
+	$(UV) $(LOCK_TOOLS) examples/gradio.in -o examples/requirements-gradio.lock
 	for name in $(REAL); do \
 		$(UV) $(LOCK_TOOLS) tests/real_servers/$$name.in -o tests/real_servers/requirements-$$name.lock || exit 1; \
 	done
@@ -173,6 +174,15 @@ clean: ## remove everything that make installs, and the data in .data
 	$(PYTHON) -m venv .uv
 	.uv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	@touch $@
+
+# Gradio has 55 packages of its own, so it has an environment of its own.
+.demo/.installed: examples/requirements-gradio.lock | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .demo
+	$(UV) pip install --quiet --python .demo/bin/python --require-hashes -r examples/requirements-gradio.lock
+	@touch $@
+
+demo: .demo/.installed ## a chat with Gradio at http://127.0.0.1:8003, a client of the running gateway
+	@exec .demo/bin/python examples/gradio_chat.py
 
 # Tools that are no libraries of the project, so their requirements do not limit the project's.
 .tools/.installed: requirements-tools.lock | $(UV)
