@@ -76,7 +76,10 @@ def check_digests(root: Path) -> int:
 
 
 def _get_image(reference: str) -> str:
-    """Return the image that a line names; "" for the project's own and for variables."""
+    """Return the image of a reference.
+
+    It is empty for the project's own and for variables.
+    """
     image = _DEFAULT.sub(r"\1", reference.strip("\"'"))
     return "" if image.startswith("$") or image == _OWN_IMAGE else image
 

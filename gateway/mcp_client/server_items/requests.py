@@ -1,6 +1,7 @@
 """Requests about resources and prompts; answers are the protocol's JSON."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, cast
@@ -29,7 +30,11 @@ from gateway.ports.tools import ITEM_NAME_FIELDS, DefinitionKind, HostExchange, 
 
 ListItems = Callable[[ItemKind, Principal], Awaitable[list[JsonObject]]]
 
-_TEMPLATES_AT_ONCE = 50
+_TEMPLATE_LENGTH_AT_ONCE = 8_000
+"""Characters of templates that are compared in one pass of the event loop."""
+_TEMPLATE_OVERHEAD = 100
+MAX_SERVER_TEMPLATE_LENGTH = 250_000
+"""Characters of the templates of a server; those beyond match nothing."""
 _MAX_URI_LENGTH = 4_000
 
 _DEFINITION_KINDS: dict[ItemKind, DefinitionKind] = {
@@ -116,11 +121,19 @@ async def find_resource_server(list_items: ListItems, uri: str, principal: Princ
     for item in await list_items("resources", principal):
         if item["uri"] == uri:
             return item["server"]
-    matcher = UriMatcher(uri)
-    for number, item in enumerate(await list_items("resource_templates", principal), start=1):
-        if matcher.matches(item["uriTemplate"]):
-            return item["server"]
-        if number % _TEMPLATES_AT_ONCE == 0:
+    matcher, compared = UriMatcher(uri), 0
+    by_server: Counter[str] = Counter()
+    for item in await list_items("resource_templates", principal):
+        template, server = item["uriTemplate"], item["server"]
+        length = len(template) + _TEMPLATE_OVERHEAD
+        by_server[server] += length
+        if by_server[server] > MAX_SERVER_TEMPLATE_LENGTH:
+            continue
+        if matcher.matches(template):
+            return server
+        compared += length
+        if compared >= _TEMPLATE_LENGTH_AT_ONCE:
+            compared = 0
             await asyncio.sleep(0)  # other tasks run
     raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")
 

@@ -1,7 +1,9 @@
 """Matching of URIs with the templates of servers."""
 
+import asyncio
 import random
 import re
+from typing import Any
 
 import mcp.types as t
 import pytest
@@ -9,7 +11,9 @@ import pytest
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Principal
 from gateway.mcp_client.server_config import ServerConfig
+from gateway.mcp_client.server_items.requests import MAX_SERVER_TEMPLATE_LENGTH, find_resource_server
 from gateway.mcp_client.uri_templates import UriMatcher
+from gateway.ports.tools import ItemKind
 from tests.call_counter import count_function_calls
 from tests.gateway.mcp_client.hostile_server import HostileServer
 from tests.gateway.mcp_client.test_toolbox import connect_toolbox
@@ -237,3 +241,30 @@ async def test_templates_of_a_hostile_server_do_not_block_the_reading_of_resourc
         with count_function_calls() as calls, pytest.raises(NotFound):
             await toolbox.read_resource("x://" + "a" * 3_000 + "/!", Principal("ada"))
     assert calls.total() < 2_000_000
+
+
+async def test_templates_of_a_server_have_a_bound_in_all_and_others_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each template is as costly as one may be."""
+    template, passes, matches = "x://" + "{a:9999}" * 240, [0], UriMatcher.matches
+    templates = [{"uriTemplate": f"{template}{number}", "server": "hostile"} for number in range(1_000)]
+    templates.append({"uriTemplate": "y://{name}", "server": "plain"})
+
+    async def list_items(kind: ItemKind, _principal: Principal) -> list[dict[str, Any]]:
+        return templates if kind == "resource_templates" else []
+
+    def count(matcher: UriMatcher, compared: str) -> bool:
+        passes[-1] += len(compared)
+        return matches(matcher, compared)
+
+    async def begin_passes() -> None:
+        while True:
+            passes.append(0)
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(UriMatcher, "matches", count)
+    counting = asyncio.create_task(begin_passes())
+    server = await find_resource_server(list_items, "y://" + "a" * 3_000, Principal("ada"))
+    counting.cancel()
+    assert server == "plain"
+    assert sum(passes) <= MAX_SERVER_TEMPLATE_LENGTH + 100
+    assert max(passes) <= 10_000
