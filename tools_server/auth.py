@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tools_server.config import Settings
+from gateway_runtime.settings.hosts import is_host_allowed
+from tools_server.config import LOOPBACK_HOSTS, Settings
 from tools_server.published_keys import KeysUnavailable, PublishedKeys, UnknownKey
 
 LOCAL_USER = "local"
@@ -56,6 +57,15 @@ METADATA_PATH = "/.well-known/oauth-protected-resource"
 
 
 _REQUIRED_CLAIMS: Options = {"require": ["sub", "aud", "iss", "iat", "exp"]}
+
+
+def _is_behind_proxy(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether a proxy passed the request on.
+
+    It may show by its headers, or by a host name of others.
+    """
+    is_local_name = is_host_allowed(headers.get(b"host", b"").decode("latin-1"), LOOPBACK_HOSTS)
+    return not is_local_name or any(map(_is_proxy_header, headers))
 
 
 def _is_proxy_header(name: bytes) -> bool:
@@ -137,7 +147,7 @@ class AuthenticationMiddleware:
         """Return the user of a request that arrived at a port."""
         authorization = headers.get(b"authorization", b"").decode("latin-1")
         if not authorization:
-            if self._requires_token or any(map(_is_proxy_header, headers)):
+            if self._requires_token or _is_behind_proxy(headers):
                 raise TokenMissing("a bearer token is required")
             return AuthenticatedCaller(LOCAL_USER)
         scheme, _, token = authorization.partition(" ")

@@ -193,6 +193,7 @@ class Settings(PostgresSettings):
         """
         token_settings = (
             self.tools_server_oauth_issuer,
+            self.tools_server_oauth_jwks_url,
             self.tools_server_gateway_jwks_url,
             self.tools_server_gateway_jwks_file,
             self.tools_server_secret,

@@ -144,14 +144,13 @@ async def test_blanks_around_a_header_value_mean_nothing(guarded: str) -> None:
 
 async def test_hosts_and_origins_can_be_allowed() -> None:
     async with serve_tools(
-        tools_server_secret=None,
         tools_server_allowed_hosts="tools:8001, tools.internal",
         tools_server_allowed_origins="https://app.example",
     ) as address:
         for host in ("tools:8001", "tools.internal", "tools.internal:8001"):
-            assert (await post(address, Host=host)).status_code == 200
-        assert (await post(address, Host="tools:9")).status_code == 421
-        assert (await post(address, Origin="https://app.example")).status_code == 200
+            assert (await post(address, f"Bearer {token()}", Host=host)).status_code == 200
+        assert (await post(address, f"Bearer {token()}", Host="tools:9")).status_code == 421
+        assert (await post(address, f"Bearer {token()}", Origin="https://app.example")).status_code == 200
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -233,6 +232,7 @@ async def call_without_token(address: str, **headers: str) -> list[int]:
     "issuer",
     [
         {"tools_server_oauth_issuer": "https://login.example"},
+        {"tools_server_oauth_jwks_url": "https://login.example/keys"},
         {"tools_server_gateway_jwks_url": "https://gateway.example/.well-known/jwks.json"},
         {"tools_server_gateway_jwks_file": "/nowhere/keys.json"},
         {"tools_server_public_url": "https://tools.example"},
@@ -258,6 +258,13 @@ async def test_caller_behind_a_proxy_is_not_local() -> None:
         assert await call_without_token(address) == [200, 200, 200]
         for header in PROXY_HEADERS:
             assert await call_without_token(address, **{header: "203.0.113.9"}) == [401, 401, 401], header
+
+
+async def test_caller_under_a_name_of_others_is_not_local() -> None:
+    """A proxy without any header of its own passes the name on."""
+    async with serve_tools(tools_server_secret=None, tools_server_allowed_hosts="tools.example") as address:
+        assert await call_without_token(address) == [200, 200, 200]
+        assert await call_without_token(address, Host="tools.example") == [401, 401, 401]
 
 
 @pytest.mark.faults

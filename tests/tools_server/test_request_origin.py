@@ -7,6 +7,7 @@ import httpx2
 import pytest
 
 from tests.tools_server.conftest import serve_tools
+from tests.tools_server.test_auth import token
 
 ADD_TASK = json.dumps({"name": "add_task", "arguments": {"title": "written by a page"}})
 EVIL, JSON_TYPE, FORM = "https://evil.example", "application/json", "application/x-www-form-urlencoded"
@@ -117,10 +118,10 @@ async def test_own_host_is_served_in_any_letter_case_and_a_foreign_one_never() -
     Its refusal was a 500 at `/tools`.
     """
     ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
-    headers = {"Accept": "application/json, text/event-stream"}
+    headers = {"Accept": "application/json, text/event-stream", "Authorization": f"Bearer {token()}"}
     call = {"name": "calculator", "arguments": {"expression": "5*9"}}
     async with (
-        serve_tools(tools_server_secret=None, tools_server_allowed_hosts="t.example") as address,
+        serve_tools(tools_server_allowed_hosts="t.example") as address,
         httpx2.AsyncClient(timeout=30) as client,
     ):
         for host in OWN_HOSTS + FOREIGN_HOSTS:
