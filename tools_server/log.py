@@ -2,14 +2,16 @@
 
 import logging
 import sys
-from typing import TYPE_CHECKING
+from io import StringIO
+from typing import TYPE_CHECKING, TextIO
 
 import structlog
 
+from gateway_runtime.log_text import escape_controls
 from gateway_runtime.telemetry.trace_context import get_trace_ids
 
 if TYPE_CHECKING:
-    from structlog.typing import EventDict, Processor
+    from structlog.typing import EventDict, ExcInfo, Processor
 
 _QUIETED_LOGGERS = ("mcp", "alembic", "uvicorn.error", "httpx2", "trafilatura", "ddgs", "primp", "asyncio")
 
@@ -67,5 +69,23 @@ def _make_renderer(*, json: bool) -> "list[Processor]":
     if json:
         formatter = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         return [structlog.processors.ExceptionRenderer(formatter), structlog.processors.JSONRenderer()]
-    formatter = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=formatter)]
+    return [
+        _escape_event,
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback),
+    ]
+
+
+def _escape_event(_logger: object, _method: str, event: "EventDict") -> "EventDict":
+    """Escape the fields; `_write_traceback` escapes tracebacks."""
+    kept = ("exc_info", "stack")
+    return {name: value if name in kept else _escape_value(value) for name, value in event.items()}
+
+
+def _escape_value(value: object) -> object:
+    return value if isinstance(value, int | float | None) else escape_controls(str(value))
+
+
+def _write_traceback(output: TextIO, exc_info: "ExcInfo") -> None:
+    traceback = StringIO()
+    structlog.dev.plain_traceback(traceback, exc_info)
+    output.write(escape_controls(traceback.getvalue()))

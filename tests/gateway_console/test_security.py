@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from gateway_console.security import get_source
 from tests.gateway_console.running_console import run_console
@@ -244,3 +245,16 @@ async def test_socket_that_reads_nothing_but_pings_ends(open_console: str, brows
                 client.sendall(build_frame(PING, b"a" * 125) * 100)
 
     await asyncio.wait_for(asyncio.to_thread(send_pings), 120)
+
+
+async def test_path_with_terminal_sequences_does_not_reach_the_terminal(
+    serve_shared_gateway: ServeSharedGateway, tmp_path: Path, browser: aiohttp.ClientSession
+) -> None:
+    """A page of another site can make a browser ask for any path."""
+    gateway = await serve_shared_gateway()
+    async with run_console(gateway.base_url, tmp_path) as url:
+        async with browser.get(URL(f"{url}/clipboard-%1b]52;c;aGk=%07-%c2%9b2J", encoded=True)) as response:
+            assert response.status == 404
+        output = await asyncio.to_thread((tmp_path / "output").read_text)
+    assert "clipboard-\\x1b]52" in output
+    assert not set(output) & {"\x1b", "\x07", "\x9b"}
