@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from gateway.settings.access import AccessSettings
 from gateway.settings.agent import AgentSettings
 from gateway.settings.console import ConsoleLinkSettings
+from gateway.settings.images import ImageSettings
 from gateway.settings.limits import LimitSettings
 from gateway.settings.models import ModelSettings
 from gateway.settings.observation import ObservationSettings
@@ -47,6 +48,7 @@ class Settings(
     AccessSettings,
     WebhookSettings,
     UpstreamSettings,
+    ImageSettings,
     ServerSettings,
     ObservationSettings,
     ConsoleLinkSettings,

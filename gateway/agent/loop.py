@@ -227,7 +227,7 @@ class AgentLoop:
     def _create_model_call(self, context: ModelContext, turn: TurnContext, step: int) -> ModelCall:
         return ModelCall(
             model=context.model,
-            messages=context.messages + turn.transcript.messages,
+            messages=context.messages + turn.transcript.build_messages(with_images=context.sees_images),
             tools=_list_tools(context, turn),
             tool_choice=_choice_for_step(context, step),
             parameters=context.parameters,

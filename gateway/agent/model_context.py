@@ -78,7 +78,8 @@ class ModelContext(msgspec.Struct, frozen=True):
     `messages` are the system message, the history and those of the request, whose indexes there are the
     `client_indexes`, and whose names in errors the `message_paths`; `find_tools` searches the `hidden` tools,
     and programs call the `functions` by their `interface`.
-    The model summarizes the `overflow` of the history before the first step, with `summary_effort` of reasoning.
+    The model summarizes the `overflow` of the history before the first step, with `summary_effort` of reasoning. With
+    `sees_images`, it gets images of tool results.
     """
 
     model: str
@@ -96,6 +97,7 @@ class ModelContext(msgspec.Struct, frozen=True):
     summary_effort: str | None = None
     client_indexes: tuple[int | None, ...] = ()
     message_paths: tuple[str, ...] = ()
+    sees_images: bool = False
 
     def insert_summary(self, message: Message) -> "ModelContext":
         """Return the context with a summary before its other messages.

@@ -17,6 +17,7 @@ from gateway.agent.tool_search import ToolSelection
 from gateway.domain.conversation_ids import is_new_conversation
 from gateway.domain.events import HistorySummarized
 from gateway.domain.history import History
+from gateway.domain.images import replace_images
 from gateway.domain.messages import Message, Principal, ToolSpec, TurnRecord, TurnRequest
 from gateway.ports.model import ModelCall, ModelInfo
 from gateway.ports.store import ConversationRepository
@@ -190,7 +191,7 @@ class PromptBuilder:
         indexes = {id(message): index for message, index in indexed_messages}
         context = ModelContext(
             model=model.id,
-            messages=sent_messages,
+            messages=sent_messages if model.may_see_images else replace_images(sent_messages),
             client_indexes=tuple(indexes.get(id(message)) for message in sent_messages),
             message_paths=request.message_paths,
             tools=selection.tools,
@@ -203,6 +204,7 @@ class PromptBuilder:
             approval=request.approval,
             response_format=request.response_format,
             overflow=window.overflow,
+            sees_images=model.sees_images,
             summary_effort="low" if "low" in model.reasoning_efforts else None,
         )
         return window, context

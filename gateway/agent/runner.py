@@ -67,7 +67,7 @@ class Runner:
         self._lease = lease
         tools = config.create_tool_selector(toolbox)
         self._prompts = PromptBuilder(toolbox, storage.conversations, config.system_prompt, config.tokenizer)
-        self._planner = TurnPlanner(models, tools, self._prompts, config.default_parameters)
+        self._planner = TurnPlanner(models, tools, self._prompts, config.default_parameters, config.images)
         self._responses = TurnResponseCache(storage.responses)
         self._origins = TurnOrigins(storage.turns)
         self._turns: dict[UUID, ActiveTurn] = {}

@@ -8,6 +8,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from gateway.agent.prompt import SystemPrompt
+from gateway.agent.starting.images import ImagePolicy
 from gateway.agent.tool_search import AddPrograms, ToolSelector
 from gateway.agent.turn import DEFAULT_MAX_TURN_BYTES
 from gateway.config import Settings
@@ -23,8 +24,10 @@ from gateway.ports.store import (
 )
 from gateway.ports.tokenizers import Tokenizer
 from gateway.ports.tools import Toolbox
+from gateway.settings.images import ImageSettings
 
 _BUILT_IN_PROMPT = SystemPrompt()
+_DEFAULT_IMAGES = ImagePolicy(ImageSettings())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class RunnerConfig:
     default_parameters: Parameters = Parameters()  # noqa: RUF009 - frozen
     tokenizer: Tokenizer | None = None
     add_programs: AddPrograms | None = None
+    images: ImagePolicy = _DEFAULT_IMAGES
 
     @classmethod
     def from_settings(
@@ -80,6 +84,7 @@ class RunnerConfig:
             ),
             tokenizer=tokenizer,
             add_programs=add_programs,
+            images=ImagePolicy(settings),
         )
 
     def create_tool_selector(self, toolbox: Toolbox) -> ToolSelector:

@@ -11,10 +11,14 @@ import msgspec
 from gateway.agent.tool_search import FIND_TOOLS, RUN_PYTHON
 from gateway.domain import events as e
 from gateway.domain.branches import FollowUp
+from gateway.domain.images import IMAGE_TYPES, build_image_message
 from gateway.domain.messages import JsonObject, Message, ToolCall, Usage
 from gateway.ports.listener import EventFold
 
 _json = msgspec.json.Encoder(order="sorted")
+_MAX_IMAGES = 10
+_MAX_IMAGE_CHARS = 4 * 1024 * 1024
+"""Of the images of a step in base64."""
 LOST_RESULT_TEXT = "The outcome of this call is not known: the turn was interrupted before its result arrived."
 
 
@@ -29,22 +33,37 @@ class TranscriptStep:
         self.results: dict[str, e.ToolFinished] = {}
         self.completion: e.StepCompleted | None = None
 
-    def messages(self) -> list[Message]:
+    def messages(self, *, with_images: bool = False) -> list[Message]:
         """The assistant's message, and one per call that ran here.
 
-        A missing result gets a placeholder.
+        A missing result gets a placeholder. With `with_images`, a last message has the images of the results.
         """
         text, refusal = "".join(self.text), "".join(self.refusal)
         if not self.calls and not text and not refusal:
             return []
         calls = tuple(_build_call(call) for call in self.calls.values())
         message = Message(role="assistant", content=text or None, tool_calls=calls, refusal=refusal or None)
-        return [message, *(self._result_message(call_id) for call_id, call in self.calls.items() if not call.client)]
+        images = self._build_image_message() if with_images else None
+        shown = images is not None
+        results = (self._result_message(call_id, shown) for call_id, call in self.calls.items() if not call.client)
+        return [message, *results, *((images,) if images is not None else ())]
 
     @property
     def all_calls(self) -> list[e.ToolCallStarted]:
         """The calls of the model, then those of its programs."""
         return [*self.calls.values(), *self.program_calls.values()]
+
+    def _build_image_message(self) -> Message | None:
+        """Build the message with the images of results; None without any."""
+        names, blocks, size = list[str](), list[JsonObject](), 0
+        for call_id, result in self.results.items():
+            if call_id in self.calls:
+                for block in result.content:
+                    if not _is_shown_image(block) or (size := size + len(block["data"])) > _MAX_IMAGE_CHARS:
+                        continue
+                    names.append(self.calls[call_id].tool)
+                    blocks.append(block)
+        return build_image_message(names[:_MAX_IMAGES], blocks[:_MAX_IMAGES]) if blocks else None
 
     def get_call(self, call_id: str) -> e.ToolCallStarted:
         """Return a call of the model, or of one of its programs."""
@@ -62,9 +81,10 @@ class TranscriptStep:
         """Ids of the calls at which a replay stops."""
         return [call_id for call_id, result in self.results.items() if result.source == "not_run"]
 
-    def _result_message(self, call_id: str) -> Message:
+    def _result_message(self, call_id: str, shows_images: bool) -> Message:
         result = self.results.get(call_id)
-        return Message(role="tool", tool_call_id=call_id, content=format_result(result) if result else LOST_RESULT_TEXT)
+        text = format_result(result, shows_images=shows_images) if result else LOST_RESULT_TEXT
+        return Message(role="tool", tool_call_id=call_id, content=text)
 
 
 class Transcript(EventFold):
@@ -156,13 +176,17 @@ class Transcript(EventFold):
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The assistant's and the tools' messages, in order.
+        """The assistant's and the tools' messages, in order."""
+        return self.build_messages()
 
-        They are ready to be sent to a model.
+    def build_messages(self, *, with_images: bool = False) -> tuple[Message, ...]:
+        """Build the messages for a model.
+
+        With `with_images`, images of results follow the results of their step.
         """
         messages: list[Message] = []
         for number, step in sorted(self._steps.items()):
-            messages += step.messages()
+            messages += step.messages(with_images=with_images)
             messages += [Message("user", up.text) for up in self._follow_ups if up.after_step == number]
         return tuple(messages)
 
@@ -339,12 +363,12 @@ def _encode_arguments(call: e.ToolCallStarted) -> str:
     return _json.encode(call.arguments).decode() if isinstance(call.arguments, dict) else "{}"
 
 
-def format_result(result: e.ToolFinished) -> str:
+def format_result(result: e.ToolFinished, *, shows_images: bool = False) -> str:
     """Format the result for the model.
 
     It consists of the text blocks, a short label for each other block, or the structured value if there are no blocks.
     """
-    text = "\n".join(_format_block(block) for block in result.content)
+    text = "\n".join(_format_block(block, shows_images) for block in result.content)
     if not text and result.structured is not None:
         text = _json.encode(result.structured).decode()
     if result.outcome == "ok":
@@ -352,7 +376,7 @@ def format_result(result: e.ToolFinished) -> str:
     return text if text.lower().startswith("error") else f"Error: {text or result.outcome}"
 
 
-def _format_block(block: JsonObject) -> str:
+def _format_block(block: JsonObject, shows_images: bool) -> str:
     kind = block.get("type")
     if kind == "text":
         return str(block.get("text", ""))
@@ -361,4 +385,9 @@ def _format_block(block: JsonObject) -> str:
         return str(resource.get("text") or f"[resource {resource.get('uri')}, {resource.get('mimeType', 'binary')}]")
     if kind == "resource_link":
         return f"[link {block.get('uri')}: {block.get('description') or block.get('name')}]"
-    return f"[{kind} {block.get('mimeType', '')}, not shown to you]"
+    is_shown = shows_images and _is_shown_image(block)
+    return f"[{kind} {block.get('mimeType', '')}, {'shown below' if is_shown else 'not shown to you'}]"
+
+
+def _is_shown_image(block: JsonObject) -> bool:
+    return block.get("type") == "image" and block.get("mimeType") in IMAGE_TYPES and isinstance(block.get("data"), str)

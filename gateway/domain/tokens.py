@@ -8,6 +8,8 @@ _MAX_COUNTED_CHARS = 4_096
 _SAMPLES = 16
 _SAMPLE_CHARS = _MAX_COUNTED_CHARS // _SAMPLES
 CHARS_PER_TOKEN = 4
+IMAGE_TOKENS = 1_000
+"""Estimate of an image, whose size in pixels nobody reads here."""
 _MESSAGE_OVERHEAD = 8
 _CALL_OVERHEAD = 12
 _QUARTERS_BY_WIDTH = (1, 1.6, 3, 8)
@@ -49,6 +51,9 @@ def bound_message_tokens(message: Message) -> int:
 def count_message_quarters(message: Message) -> int:
     """Count quarters of tokens of a message with its calls."""
     quarters = count_quarters(message.text)
+    if isinstance(message.content, list):
+        images = sum(part.get("type") == "image_url" for part in message.content)
+        quarters += images * IMAGE_TOKENS * CHARS_PER_TOKEN
     for call in message.tool_calls:
         quarters += count_quarters(call.name) + count_quarters(call.arguments)
     return quarters

@@ -6,6 +6,7 @@ It merges Groq's models of autumn 2026 with the server's own list.
 import sys
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import Any, cast
 
 import msgspec
 
@@ -35,6 +36,7 @@ _GPT_OSS_120B = ModelInfo(
     parallel_calls=False,
     strict_schema=True,
     not_taken=_GPT_OSS_UNSUPPORTED,
+    input_modalities=("text",),
 )
 _GPT_OSS_20B = msgspec.structs.replace(
     _GPT_OSS_120B, id="openai/gpt-oss-20b", price_in=0.075, price_out=0.30, price_cached=0.0375
@@ -58,6 +60,7 @@ _QWEN = ModelInfo(
     reasoning_efforts=("none", "default"),
     strict_schema=True,
     not_taken=_PENALTIES,
+    input_modalities=("text", "image"),
 )
 _COMPOUND = ModelInfo(
     id="groq/compound",
@@ -67,6 +70,7 @@ _COMPOUND = ModelInfo(
     owned_by="Groq",
     tools=False,
     not_taken=_COMPOUND_UNSUPPORTED,
+    input_modalities=("text",),
 )
 _COMPOUND_MINI = msgspec.structs.replace(_COMPOUND, id="groq/compound-mini")
 GROQ_MODELS = (_GPT_OSS_120B, _GPT_OSS_20B, _QWEN, _GPT_OSS_SAFEGUARD, _COMPOUND, _COMPOUND_MINI)
@@ -101,6 +105,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "presence_penalty": (-2, 2),
 }
 _MAX_STOP_SEQUENCES = 4
+_MAX_MODALITIES = 16
 _NO_PARAMETERS = Parameters()
 _REASONING_FORMATS = ("parsed", "raw", "hidden")
 
@@ -114,6 +119,22 @@ class _ListedModel(msgspec.Struct):
     context_window: int | None = None
     max_model_len: int | None = None
     max_completion_tokens: int | None = None
+    input_modalities: Any = None
+    architecture: Any = None
+    capabilities: Any = None
+
+    def read_modalities(self) -> tuple[str, ...]:
+        """Return what the model reads, in the words of several servers; empty: not told."""
+        for owner in (self.input_modalities, _get_member(self.architecture, "input_modalities")):
+            if isinstance(owner, list):
+                names = cast("list[object]", owner)
+                return tuple(name for name in names[:_MAX_MODALITIES] if isinstance(name, str))
+        vision = _get_member(self.capabilities, "vision")
+        return () if not isinstance(vision, bool) else ("text", "image") if vision else ("text",)
+
+
+def _get_member(value: object, name: str) -> object:
+    return cast("JsonObject", value).get(name) if isinstance(value, dict) else None
 
 
 class Catalog(ModelCatalog):
@@ -163,7 +184,13 @@ class Catalog(ModelCatalog):
             "max_output_tokens": entry.max_completion_tokens,
         }
         assumed = tuple(name for name in default.assumed if not told[name])
-        return msgspec.structs.replace(default, context_window=window, max_output_tokens=limit, assumed=assumed)
+        return msgspec.structs.replace(
+            default,
+            context_window=window,
+            max_output_tokens=limit,
+            assumed=assumed,
+            input_modalities=entry.read_modalities() or default.input_modalities,
+        )
 
     def _make_default_info(self, model: str, owned_by: str | None = None) -> ModelInfo:
         return ModelInfo(

@@ -23,6 +23,7 @@ from gateway.domain.errors import (
     ToolCallUnreadable,
     UpstreamRateLimited,
 )
+from gateway.domain.images import replace_images
 from gateway.domain.messages import Message, ToolCall, ToolSpec, Usage, matches_any_glob
 from gateway.llm.catalog import Catalog
 from gateway.llm.circuit_breaker import CircuitBreaker, RetryPolicy
@@ -102,8 +103,10 @@ class ResilientModel(Model):
         """Return the call for a model, with parameters that it takes."""
         if model == call.model:
             return call
-        parameters = self._catalog.fit_defaults(call.parameters, self._catalog.get_model_info(model))
-        return msgspec.structs.replace(call, model=model, parameters=parameters)
+        info = self._catalog.get_model_info(model)
+        parameters = self._catalog.fit_defaults(call.parameters, info)
+        messages = call.messages if info.may_see_images else replace_images(call.messages)
+        return msgspec.structs.replace(call, model=model, messages=messages, parameters=parameters)
 
     async def _complete_with_accounting(self, call: ModelCall, attempt: "_AttemptSink") -> ModelAnswer:
         """Add the usage and cost of all attempts to the answer.

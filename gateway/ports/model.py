@@ -118,6 +118,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     `price_hour` is that of an hour of audio. `tools`: supports native tool calls; without them, the model writes calls
     into its text. `parallel_calls`: makes several calls in one step. `not_taken`: parameters that its server rejects.
     `assumed`: limits that nobody told; they serve as estimates and are not enforced.
+    `input_modalities`: such as text and image; empty: unknown.
     """
 
     id: str
@@ -135,6 +136,16 @@ class ModelInfo(msgspec.Struct, frozen=True):
     strict_schema: bool = False
     not_taken: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    input_modalities: tuple[str, ...] = ()
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether the model is known to see images."""
+        return "image" in self.input_modalities
+
+    @property
+    def may_see_images(self) -> bool:
+        return self.sees_images or not self.input_modalities
 
     def calculate_cost(self, usage: Usage) -> float | None:
         """Return the cost of the tokens in USD.

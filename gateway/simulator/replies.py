@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from gateway.domain.messages import JsonObject
-from gateway.simulator.request import Chat, get_text
+from gateway.simulator.request import Chat, get_text, has_result_images
 
 
 class SimulatedCall(msgspec.Struct):
@@ -32,7 +32,8 @@ class PromptContext:
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
         self.prompt = chat.last_user_text
-        last_user = max((i for i, m in enumerate(chat.messages) if m["role"] == "user"), default=-1)
+        own = (i for i, m in enumerate(chat.messages) if m["role"] == "user" and not has_result_images(m))
+        last_user = max(own, default=-1)
         self.results = [get_text(m) for m in chat.messages[last_user + 1 :] if m["role"] == "tool"]
         self.earlier = [get_text(m) for m in chat.messages[:last_user] if m["role"] == "user"]
 

@@ -5,8 +5,10 @@ from typing import cast
 
 import msgspec
 
+from gateway.domain.images import RESULT_IMAGES_PREFIX
 from gateway.domain.messages import JsonObject
 
+_SEEING_MODELS = ("qwen/",)
 REASONING_MODELS = ("openai/gpt-oss", "qwen/")
 MODELS: tuple[JsonObject, ...] = tuple(
     {
@@ -40,7 +42,8 @@ _FIELDS: dict[str, set[str]] = {
     "assistant": {"role", "content", "name", "tool_calls", "reasoning"},
     "tool": {"role", "content", "tool_call_id", "name"},
 }
-_FEEDBACK_PREFIX = "Your tool call could not be made"  # begins messages of the gateway, not of the user
+_GATEWAY_PREFIXES = ("Your tool call could not be made", RESULT_IMAGES_PREFIX)
+"""Begin messages of the gateway, not of the user."""
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -100,7 +103,7 @@ class Chat(msgspec.Struct, kw_only=True):
     @property
     def last_user_text(self) -> str:
         texts = (get_text(m) for m in reversed(self.messages) if m["role"] == "user")
-        return next((text for text in texts if not text.startswith(_FEEDBACK_PREFIX)), "")
+        return next((text for text in texts if not text.startswith(_GATEWAY_PREFIXES)), "")
 
 
 def list_models(context_window: int) -> list[JsonObject]:
@@ -132,7 +135,7 @@ def parse_chat_request(body: bytes) -> Chat:
     except msgspec.DecodeError as error:
         raise ApiError(400, str(error)) from None
     _check_model(chat.model)
-    _check_messages(chat.messages)
+    _check_messages(chat.model, chat.messages)
     _check_tools(chat)
     _check_parameters(chat)
     return chat
@@ -145,7 +148,28 @@ def _check_model(model: str) -> None:
         raise ApiError(404, f"The model `{model}` does not exist or you do not have access to it.", "model_not_found")
 
 
-def _check_messages(messages: list[JsonObject]) -> None:
+def has_result_images(message: JsonObject) -> bool:
+    """Whether the gateway has put images of results into a message."""
+    return get_text(message).startswith(RESULT_IMAGES_PREFIX)
+
+
+def list_images(chat: Chat) -> list[str]:
+    """List the URLs of the images of all messages."""
+    parts = (part for message in chat.messages for part in _list_parts(message.get("content")))
+    return [str(part["image_url"]["url"]) for part in parts if part.get("type") == "image_url"]
+
+
+def _list_parts(content: object) -> list[JsonObject]:
+    return cast(list[JsonObject], content) if isinstance(content, list) else []
+
+
+def _check_parts(model: str, parts: list[JsonObject], where: str) -> None:
+    for part in parts:
+        if part.get("type") == "image_url" and not model.startswith(_SEEING_MODELS):
+            raise ApiError(400, f"'{where}.content' : must be a string: the model sees no images", param=where)
+
+
+def _check_messages(model: str, messages: list[JsonObject]) -> None:
     if not messages:
         raise ApiError(400, "'messages' : minimum number of items is 1", param="messages")
     pending: set[str] = set()
@@ -160,6 +184,8 @@ def _check_messages(messages: list[JsonObject]) -> None:
             pending = _remove_answered_call(pending, message.get("tool_call_id"), where)
         elif pending:
             raise ApiError(400, f"'{where}' : tool calls {sorted(pending)} have no results", param=where)
+        if isinstance(message.get("content"), list):
+            _check_parts(model, message["content"], where)
         if message.get("content") is None and not message.get("tool_calls"):
             raise ApiError(400, f"'{where}.content' : value must not be null", param=where)
         pending |= {call["id"] for call in message.get("tool_calls") or ()}

@@ -14,7 +14,7 @@ from gateway.domain.messages import JsonObject
 from gateway.simulator.generated_values import generate_arguments, generate_value, shorten_text
 from gateway.simulator.programs import respond_with_several_tools
 from gateway.simulator.replies import PromptContext, Reply, Responder, SimulatedCall
-from gateway.simulator.request import Chat
+from gateway.simulator.request import Chat, list_images
 
 SIMULATED_MARK = "(simulated)"
 
@@ -24,6 +24,9 @@ def make_reply(chat: Chat) -> Reply:
     context = PromptContext(chat)
     reply = _respond_forced(context) or _choose_responder_reply(context)
     is_plain_text = (chat.response_format or {}).get("type", "text") == "text" and not reply.text.startswith("{")
+    if reply.text and is_plain_text and (images := list_images(chat)):
+        kinds = ", ".join(url.partition(";")[0].removeprefix("data:")[:40] for url in images)
+        reply.text = f"{reply.text} I see {len(images)} image(s): {kinds}."
     if reply.text and is_plain_text and not reply.text.endswith(SIMULATED_MARK):
         reply.text = f"{reply.text} {SIMULATED_MARK}"
     if chat.shows_reasoning:

@@ -1,8 +1,11 @@
 """Resolves requests, and plans the tools and history of turns."""
 
+from functools import partial
+
 import msgspec
 
 from gateway.agent.prompt import PreparedContext, PromptBuilder
+from gateway.agent.starting.images import ImagePolicy
 from gateway.agent.structured_output import OutputSchema
 from gateway.agent.tool_search import ToolSelection, ToolSelector, check_client_tools
 from gateway.agent.turn import ActiveTurn
@@ -26,8 +29,14 @@ class TurnPlanner:
     """Resolves requests and plans their turns."""
 
     def __init__(
-        self, models: ModelCatalog, tools: ToolSelector, prompts: PromptBuilder, default_parameters: Parameters
+        self,
+        models: ModelCatalog,
+        tools: ToolSelector,
+        prompts: PromptBuilder,
+        default_parameters: Parameters,
+        images: ImagePolicy,
     ) -> None:
+        self._images = images
         self._models = models
         self._tools = tools
         self._prompts = prompts
@@ -70,7 +79,13 @@ class TurnPlanner:
         if request.response_format is not None:
             await OutputSchema.prepare(request.response_format)
         check_client_tools(request.client_tools)
-        return model, request, (*model_warnings, *parameter_warnings)
+        image_warnings = self._images.check(request, model, partial(self._list_seeing, principal))
+        return model, request, (*model_warnings, *parameter_warnings, *image_warnings)
+
+    def _list_seeing(self, principal: Principal) -> list[str]:
+        """List the models that see images, and that the caller may use."""
+        models = self._models.list_models()
+        return [model.id for model in models if model.sees_images and principal.can_use_model(model.id)]
 
     async def count_tokens(self, request: TurnRequest, principal: Principal) -> int:
         """Estimate the tokens of a prompt without its conversation."""

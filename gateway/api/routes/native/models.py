@@ -13,7 +13,7 @@ class ModelView(BaseModel):
 
     Windows are in tokens, prices in USD per million tokens. `tools`: the model supports tool calls natively; else the
     prompt describes the tools. `parallel_calls`: it can make several calls in one step. `not_taken`: parameters that it
-    does not support.
+    does not support. `input_modalities`: such as text and image; empty: unknown.
     """
 
     id: str
@@ -29,6 +29,7 @@ class ModelView(BaseModel):
     parallel_calls: bool
     strict_schema: bool
     not_taken: list[str]
+    input_modalities: list[str]
 
 
 class ModelList(BaseModel):

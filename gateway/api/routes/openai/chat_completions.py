@@ -142,4 +142,5 @@ def _build_model(model: ModelInfo) -> JsonObject:
         "active": True,
         "context_window": model.context_window,
         "max_completion_tokens": model.max_output_tokens,
+        "input_modalities": list(model.input_modalities),
     }
