@@ -124,7 +124,7 @@ class _ListedModel(msgspec.Struct):
     capabilities: Any = None
 
     def read_modalities(self) -> tuple[str, ...]:
-        """Return what the model reads, in the words of several servers; empty: not told."""
+        """Return the modalities that the server tells; empty: none."""
         for owner in (self.input_modalities, _get_member(self.architecture, "input_modalities")):
             if isinstance(owner, list):
                 names = cast("list[object]", owner)

@@ -90,7 +90,7 @@ class ImagePolicy:
 
 
 def _is_internal(host: str) -> bool:
-    """Whether a host is a name or an address of an internal network."""
+    """Whether a host belongs to an internal network."""
     if host == "localhost" or ("." not in host.strip(".") and ":" not in host):
         return True
     if host.endswith((".localhost", ".local", ".internal")):
@@ -116,7 +116,7 @@ def _get_path(request: TurnRequest, index: int) -> str:
 
 
 def _find_asked_image(request: TurnRequest) -> str | None:
-    """Return the path of the last message, if its images are the user's own.
+    """Return the path of the last message with images of the user.
 
     A message right after results of tools has theirs.
     """

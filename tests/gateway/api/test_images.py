@@ -170,7 +170,10 @@ async def test_images_of_earlier_messages_are_replaced_for_a_blind_model(shared_
 
 
 async def test_image_of_a_clients_tool_does_not_break_its_loop(shared_gateway: Gateway) -> None:
-    """Claude Code sends images that its tool read; an error would come back at every step."""
+    """Claude Code sends images that its tool read.
+
+    An error would come back at every step.
+    """
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
     messages = [
         {"role": "user", "content": "Read a.png"},
