@@ -250,7 +250,7 @@ async def test_socket_that_reads_nothing_but_pings_ends(open_console: str, brows
 async def test_path_with_terminal_sequences_does_not_reach_the_terminal(
     serve_shared_gateway: ServeSharedGateway, tmp_path: Path, browser: aiohttp.ClientSession
 ) -> None:
-    """A page of another site can make a browser ask for any path."""
+    """Another site's page can make a browser ask for any path."""
     gateway = await serve_shared_gateway()
     async with run_console(gateway.base_url, tmp_path) as url:
         async with browser.get(URL(f"{url}/clipboard-%1b]52;c;aGk=%07-%c2%9b2J", encoded=True)) as response:

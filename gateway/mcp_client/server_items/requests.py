@@ -31,7 +31,7 @@ from gateway.ports.tools import ITEM_NAME_FIELDS, DefinitionKind, HostExchange, 
 ListItems = Callable[[ItemKind, Principal], Awaitable[list[JsonObject]]]
 
 _TEMPLATE_LENGTH_AT_ONCE = 8_000
-"""Characters of templates that are compared in one pass of the event loop."""
+"""Characters of templates compared in one pass of the event loop."""
 _TEMPLATE_OVERHEAD = 100
 MAX_SERVER_TEMPLATE_LENGTH = 250_000
 """Characters of the templates of a server; those beyond match nothing."""
