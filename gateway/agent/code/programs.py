@@ -58,7 +58,7 @@ class TurnPrograms:
         if not isinstance(code, str):
             return ToolResult("error", [text_block(NO_CODE)])
         try:
-            session, calls = await self._get_session(call.id, start_calls), start_calls(call.id)
+            session, calls = await self._get_session(call.id), start_calls(call.id)
             result = await session.run(code, _Calls(call.id, self._turn, self._interface, calls))
             await calls.wait_for_results()
             if self._turn.transcript.has_open_program_calls(call.id):
@@ -71,44 +71,45 @@ class TurnPrograms:
             return ToolResult("error", [text_block(_DIVERGED)], LOST_VARIABLES)
         return build_program_result(result, self._max_result_chars)
 
-    async def _get_session(self, call_id: str, start_calls: StartCalls) -> ProgramSession:
+    async def _get_session(self, call_id: str) -> ProgramSession:
         """Return the session, with the variables of the turn's earlier programs.
 
         After a takeover, or a wait for a person, these run again on their recorded answers.
         """
         if self._session is None:
-            now = datetime.fromtimestamp(_read_milliseconds(self._turn.id) / 1000, UTC).replace(microsecond=0)
-            self._session = self._sandbox.create_session(self._interface, now=now, seed=self._turn.id.hex)
+            self._session = self._create_session()
             for earlier in self._list_earlier(call_id):
                 code = cast("JsonObject", earlier.arguments)[_CODE]
-                calls = _Calls(earlier.call_id, self._turn, self._interface, start_calls(earlier.call_id))
-                await self._session.run(str(code), calls)
+                try:
+                    await self._session.run(str(code), _Calls(earlier.call_id, self._turn, self._interface, None))
+                except ProgramDiverged:  # its answers are not in this turn, as in a replay
+                    self._session = self._create_session()
         return self._session
 
-    def _list_earlier(self, call_id: str) -> list[ToolCallStarted]:
-        """List the programs before this one whose variables live on.
+    def _create_session(self) -> ProgramSession:
+        now = datetime.fromtimestamp(_read_milliseconds(self._turn.id) / 1000, UTC).replace(microsecond=0)
+        return self._sandbox.create_session(self._interface, now=now, seed=self._turn.id.hex)
 
-        A program that got a recorded result did not run here.
-        """
+    def _list_earlier(self, call_id: str) -> list[ToolCallStarted]:
+        """List the programs before this one whose variables live on."""
         programs: list[ToolCallStarted] = []
         for call, result in self._turn.transcript.list_finished_programs():
             if call.call_id == call_id:
                 break
             if result.structured == LOST_VARIABLES:
                 programs.clear()
-            elif (
-                result.source is msgspec.UNSET
-                and isinstance(call.arguments, dict)
-                and isinstance(call.arguments.get(_CODE), str)
-            ):
+            elif result.source != "replaced" and isinstance(call.arguments, dict) and _CODE in call.arguments:
                 programs.append(call)
         return programs
 
 
 class _Calls(ProgramCalls):
-    """The calls of one program, by the events of the turn."""
+    """The calls of one program, by the events of the turn.
 
-    def __init__(self, parent: str, turn: TurnContext, interface: ProgramInterface, calls: NestedCalls) -> None:
+    Without `calls`, it makes none, and has only the recorded answers.
+    """
+
+    def __init__(self, parent: str, turn: TurnContext, interface: ProgramInterface, calls: NestedCalls | None) -> None:
         self._parent = parent
         self._turn = turn
         self._interface = interface
@@ -117,15 +118,19 @@ class _Calls(ProgramCalls):
     def begin_call(self, number: int, function: str, arguments: JsonObject) -> None:
         tool, call_id = self._interface.functions[function], self._make_id(number)
         known = self._turn.transcript.find_call(call_id)
-        if known is None:
-            self._calls.add_call(ToolCall(call_id, tool, msgspec.json.encode(arguments).decode()))
-        elif known.tool != tool:
+        if known is not None and known.tool != tool:
             raise ProgramDiverged
+        if self._calls is None:
+            if known is None or self._turn.transcript.find_result(call_id) is None:
+                raise ProgramDiverged
+        elif known is None:
+            self._calls.add_call(ToolCall(call_id, tool, msgspec.json.encode(arguments).decode()))
         elif self._turn.transcript.find_result(call_id) is None:
             self._calls.settle_open_call(known)
 
     async def wait_for_answers(self, numbers: Collection[int]) -> Mapping[int, CallAnswer]:
-        await self._calls.wait_for_results()
+        if self._calls is not None:
+            await self._calls.wait_for_results()
         results = {number: self._turn.transcript.find_result(self._make_id(number)) for number in numbers}
         answers = {number: to_call_answer(result) for number, result in results.items() if result is not None}
         if len(answers) < len(results):

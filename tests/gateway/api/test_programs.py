@@ -9,6 +9,7 @@ import pytest
 from mcp import MCPError
 
 from gateway.simulator import Fault, Simulator
+from tests.effect_server import serve_effects
 from tests.gateway.api.test_questions import get_only_event, read_to_end, send_answer
 from tests.gateway.test_mcp_endpoint import connect_host
 from tests.stack import Gateway, Reply, serve_gateway
@@ -251,3 +252,18 @@ async def test_platform_without_a_sandbox_offers_no_programs_and_tells_admins(
     programs = (await gateway.get("/ready")).body["programs"]
     assert programs["ok"] is False
     assert "pydantic-monty" in programs["reason"]
+
+
+async def test_fork_has_the_variables_of_taken_programs_without_their_calls(
+    database_url: str, simulator: Simulator
+) -> None:
+    async with serve_effects() as effects, serve_gateway(database_url, simulator, effects.url) as gateway:
+        first = await run(gateway, 'paid = await pay(order="1")\nlen(paid)')
+        assert list_results(first)[0][0] == "ok"
+        write_programs(gateway, 'paid["result"]', match="again")
+        fork = await gateway.post(
+            f"/api/v1/turns/{first.headers['x-turn-id']}/fork", {"after_step": 1, "message": "Run it again"}
+        )
+        results = list_results(Reply(200, {}, await read_to_end(gateway, fork.body["turn_id"])))
+        assert results[-1] == ("ok", "Paid 1.")
+        assert effects.payments == {"1": 1}
