@@ -111,6 +111,7 @@ class RunInput(_RunPart):
 
     thread_id: str = Field(min_length=1, max_length=1_024, description="Id of the thread: your conversation.")
     run_id: str = Field(min_length=1, max_length=1_024)
+    protocol_version: str | None = Field(default=None, max_length=64, description="Clients before 1.0 send none.")
     messages: ItemList[RunMessageBody] = Field(description="The whole thread, oldest first.")
     tools: ItemList[JsonObject] | None = Field(default=None, max_length=128, description="Tools of the front end.")
     context: ItemList[ContextBody] | None = Field(default=None, max_length=1_000)

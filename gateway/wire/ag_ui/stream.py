@@ -36,10 +36,12 @@ class RunWriter(EventFold):
     """Writes a turn's events as those of a run.
 
     With `answered`, the client has all events before the answer to one of these questions, so they are not written
-    again.
+    again. Clients before version 1.0 (`is_legacy`, such as CopilotKit) refuse what that version added to the end of a
+    run.
     """
 
-    def __init__(self, thread_id: str, run_id: str, *, answered: Iterable[str] = ()) -> None:
+    def __init__(self, thread_id: str, run_id: str, *, answered: Iterable[str] = (), is_legacy: bool = False) -> None:
+        self._is_legacy = is_legacy
         self._thread_id = thread_id
         self._run_id = run_id
         self._answered = frozenset(answered)
@@ -96,12 +98,13 @@ class RunWriter(EventFold):
             case e.ToolProgress() | e.ToolLog() | e.HistorySummarized() | e.TurnResumed():
                 return [_build_custom(event)]
             case e.TurnCompleted():
-                outcome = ag.RunFinishedSuccessOutcome(pending_tool_call_ids=self._client_calls or None)
+                pending = None if self._is_legacy else self._client_calls or None
+                outcome = ag.RunFinishedSuccessOutcome(pending_tool_call_ids=pending)
                 return [*self._close_step(), self._build_end(outcome, event)]
-            case e.TurnFailed():
-                return [*self._close_step(), _build_error(event.error)]
-            case e.TurnCancelled():
+            case e.TurnCancelled() if not self._is_legacy:
                 return [*self._close_step(), self._build_end(ag.RunFinishedCancelledOutcome())]
+            case e.TurnFailed() | e.TurnCancelled():
+                return [*self._close_step(), _build_error(event.error)]
             case _:
                 assert_never(event)
 

@@ -36,7 +36,14 @@ class Thread:
     async def run(self, *messages: Any, **fields: Any) -> dict[str, Any]:
         """Run with new messages; return the last event."""
         self.messages += [make_user(m) if isinstance(m, str) else m for m in messages]
-        body = {"threadId": self.id, "runId": uuid4().hex, "messages": self.messages, **self.options, **fields}
+        body = {
+            "threadId": self.id,
+            "runId": uuid4().hex,
+            "protocolVersion": "1.0",
+            "messages": self.messages,
+            **self.options,
+            **fields,
+        }
         url = f"{self.gateway.base_url}/api/v1/ag-ui"
         async with self.gateway.session.post(url, json=body, headers=self.headers) as response:
             text = await response.text()
@@ -162,6 +169,13 @@ async def test_tools_of_the_front_end_are_pending(gateway: Gateway) -> None:
     await thread.run(result)
     assert "It snows in Oslo." in thread.text
     assert [role for role, _ in list_sent(gateway)] == ["user", "assistant", "tool"]
+
+
+async def test_clients_before_version_1_get_no_fields_of_it(gateway: Gateway) -> None:
+    tools = [{"name": "get_weather", "description": "The weather.", "parameters": {"type": "object"}}]
+    thread = Thread(gateway, tools=tools, protocolVersion=None)
+    end = await thread.run('call get_weather with {"city": "Oslo"}')
+    assert end["outcome"] == {"type": "success"}
 
 
 async def test_context_and_state_reach_the_model(gateway: Gateway) -> None:

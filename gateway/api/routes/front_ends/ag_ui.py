@@ -54,5 +54,6 @@ async def run_agent(
         )
         turn = await start_turn(turn_request, request, principal)
     listener = get_turn_service(request).listen_for_client(turn, grace_seconds=None if is_kept else GRACE_SECONDS)
-    writer = RunWriter(body.thread_id, body.run_id, answered=answered)
+    is_legacy = body.protocol_version is None
+    writer = RunWriter(body.thread_id, body.run_id, answered=answered, is_legacy=is_legacy)
     return stream_turn(turn, request, partial(stream_run, writer=writer), listener=listener)
