@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from gateway.config import Settings
+from gateway_console.settings import ConsoleSettings, load_console_settings
 from tests.stack import ServeSharedGateway
 from tools_server.config import Settings as ToolSettings
 
@@ -23,6 +24,7 @@ KUBERNETES = ROOT / "deploy" / "kubernetes"
 SYSTEMD = ROOT / "deploy" / "systemd"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
+CONSOLE_UNIT = "agent-gateway-console.service"
 UNITS = sorted(path.name for path in SYSTEMD.glob("*.service"))
 SAMPLES = {
     "PASSWORD": "s3cret",
@@ -119,6 +121,7 @@ def test_kubernetes_has_every_part_of_the_deployment() -> None:
     for server in ("gateway", "tools"):
         parts = ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "ConfigMap", "Secret")
         assert {(kind, server) for kind in parts} <= kinds
+    assert {(kind, "console") for kind in ("Deployment", "Service", "NetworkPolicy", "ConfigMap")} <= kinds
     assert {("Job", "migrations"), ("HorizontalPodAutoscaler", "gateway"), ("NetworkPolicy", "default")} <= kinds
 
 
@@ -233,7 +236,7 @@ def test_units_are_valid(unit: str, tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", [unit for unit in UNITS if unit != CONSOLE_UNIT])
 def test_settings_of_the_units_exist_and_are_valid(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (SYSTEMD / unit).read_text()
     (command,) = re.findall(r"^ExecStart=/opt/agent-gateway/\.venv/bin/(.*)$", text, re.MULTILINE)
@@ -249,3 +252,31 @@ def test_settings_of_the_units_exist_and_are_valid(unit: str, monkeypatch: pytes
     directory = re.search(r"^StateDirectory=(.*)$", text, re.MULTILINE)
     assert directory is not None
     assert values["GATEWAY_DATA_DIR"] == f"/var/lib/{directory[1]}"
+
+
+def test_console_has_its_settings_and_neither_secrets_nor_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = dict(list_pods())["console"]
+    (container,) = pod["spec"]["containers"]
+    assert container["envFrom"] == [{"configMapRef": {"name": "console"}}]
+    assert "app.kubernetes.io/part-of" not in pod["metadata"]["labels"]  # the policy `database` is not for it
+    assert container["args"] == ["agent-gateway", "console"]
+    assert (pod["spec"]["securityContext"]["runAsNonRoot"], container["securityContext"]) == (
+        True,
+        {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}},
+    )
+    unit = (SYSTEMD / CONSOLE_UNIT).read_text()
+    assert re.findall(r"^EnvironmentFile=(.*)$", unit, re.MULTILINE) == ["/etc/agent-gateway/console.env"]
+    assert "ExecStart=/opt/agent-gateway/.venv/bin/agent-gateway console\n" in unit
+    known = {name.upper() for name in ConsoleSettings.model_fields}
+    for values in (
+        collect_environment("console", container),
+        read_env((SYSTEMD / "console.env.example").read_text()),
+    ):
+        assert set(values) <= known
+        monkeypatch.setattr("os.environ", values)
+        assert load_console_settings().console_port == 8002
+    assert {port["containerPort"] for port in container["ports"]} == {8002}
+    settings = load_console_settings()
+    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+        (header,) = container[name]["httpGet"]["httpHeaders"]
+        assert header["value"] in settings.hosts
