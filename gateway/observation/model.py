@@ -52,9 +52,9 @@ class ObservedModel(ResilientModel):
                 raise
             finally:
                 ended_at = time.perf_counter()
-                observer.record(f.MODEL_DURATION, ended_at - started_at, call.model, error_type)
+                observer.record_value(f.MODEL_DURATION, ended_at - started_at, call.model, error_type)
                 if watch.first_chunk_at is not None:
-                    observer.record(f.FIRST_CHUNK, watch.first_chunk_at - started_at, watch.model)
+                    observer.record_value(f.FIRST_CHUNK, watch.first_chunk_at - started_at, watch.model)
             if captured is not None:
                 span.set_attributes(captured.describe_output(answer.finish_reason, self._redactor))
             span.set_attributes({**describe_usage(answer.usage), n.FINISH_REASONS: [answer.finish_reason]})
@@ -64,11 +64,11 @@ class ObservedModel(ResilientModel):
 
     def _record_tokens(self, watch: "_SinkWatch", usage: Usage, ended_at: float) -> None:
         observer = self._observer
-        observer.record(f.TOKEN_USAGE, usage.prompt_tokens, watch.model, "input")
-        observer.record(f.TOKEN_USAGE, usage.completion_tokens, watch.model, "output")
+        observer.record_value(f.TOKEN_USAGE, usage.prompt_tokens, watch.model, "input")
+        observer.record_value(f.TOKEN_USAGE, usage.completion_tokens, watch.model, "output")
         if watch.first_chunk_at is not None and usage.completion_tokens > 1:
             seconds = (ended_at - watch.first_chunk_at) / (usage.completion_tokens - 1)
-            observer.record(f.OUTPUT_TOKEN_TIME, seconds, watch.model)
+            observer.record_value(f.OUTPUT_TOKEN_TIME, seconds, watch.model)
 
 
 class _SinkWatch:

@@ -49,8 +49,8 @@ class ObservedToolbox(ToolboxWrapper):
                 raise
             finally:
                 server = spec.server or _ANY_SERVER
-                observer.add(f.TOOL_CALLS, 1, server, spec.tool, outcome)
-                observer.record(f.TOOL_DURATION, time.perf_counter() - started_at, server, spec.tool)
+                observer.increase_counter(f.TOOL_CALLS, 1, server, spec.tool, outcome)
+                observer.record_value(f.TOOL_DURATION, time.perf_counter() - started_at, server, spec.tool)
             self._describe_result(span, result, outcome)
             return result
 

@@ -95,10 +95,10 @@ class ObservedRunner(Runner):
     def _record_end(self, turn: ActiveTurn, end: TurnEnd, wire_format: str) -> None:
         observer, model, usage = self._observer, turn.model.id, turn.transcript.usage
         outcome, reason = _describe_outcome(end)
-        observer.add(f.TURNS, 1, outcome, model, wire_format, reason)
-        observer.record(f.TURN_DURATION, turn.elapsed_ms() / 1000, model, outcome)
+        observer.increase_counter(f.TURNS, 1, outcome, model, wire_format, reason)
+        observer.record_value(f.TURN_DURATION, turn.elapsed_ms() / 1000, model, outcome)
         if turn.first_token_ms is not None and turn.epoch == 0:
-            observer.record(f.FIRST_TOKEN, turn.first_token_ms / 1000, model)
+            observer.record_value(f.FIRST_TOKEN, turn.first_token_ms / 1000, model)
         counts = (
             ("input", usage.prompt_tokens),
             ("output", usage.completion_tokens),
@@ -106,9 +106,9 @@ class ObservedRunner(Runner):
             ("reasoning", usage.reasoning_tokens),
         )
         for kind, tokens in counts:
-            observer.add(f.TOKENS, tokens, model, kind)
+            observer.increase_counter(f.TOKENS, tokens, model, kind)
         if turn.transcript.cost_usd:
-            observer.add(f.COST, turn.transcript.cost_usd, model)
+            observer.increase_counter(f.COST, turn.transcript.cost_usd, model)
 
     def _describe_end(self, span: Span, turn: ActiveTurn, end: TurnEnd | None) -> None:
         if end is None:
@@ -145,7 +145,7 @@ def record_question(observer: Observer, question_id: UUID, kind: str, parent: di
     The question's id has the time at which it was asked.
     """
     asked_at = (question_id.int >> _UUID7_TIME_SHIFT) / 1000
-    observer.record(f.WAITS, max(0.0, time.time() - asked_at), kind)
+    observer.record_value(f.WAITS, max(0.0, time.time() - asked_at), kind)
     observer.record_span(f"wait {kind}", {n.WAIT: kind}, started_at=asked_at, parent=parent)
 
 

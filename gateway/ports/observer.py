@@ -84,17 +84,17 @@ class Observer(Protocol):
         ...
 
     @abstractmethod
-    def add(self, name: str, amount: float, *labels: str) -> None:
+    def increase_counter(self, name: str, amount: float, *labels: str) -> None:
         """Add to a counter."""
         ...
 
     @abstractmethod
-    def record(self, name: str, value: float, *labels: str) -> None:
+    def record_value(self, name: str, value: float, *labels: str) -> None:
         """Record a value in a histogram."""
         ...
 
     @abstractmethod
-    def set(self, name: str, value: float, *labels: str) -> None:
+    def set_gauge(self, name: str, value: float, *labels: str) -> None:
         """Set a gauge."""
         ...
 

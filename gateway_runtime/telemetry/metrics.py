@@ -95,15 +95,15 @@ class Metrics:
     def families(self) -> Sequence[MetricFamily]:
         return [bounded.family for bounded in self._families.values()]
 
-    def add(self, name: str, amount: float, *labels: str) -> None:
+    def increase_counter(self, name: str, amount: float, *labels: str) -> None:
         """Add to a counter."""
         self._families[name].get_child(labels).inc(amount)
 
-    def record(self, name: str, value: float, *labels: str) -> None:
+    def record_value(self, name: str, value: float, *labels: str) -> None:
         """Record a value in a histogram."""
         self._families[name].get_child(labels).observe(value)
 
-    def set(self, name: str, value: float, *labels: str) -> None:
+    def set_gauge(self, name: str, value: float, *labels: str) -> None:
         """Set a gauge."""
         self._families[name].get_child(labels).set(value)
 

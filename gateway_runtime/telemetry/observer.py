@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from gateway_runtime.telemetry.metrics import Metrics
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 AttributeValue = str | int | float | bool | Sequence[str]
 
 
-class OpenSpan(Protocol):
-    """A span that is open."""
+class OpenSpan:
+    """A span that records nothing; those of the tracer do."""
 
     def rename(self, name: str) -> None: ...
 
@@ -23,21 +23,7 @@ class OpenSpan(Protocol):
     def fail(self, error_type: str) -> None: ...
 
 
-class _NoSpan(OpenSpan):
-    def rename(self, name: str) -> None:
-        pass
-
-    def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
-        pass
-
-    def add_event(self, name: str, attributes: Mapping[str, AttributeValue]) -> None:
-        pass
-
-    def fail(self, error_type: str) -> None:
-        pass
-
-
-_NO_SPAN: AbstractContextManager[OpenSpan] = nullcontext(_NoSpan())
+_NO_SPAN: AbstractContextManager[OpenSpan] = nullcontext(OpenSpan())
 
 
 class Telemetry:
@@ -88,17 +74,17 @@ class Telemetry:
         """Return the headers that continue the current span elsewhere."""
         return {} if self.tracing is None else self.tracing.get_headers()
 
-    def add(self, name: str, amount: float, *labels: str) -> None:
+    def increase_counter(self, name: str, amount: float, *labels: str) -> None:
         """Add to a counter."""
         if self.metrics is not None:
-            self.metrics.add(name, amount, *labels)
+            self.metrics.increase_counter(name, amount, *labels)
 
-    def record(self, name: str, value: float, *labels: str) -> None:
+    def record_value(self, name: str, value: float, *labels: str) -> None:
         """Record a value in a histogram."""
         if self.metrics is not None:
-            self.metrics.record(name, value, *labels)
+            self.metrics.record_value(name, value, *labels)
 
-    def set(self, name: str, value: float, *labels: str) -> None:
+    def set_gauge(self, name: str, value: float, *labels: str) -> None:
         """Set a gauge."""
         if self.metrics is not None:
-            self.metrics.set(name, value, *labels)
+            self.metrics.set_gauge(name, value, *labels)

@@ -82,7 +82,10 @@ def _make_numbers(family: MetricFamily, samples: list[Sample], start: int, now: 
 
 
 def _make_histogram(family: MetricFamily, samples: list[Sample], start: int, now: int) -> Histogram:
-    """Build the points of a histogram, whose buckets are not cumulative in OTLP."""
+    """Build the points of a histogram.
+
+    Its buckets are not cumulative in OTLP.
+    """
     series: dict[tuple[tuple[str, str], ...], dict[str, Any]] = defaultdict(lambda: {"buckets": {}, "sum": 0.0})
     for sample in samples:
         labels = {name: value for name, value in sample.labels.items() if name != "le"}

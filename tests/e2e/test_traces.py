@@ -1,4 +1,4 @@
-"""A turn over two runs of the whole stack, read back as one trace."""
+"""Trace of a turn over two runs of the whole stack."""
 
 import tempfile
 from collections.abc import AsyncGenerator, Generator

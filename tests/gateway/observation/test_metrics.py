@@ -129,7 +129,7 @@ def test_label_values_are_bounded() -> None:
 
     metrics = Metrics([MetricFamily("test.calls", "counter", "Calls.", ("tool", "server"))])
     for number in range(1_000):
-        metrics.add("test.calls", 1, f"tool {number}" + "x" * 500, f"server {number % 50}")
+        metrics.increase_counter("test.calls", 1, f"tool {number}" + "x" * 500, f"server {number % 50}")
     page, _ = metrics.render()
     (family,) = [f for f in text_string_to_metric_families(page.decode()) if f.name == "test_calls"]
     values = {sample.labels["tool"] for sample in family.samples}

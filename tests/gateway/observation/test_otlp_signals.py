@@ -1,4 +1,4 @@
-"""Metrics and logs over OTLP, contents, and what is refused at the start."""
+"""Metrics, logs and contents over OTLP."""
 
 import asyncio
 import io
