@@ -63,7 +63,7 @@ class GaugeReader:
         while True:
             try:
                 rows = await self._sources.database.fetch_rows(_WAITING_TURNS)
-                self._observer.set(f.WAITING_TURNS, rows[0][0])
+                self._observer.set_gauge(f.WAITING_TURNS, rows[0][0])
             except GatewayError as error:
                 log.debug("waiting_turns_not_counted", code=error.code)
             for _ in range(_SLOW_INTERVALS):
@@ -94,14 +94,14 @@ class GaugeReader:
         pool = self._sources.database.engine.pool
         if isinstance(pool, QueuePool):
             used = pool.checkedout()
-            self._observer.set(f.CONNECTIONS, used, "used")
-            self._observer.set(f.CONNECTIONS, pool.checkedin(), "idle")
-            self._observer.set(f.CONNECTION_LIMIT, self._sources.database.max_connections)
+            self._observer.set_gauge(f.CONNECTIONS, used, "used")
+            self._observer.set_gauge(f.CONNECTIONS, pool.checkedin(), "idle")
+            self._observer.set_gauge(f.CONNECTION_LIMIT, self._sources.database.max_connections)
 
     def _read_servers(self) -> None:
         current = {(status.name, status.state) for status in self._sources.toolbox.list_server_statuses()}
         for name, state in self._servers | current:
-            self._observer.set(f.MCP_SERVERS, (name, state) in current, name, state)
+            self._observer.set_gauge(f.MCP_SERVERS, (name, state) in current, name, state)
         self._servers = current
 
     def _read_tasks(self) -> None:
@@ -111,6 +111,6 @@ class GaugeReader:
             restarts[task.name] += task.restarts
             down[task.name] += task.is_down
         for name in restarts:
-            self._observer.set(f.TASKS_DOWN, down[name], name)
-            self._observer.add(f.TASK_RESTARTS, max(0, restarts[name] - self._restarts[name]), name)
+            self._observer.set_gauge(f.TASKS_DOWN, down[name], name)
+            self._observer.increase_counter(f.TASK_RESTARTS, max(0, restarts[name] - self._restarts[name]), name)
         self._restarts = restarts

@@ -60,9 +60,9 @@ class ObservationMiddleware:
             self._count_open(kind, -1)
             status = str(int(scope.get(STARTED_SCOPE_KEY, 0)))
             seconds = time.perf_counter() - started_at
-            self._observer.record(f.HTTP_DURATION, seconds, method, find_route(scope, path), status)
+            self._observer.record_value(f.HTTP_DURATION, seconds, method, find_route(scope, path), status)
             if (code := scope.get(ERROR_SCOPE_KEY)) is not None:
-                self._observer.add(f.REFUSALS, 1, code, status)
+                self._observer.increase_counter(f.REFUSALS, 1, code, status)
 
     async def _run_traced(self, method: str, scope: Scope, receive: Receive, send: Send) -> None:
         path, attributes = scope["path"], {n.HTTP_METHOD: method, "url.scheme": scope["scheme"]}
@@ -76,7 +76,7 @@ class ObservationMiddleware:
     def _count_open(self, kind: str, change: int) -> None:
         if kind in self._open_requests:
             self._open_requests[kind] += change
-            self._observer.set(f.STREAMS, self._open_requests[kind], kind)
+            self._observer.set_gauge(f.STREAMS, self._open_requests[kind], kind)
 
 
 def _complete_span(span: Span, method: str, scope: Scope, path: str) -> None:

@@ -101,10 +101,10 @@ class _SinkWatch:
     def _note_retry(self, reason: str, attempt: int, fallback: str | None) -> None:
         attributes: dict[str, AttributeValue] = {n.ERROR_TYPE: reason, "gateway.attempt": attempt}
         if fallback is None:
-            self._observer.add(f.MODEL_RETRIES, 1, self.model, reason)
+            self._observer.increase_counter(f.MODEL_RETRIES, 1, self.model, reason)
             self._span.add_event("gateway.retry", attributes)
             return
-        self._observer.add(f.MODEL_FALLBACKS, 1, self.model, fallback)
+        self._observer.increase_counter(f.MODEL_FALLBACKS, 1, self.model, fallback)
         self._span.add_event("gateway.fallback", {**attributes, n.MODEL: fallback})
         self.model = fallback
 
@@ -126,7 +126,7 @@ class ObservedLimiter(ModelRateLimiter):
             try:
                 await super().wait_for_permit(permit, max_wait_seconds)
             finally:
-                self._observer.record(f.WAITS, time.perf_counter() - started_at, "model_queue")
+                self._observer.record_value(f.WAITS, time.perf_counter() - started_at, "model_queue")
 
 
 def _describe_call(call: ModelCall) -> dict[str, AttributeValue]:

@@ -39,10 +39,10 @@ class ObservedJournal(PostgresJournal):
 
     def _record_commit(self, writes: int, seconds: float, succeeded: bool) -> None:
         if not succeeded:
-            self._observer.add(f.COMMIT_FAILURES, 1)
+            self._observer.increase_counter(f.COMMIT_FAILURES, 1)
             return
-        self._observer.record(f.COMMITS, seconds)
-        self._observer.record(f.BATCHES, writes)
+        self._observer.record_value(f.COMMITS, seconds)
+        self._observer.record_value(f.BATCHES, writes)
 
     async def begin_turn(self, turn: TurnRecord, log: EventSource) -> None:
         """See `Journal.begin_turn`."""

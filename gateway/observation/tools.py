@@ -86,7 +86,7 @@ class ObservedToolbox(ToolboxWrapper):
             return await answer
         finally:
             seconds = time.perf_counter() - started_at
-            self._observer.record(f.MCP_DURATION, seconds, server or _ANY_SERVER, method)
+            self._observer.record_value(f.MCP_DURATION, seconds, server or _ANY_SERVER, method)
 
 
 class ObservedServers(ToolboxWrapper):
@@ -106,7 +106,7 @@ class ObservedServers(ToolboxWrapper):
             return await super().call_tool(request)
         finally:
             seconds = time.perf_counter() - started_at
-            self._observer.record(f.MCP_DURATION, seconds, request.spec.server or _ANY_SERVER, "tools/call")
+            self._observer.record_value(f.MCP_DURATION, seconds, request.spec.server or _ANY_SERVER, "tools/call")
 
 
 def _describe_tool(spec: ToolSpec) -> dict[str, AttributeValue]:

@@ -49,7 +49,7 @@ class ObservedRunner(Runner):
     ) -> None:
         """See `Runner.take_over`."""
         reason = "lost_worker" if record.attempts else "answer" if inputs else "handed_over"
-        self._observer.add(f.TAKEOVERS, 1, reason)
+        self._observer.increase_counter(f.TAKEOVERS, 1, reason)
         super().take_over(record, events, inputs, cancel=cancel)
 
     async def _run_turn(self, turn: ActiveTurn, plan: TurnPlan) -> None:
@@ -167,7 +167,7 @@ class _WaitWatch:
 
     def __exit__(self, *_: object) -> None:
         seconds = time.perf_counter() - self._clock
-        self._observer.record(f.WAITS, seconds, self._kind)
+        self._observer.record_value(f.WAITS, seconds, self._kind)
         if seconds >= _MIN_WAIT_SECONDS:
             self._observer.record_span(f"wait {self._kind}", {n.WAIT: self._kind}, started_at=self._started_at)
 

@@ -37,7 +37,7 @@ class MetricsExport:
 
     def __init__(self, metrics: Metrics, service: str, version: str) -> None:
         self._metrics = metrics
-        self._exporter = OTLPMetricExporter()
+        self._exporter: Any = OTLPMetricExporter()
         self._resource = create_resource(service, version)
         self._scope = InstrumentationScope(service, version)
         self._report = ExportReport("metrics")
