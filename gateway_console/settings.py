@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway_runtime.errors import ConfigError
 from gateway_runtime.settings.hosts import (
+    UNKNOWN_HOST,
     find_bind_host,
     is_host_allowed,
     normalize_host_pattern,
@@ -86,4 +87,6 @@ def load_console_settings() -> ConsoleSettings:
         raise ConfigError(
             f"CONSOLE_BIND: {bind} can be reached from other machines: CONSOLE_ALLOW_ANONYMOUS does not apply there"
         )
+    if settings.console_allow_anonymous and is_host_allowed(UNKNOWN_HOST, settings.hosts):
+        raise ConfigError("CONSOLE_ALLOWED_HOSTS: list the names: CONSOLE_ALLOW_ANONYMOUS does not apply to any name")
     return settings

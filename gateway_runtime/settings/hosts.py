@@ -16,6 +16,9 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _MAX_PORT = 65_535
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
+UNKNOWN_HOST = "name-of-a-stranger.invalid"
+"""A name that only a pattern of any name matches."""
+
 
 def find_bind_host(bind: str) -> str:
     """Return the host at which a container's port is published.

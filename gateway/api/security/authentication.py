@@ -28,6 +28,7 @@ from gateway.settings.values import is_loopback
 from gateway.store.api_keys import KeyStore, principal_from_key
 from gateway.store.audit import AuditStore
 from gateway.store.models import ApiKey
+from gateway_runtime.settings.hosts import UNKNOWN_HOST, is_host_allowed
 
 if TYPE_CHECKING:
     from gateway.api.security.jwt_verifier import JwtVerifier
@@ -314,6 +315,12 @@ def reject_open_gateway(settings: Settings, *, stored_keys: bool) -> None:
         raise ConfigError(
             f"CORS_ORIGINS: {open_origins.pop()} lets every web page use a gateway that requires no credential: list "
             "the origins, or set API_KEY or JWT_SECRET, or make a key with `agent-gateway keys create`"
+        )
+    if settings.trusted_hosts and is_host_allowed(UNKNOWN_HOST, settings.trusted_hosts):
+        raise ConfigError(
+            "TRUSTED_HOSTS: every name leads to a gateway that requires no credential, also one that a web page chose "
+            "(DNS rebinding): list the names, or set API_KEY or JWT_SECRET, or make a key with `agent-gateway keys "
+            "create`"
         )
 
 

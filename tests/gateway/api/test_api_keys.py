@@ -284,6 +284,18 @@ def test_gateway_on_a_public_address_requires_authentication(
         reject_open_gateway(loaded_settings, stored_keys=stored_keys)
 
 
+@pytest.mark.parametrize("hosts", ["*", "gateway.example,*", "**", "*:8000", "*.*"])
+def test_any_host_name_without_a_credential_is_refused(hosts: str) -> None:
+    """A name that an attacker's page has may lead to this machine."""
+    local: dict[str, Any] = {"gateway_host": "127.0.0.1"}
+    for settings in (local, {"gateway_host": "0.0.0.0", "gateway_allow_anonymous": True}):
+        loaded = load_settings(_env_file=None, trusted_hosts=hosts, **settings)
+        with pytest.raises(ConfigError, match="TRUSTED_HOSTS: every name"):
+            reject_open_gateway(loaded, stored_keys=False)
+        reject_open_gateway(loaded, stored_keys=True)
+    reject_open_gateway(load_settings(_env_file=None, trusted_hosts="*.example"), stored_keys=False)
+
+
 async def test_gateway_on_a_public_address_rejects_requests_without_stored_keys(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
