@@ -17,6 +17,7 @@ from gateway.domain.messages import Usage
 from gateway.wire.a2a.tasks import TaskHead, TaskWriter
 from gateway.wire.ag_ui.stream import RunWriter, format_events
 from gateway.wire.anthropic.answers import MessageWriter
+from gateway.wire.chatkit.items import ItemHead, ItemWriter
 from gateway.wire.openai.completions import TextChunkWriter
 from gateway.wire.openai_chat_answers import ChunkWriter
 from gateway.wire.openai_response_items import ResponseContext, ResponseWriter
@@ -250,6 +251,28 @@ def read_task(log: list[e.Event]) -> Reading:
     return reading
 
 
+def read_thread(log: list[e.Event]) -> Reading:
+    reading = Reading(end="done")
+    writer = ItemWriter(ItemHead(UUID(TURN_ID), "t", "x"))
+    texts: dict[str, str] = {}
+    for event in write_all(writer, log):
+        match event:
+            case {"update": {"type": "assistant_message.content_part.text_delta", "delta": delta}, "item_id": item_id}:
+                texts[item_id] = texts.get(item_id, "") + delta
+            case {"type": "thread.item.removed", "item_id": item_id}:
+                del texts[item_id]
+            case {"update": {"type": "workflow.task.added", "task": {"title": tool, "content": arguments}}}:
+                add_call(reading, tool, arguments)
+            case {"type": "error"}:
+                reading.end = "error"
+            case _:
+                pass
+    messages = [item for item in writer.items if item["type"] == "assistant_message"]
+    reading.text = "".join(part["text"] for item in messages for part in item["content"])
+    assert reading.text == "".join(texts.values())
+    return reading
+
+
 SAME = {reason: reason for reason in ("stop", "length", "content_filter", "tool_calls")}
 READERS: dict[str, tuple[Callable[[list[e.Event]], Reading], dict[str, str]]] = {
     "chat completions": (read_chat, SAME),
@@ -280,6 +303,7 @@ READERS: dict[str, tuple[Callable[[list[e.Event]], Reading], dict[str, str]]] = 
         },
     ),
     "AG-UI": (read_run, SAME | {"cancelled": "cancelled"}),
+    "ChatKit": (read_thread, dict.fromkeys(("stop", "length", "content_filter", "tool_calls"), "done")),
     "A2A": (read_task, SAME | {"failed": "TASK_STATE_FAILED", "cancelled": "TASK_STATE_CANCELED"}),
 }
 """Reader of each format, and its words for ends.
@@ -301,7 +325,8 @@ def test_text_calls_and_end_are_the_same_in_each_format(log: list[e.Event]) -> N
         summary.apply(event)
     for name, (read, words) in READERS.items():
         reading = read(log)
-        # A task replaces text that a retry makes void; a stream cannot take it back.
-        assert reading.text == ("".join(summary.step_texts) if name == "A2A" else truth.text), name
+        # A task and a thread replace text that a retry makes void; a stream cannot take it back.
+        replaces = name in ("A2A", "ChatKit")
+        assert reading.text == ("".join(summary.step_texts) if replaces else truth.text), name
         assert reading.calls in (truth.calls, None), name
         assert reading.end == words.get(truth.end, "error"), name
