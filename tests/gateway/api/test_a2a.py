@@ -1,6 +1,7 @@
 """`/a2a` with the client of the official SDK, over JSON-RPC and REST."""
 
 import json
+import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from a2a.utils import errors as a2a_errors
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from tests.auth_helpers import Keyring
+from tests.stack import Client as HttpClient
 from tests.stack import Gateway, JsonObject
 
 BINDINGS = ("JSONRPC", "HTTP+JSON")
@@ -24,7 +26,7 @@ State = types.TaskState
 
 
 @asynccontextmanager
-async def connect(gateway: Gateway, binding: str = "JSONRPC", key: str | None = None) -> AsyncGenerator[Client]:
+async def connect(gateway: HttpClient, binding: str = "JSONRPC", key: str | None = None) -> AsyncGenerator[Client]:
     """Connect the SDK's client by the gateway's agent card."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(headers=headers, timeout=60) as http:
@@ -235,6 +237,23 @@ async def test_another_worker_answers_and_streams_a_running_task(workers: list[G
 
 
 @pytest.mark.faults
+async def test_task_of_a_worker_that_stops_goes_on_at_another(workers: list[Gateway]) -> None:
+    async with connect(workers[0]) as first, connect(workers[1]) as second:
+        stream = first.send_message(make_request("count to 300"))
+        task_id = (await anext(stream)).task.id
+        await anext(stream)
+        await workers[0].state.stop(0)
+        with pytest.raises(a2a_errors.InternalError, match="Subscribe to the task again"):
+            [item async for item in stream]
+        followed = [item async for item in second.subscribe(types.SubscribeToTaskRequest(id=task_id))]
+        task = await second.get_task(types.GetTaskRequest(id=task_id))
+    text, states, _ = fold_stream(followed)
+    assert states[-1] == State.TASK_STATE_COMPLETED
+    assert text == join_text(task.artifacts)
+    assert " ".join(map(str, range(1, 301))) in text
+
+
+@pytest.mark.faults
 async def test_question_is_answered_at_another_worker(workers: list[Gateway]) -> None:
     async with connect(workers[0]) as first, connect(workers[1]) as second:
         asked = await send_whole(first, "Add a task to buy milk", metadata={"approval": "always"})
@@ -401,3 +420,12 @@ async def test_missing_extra_is_named(gateway: Gateway, monkeypatch: pytest.Monk
     reply = await gateway.post("/a2a", {"jsonrpc": "2.0", "id": 1, "method": "ListTasks"})
     assert (reply.status, reply.body["error"]["code"]) == (501, "extra_not_installed")
     assert "mcp-agent-gateway[a2a]" in reply.body["error"]["message"]
+
+
+@pytest.mark.faults
+def test_sdks_of_the_faces_are_not_imported_at_the_start() -> None:
+    program = (
+        "import sys, gateway.app; print(sorted({'a2a', 'chatkit', 'agents', 'google.protobuf'} & set(sys.modules)))"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
