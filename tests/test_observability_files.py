@@ -133,9 +133,8 @@ def test_profile_runs_what_the_files_name() -> None:
     profile = {name for name, service in services.items() if service.get("profiles") == ["observability"]}
     assert profile == {"prometheus", "grafana", "jaeger", "collector"}
     targets = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"]
-    assert targets[0]["static_configs"] == [
-        {"targets": [f"gateway:{services['gateway']['environment']['METRICS_PORT']}"]}
-    ]
+    assert targets[0]["static_configs"] == [{"targets": ["gateway:9464"]}]
+    assert services["gateway"]["environment"]["METRICS_PORT"] == "${METRICS_PORT:-9464}"
     sources = yaml.safe_load(next((ROOT / "deploy/grafana/provisioning/datasources").iterdir()).read_text())
     assert {re.split("[:/]+", source["url"])[1] for source in sources["datasources"]} <= profile
     uids = {source["uid"] for source in sources["datasources"]}
