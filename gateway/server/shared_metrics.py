@@ -25,7 +25,7 @@ def share_metrics(settings: Settings, workers: int) -> Generator[dict[str, str]]
         yield {}
     elif named := os.environ.get(_VARIABLE):
         try:
-            Path(named).mkdir(parents=True, exist_ok=True)
+            Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in Path(named).glob("*.db"):
                 path.unlink()
         except OSError as error:

@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from gateway_runtime.private_files import open_private
 from gateway_runtime.telemetry.families import MetricFamily
 
 _MAX_LABEL_VALUES = 200
@@ -129,7 +130,7 @@ class Metrics:
 @contextmanager
 def _lock_directory(directory: Path) -> Generator[None]:
     """Exclude other workers that read or fold the files."""
-    with (directory / "lock").open("a") as file:
+    with open(directory / "lock", "a", opener=open_private) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
