@@ -35,7 +35,7 @@ async def call(worker: Worker, outcome: str = "ok") -> None:
 async def test_definition_survives_the_end_of_a_tool_server(
     database_url: str, simulator: Simulator, db: asyncpg.Connection
 ) -> None:
-    """Define a tool at one worker, and call it at another with a tool server of its own.
+    """Define a tool at one worker, and call it at another.
 
     Then kill that tool server, and call the tool again at its successor.
     """
