@@ -175,6 +175,10 @@ clean: ## remove everything that make installs, and the data in .data
 	.uv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	@touch $@
 
+# Without Chromium (`make debian-packages`) nothing is drawn.
+console-pictures: .venv/.dev ## draw the pictures of docs/console.md
+	CONSOLE_PICTURES=docs/pictures $(BIN)/pytest -q tests/gateway_console/test_pictures.py
+
 # Gradio has 55 packages of its own, so it has an environment of its own.
 .demo/.installed: examples/requirements-gradio.lock | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .demo

@@ -38,7 +38,11 @@ def draw_frame(page: str, arguments: object = None, result: JsonObject | None = 
 
     A page that asks is told the call and its result.
     """
-    frame = ui.element("iframe").classes("w-full").style("height:24rem;border:1px solid var(--line);border-radius:8px")
+    frame = (
+        ui.element("iframe")
+        .classes("w-full")
+        .style("height:24rem;border:1px solid var(--line);border-radius:8px;background:#fff;color-scheme:light")
+    )
     frame.props.update(_SANDBOX)
     state = {
         "page": page,

@@ -34,15 +34,24 @@ def draw_result(content: Sequence[JsonObject], structured: object) -> None:
 
     A list of records in `structured` becomes a table.
     """
-    for block in content:
-        draw_block(block)
     rows = find_rows(structured)
+    for block in content:
+        if not rows or not _is_text_of(block, structured):
+            draw_block(block)
     if rows:
         names = list(dict.fromkeys(name for row in rows for name in row))[:20]
         columns = [{"name": name, "label": name, "field": name, "align": "left"} for name in names]
         cells = [{name: _format_cell(row.get(name)) for name in names} for row in rows[:_MAX_ROWS]]
         ui.table(columns=columns, rows=cells, pagination=10).classes("w-full").props("flat dense bordered")
         _draw_numbers(rows[:_MAX_ROWS])
+
+
+def _is_text_of(block: JsonObject, structured: object) -> bool:
+    """Return whether a block repeats the structured result."""
+    try:
+        return block.get("type") == "text" and json.loads(str(block.get("text"))) == structured
+    except ValueError:
+        return False
 
 
 def draw_block(block: JsonObject) -> None:

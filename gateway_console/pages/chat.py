@@ -178,6 +178,7 @@ class ChatPage:
                 for image in images:
                     ui.image(image).style("max-width:16rem").props('alt="Image of the prompt"')
             self._view = TurnView(self._answer, self._pages)
+        self._scroll_to_end()
         self._follower = TurnFollower(self._api, self._view)
 
     async def _start_turn(self, body: JsonObject) -> None:
@@ -238,6 +239,10 @@ class ChatPage:
                 draw_icon_button("thumb_up", "Good answer", lambda: self._rate(turn_id, "up"))
                 draw_icon_button("thumb_down", "Bad answer", lambda: self._rate(turn_id, "down"))
             ui.link("Timeline", f"/turns/{turn_id}").classes("plain-link text-sm")
+        self._scroll_to_end()
+
+    def _scroll_to_end(self) -> None:
+        self._client.run_javascript("setTimeout(() => window.scrollTo(0, document.body.scrollHeight), 50)")
 
     def _retry(self, prompt: str, parent: str | None, images: list[str]) -> None:
         if not self._is_running():

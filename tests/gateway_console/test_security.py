@@ -101,7 +101,9 @@ async def test_long_polling_is_refused(open_console: str, browser: aiohttp.Clien
         assert response.status == 403
 
 
-@pytest.mark.parametrize("path", ["/", "/chat/01a21cdc-241d-77e4-8d50-5768b3c2944b", "/keys", "/audit"])
+@pytest.mark.parametrize(
+    "path", ["/", "/chat/01a21cdc-241d-77e4-8d50-5768b3c2944b", "/keys", "/audit", "/operations", "/usage", "/watch/x"]
+)
 async def test_stranger_sees_only_the_sign_in(locked_console: str, browser: aiohttp.ClientSession, path: str) -> None:
     async with browser.get(f"{locked_console}{path}", allow_redirects=False) as response:
         assert (response.status, response.headers["Location"].split("?")[0]) == (303, "/sign-in")
