@@ -41,10 +41,8 @@ class ServerProcess:
     """
 
     def __init__(
-        self, process: asyncio.subprocess.Process, stdout: IO[bytes], stderr: IO[bytes], *, is_runner: bool
+        self, process: subprocess.Popen[bytes], stdout: IO[bytes], stderr: IO[bytes], *, is_runner: bool
     ) -> None:
-        assert process.stdin is not None
-        self.stdin = process.stdin
         self.stdout = asyncio.StreamReader(limit=_STREAM_BYTES)
         self.stderr = asyncio.StreamReader(limit=_STREAM_BYTES)
         self.has_output = False
@@ -56,8 +54,11 @@ class ServerProcess:
         self._deadline = Deadline.after(INSTALL_SECONDS)
 
     async def open_pipes(self) -> None:
-        """Begin to read the output."""
+        """Begin to read the output, and to write the input."""
         loop = asyncio.get_running_loop()
+        make_protocol = asyncio.streams.FlowControlMixin
+        input_transport, input_protocol = await loop.connect_write_pipe(make_protocol, self._process.stdin)
+        self.stdin = asyncio.StreamWriter(input_transport, input_protocol, None, loop)
         for file, reader in self._files.items():
             protocol = asyncio.StreamReaderProtocol(reader)
             transport, _ = await loop.connect_read_pipe(lambda protocol=protocol: protocol, file)
@@ -74,7 +75,7 @@ class ServerProcess:
     async def wait_for_exit_code(self) -> int | None:
         """The exit code after the output's end; None without one."""
         await self._wait_for_exit(_EXIT_CODE_SECONDS)
-        return self._process.returncode
+        return self._process.poll()
 
     async def stop(self) -> None:
         """End the whole group: close its input, then SIGTERM, then SIGKILL.
@@ -88,7 +89,7 @@ class ServerProcess:
             if not self.is_installing and self._signal_group(signal.SIGTERM):
                 await self._wait_for_group(_TERMINATE_SECONDS)
         finally:  # also when the stop is cancelled
-            if not self.is_installing or self._process.returncode is not None:
+            if not self.is_installing or self._process.poll() is not None:
                 self._signal_group(signal.SIGKILL)
             else:
                 self._leave_to_guard()
@@ -112,7 +113,7 @@ class ServerProcess:
         `wait()` also waits for the ends of pipes, which children may hold open.
         """
         deadline = Deadline.after(seconds)
-        while self._process.returncode is None and not deadline.is_over:  # noqa: ASYNC110
+        while self._process.poll() is None and not deadline.is_over:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _wait_for_group(self, seconds: float) -> None:
@@ -151,9 +152,10 @@ async def start_process(config: ServerConfig) -> ServerProcess:
         with contextlib.ExitStack() as write_ends:
             for _, write_end in pipes:
                 write_ends.callback(os.close, write_end)
-            process = await asyncio.create_subprocess_exec(
-                config.command,
-                *config.args,
+            # uvloop's own function leaves further copies of the pipes open in the command, so that nobody would notice
+            # that it has closed its output.
+            process = subprocess.Popen(  # noqa: ASYNC220, S603 - returns once the command runs, as that function does
+                [config.command, *config.args],
                 stdin=subprocess.PIPE,
                 stdout=pipes[0][1],
                 stderr=pipes[1][1],

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-TOOLS = ("fine", "latin", "broken", "long", "endless", "flood", "chatter", "exit", "hang")
+TOOLS = ("fine", "latin", "broken", "long", "endless", "flood", "chatter", "exit", "close", "hang")
 HANGING = threading.Event()
 """The tool `hang` answers its first call only."""
 
@@ -49,6 +49,9 @@ def answer_call(request_id: int, name: str) -> None:
             write({"id": request_id, "result": result})
         case "exit":
             os._exit(7)
+        case "close":
+            os.close(1)
+            time.sleep(600)
         case "hang" if HANGING.is_set():
             pass
         case "hang":

@@ -165,6 +165,18 @@ async def test_crash_is_told_with_exit_code_and_last_lines() -> None:
     assert status.last_output == ("token ***", "no module named x")
 
 
+@pytest.mark.faults
+async def test_command_that_closes_its_output_is_started_again() -> None:
+    async with connect_toolbox(make_command(timeout=30.0)) as toolbox:
+        result = await call_tool(toolbox, "close")
+        assert (result.outcome, "connection" in get_text(result)) == ("unknown", True)
+
+        async def works() -> bool:
+            return (await call_tool(toolbox, "fine")).outcome == "ok"
+
+        await eventually(works, timeout_seconds=60)
+
+
 class RecordingBackoff(Backoff):
     """Records the delays, and does not wait for them."""
 
