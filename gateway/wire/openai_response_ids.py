@@ -9,6 +9,7 @@ import re
 from typing import NamedTuple
 from uuid import UUID
 
+from gateway.domain.branches import NO_TURN
 from gateway.domain.errors import NotFound
 
 APPROVAL_ID_PATTERN = r"^mcpr_([0-9a-f]{32})(?:_([0-9a-f]{32})_(\d{1,6}))?$"
@@ -31,7 +32,7 @@ def parse_response_id(response_id: str, param: str = "response_id") -> tuple[UUI
         NotFound: the text is not a response id.
     """
     match = _RESPONSE_ID.fullmatch(response_id)
-    if match is None:
+    if match is None or UUID(hex=match[1]) == NO_TURN:
         raise NotFound(f"The response {response_id[:_MAX_SHOWN_LENGTH]!r} was not found.", param=param)
     return UUID(hex=match[1]), int(match[2] or 0)
 
