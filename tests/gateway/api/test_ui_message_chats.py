@@ -176,6 +176,30 @@ async def test_page_that_is_loaded_again_gets_the_answer_from_its_start(gateway:
         assert await read_until(chunks, "abort")
 
 
+async def test_page_that_is_loaded_again_gets_the_turns_of_one_message(gateway: Gateway) -> None:
+    chat = UIChat(gateway, tools=WEATHER)
+    prompt = 'call get_weather with {"city": "Oslo"}'
+    answer = await chat.send(prompt)
+    get_part(answer, "tool-get_weather").update(state="output-available", output="It snows in Oslo.")
+    gateway.simulator.faults.add_faults(Fault(kind="endless", after_chunks=2, seconds=0.5, match=prompt))
+    body = {"id": chat.id, "messages": chat.messages, **chat.body}
+    async with gateway.session.post(f"{gateway.base_url}/api/v1/ui-messages", json=body) as response:
+        await read_until(read_chunks(response), "text-delta")
+    async with gateway.session.get(f"{gateway.base_url}/api/v1/ui-messages/{chat.id}/stream") as resumed:
+        chunks: list[dict[str, Any]] = []
+        async for chunk in read_chunks(resumed):
+            chunks.append(chunk)
+            if chunk["type"] == "text-delta":
+                break
+        turn_id = next(c for c in chunks if c["type"] == "message-metadata")["messageMetadata"]["turn_id"]
+        await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)
+    types = [chunk["type"] for chunk in chunks]
+    assert types.count("start") == types.count("tool-input-available") == types.count("tool-output-available") == 1
+    assert chunks[0]["messageId"] == answer["id"]
+    assert chunks[types.index("tool-output-available")]["output"] == "It snows in Oslo."
+    assert "finish" not in types
+
+
 @pytest.mark.faults
 async def test_page_at_another_worker_keeps_the_turn_until_it_leaves(
     workers: list[Gateway], db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
