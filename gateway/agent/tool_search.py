@@ -195,7 +195,7 @@ def select_tools(specs: tuple[ToolSpec, ...], *, always: Iterable[str], max_toke
 def search_tools(query: str, hidden: tuple[ToolSpec, ...], interface: ProgramInterface | None = None) -> ToolResult:
     """Find the hidden tools that match a query best.
 
-    With an `interface`, the result has their declarations, and they are not loaded: programs call them.
+    With an `interface`, the result has their declarations, for programs.
 
     The score counts the query's words in names and descriptions; rare words and words in names count more.
     """
@@ -220,12 +220,15 @@ def search_tools(query: str, hidden: tuple[ToolSpec, ...], interface: ProgramInt
     if not best:
         note = "No tool matches these words. Try other ones: what the tool does, or the system that it works on."
         return ToolResult("ok", [text_block(note)], {"loaded": []})
+    stubs = ""
     if interface is not None:
-        stubs = interface.join_stubs({spec.name for _, _, spec in best})
-        return ToolResult("ok", [text_block(f"Programs can call these functions:\n\n{stubs}")], {"loaded": []})
+        stubs = f"Programs can call these functions:\n\n{interface.join_stubs({spec.name for _, _, spec in best})}"
+        if interface.replaces_tools:
+            return ToolResult("ok", [text_block(stubs)], {"loaded": []})
     lines = [f"{spec.name}: {' '.join(spec.description.split())[:200]}" for _, _, spec in best]
     summary = "You can call these tools now:\n" + "\n".join(lines)
-    return ToolResult("ok", [text_block(summary)], {"loaded": [spec.name for _, _, spec in best]})
+    content = [text_block(text) for text in (summary, stubs) if text]
+    return ToolResult("ok", content, {"loaded": [spec.name for _, _, spec in best]})
 
 
 def _split_words(text: str) -> list[str]:

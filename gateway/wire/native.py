@@ -103,6 +103,7 @@ class ToolCallReport(BaseModel):
         default=None,
         description="Where the result comes from if the tool was not called: `recorded`, `replaced` or `not_run`.",
     )
+    parent_call_id: str | None = Field(default=None, description="Id of the program that made the call.")
 
 
 class InputReport(BaseModel):

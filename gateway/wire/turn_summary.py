@@ -26,6 +26,7 @@ class ToolCallSummary:
     structured: object = None
     duration_ms: float | None = None
     source: str | None = None
+    parent_call_id: str | None = None
 
 
 class TurnSummary(EventFold):
@@ -64,6 +65,7 @@ class TurnSummary(EventFold):
                     event.arguments,
                     event.client,
                     None if event.extra_content is msgspec.UNSET else event.extra_content,
+                    parent_call_id=None if event.parent_call_id is msgspec.UNSET else event.parent_call_id,
                 )
             case e.ToolFinished():
                 call = self.calls[event.call_id]

@@ -1,7 +1,8 @@
 """A turn on the screen: what its events say, as they come."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 from nicegui import ui
 
@@ -52,8 +53,14 @@ class _StepView:
                 ui.html(render_markdown(text), sanitize=True).classes("markdown w-full")
 
 
+_PROGRAM = "run_python"
+
+
 class _CallCard:
-    """A tool call: arguments, progress, log, result, time."""
+    """A tool call: arguments, progress, log, result, time.
+
+    `calls` holds the cards of a program's calls.
+    """
 
     def __init__(self, event: JsonObject, pages: AppPages) -> None:
         self._pages, self._call = pages, event
@@ -64,10 +71,14 @@ class _CallCard:
                 ui.label(str(event.get("server") or "client")).classes("muted")
                 ui.space()
                 self.state = ui.label("waits for approval" if event.get("needs_approval") else "runs").classes("muted")
-            with ui.expansion("Arguments").classes("w-full").props("dense"):
-                draw_json(event["arguments"])
+            if (code := _find_program(event)) is not None:
+                ui.html(render_markdown(f"~~~~~~python\n{code}\n~~~~~~"), sanitize=True).classes("markdown w-full")
+            else:
+                with ui.expansion("Arguments").classes("w-full").props("dense"):
+                    draw_json(event["arguments"])
             self.bar = ui.linear_progress(0, show_value=False).props('aria-label="Progress"')
             self.bar.set_visibility(False)
+            self.calls = ui.column().classes("w-full gap-2")
             self.log = ui.column().classes("w-full gap-0")
             self.result = ui.column().classes("w-full gap-1")
         self._log_lines = 0
@@ -94,6 +105,14 @@ class _CallCard:
             draw_result(event.get("content") or [], event.get("structured"))
             if outcome == "ok":
                 self._pages.draw(self._call, event)
+
+
+def _find_program(call: JsonObject) -> str | None:
+    """Return the program of a call, if it is one."""
+    arguments = call["arguments"]
+    is_program = call["tool"] == _PROGRAM and isinstance(arguments, dict)
+    code: object = cast("JsonObject", arguments).get("code") if is_program else None
+    return code if isinstance(code, str) else None
 
 
 class TurnView:
@@ -134,7 +153,9 @@ class TurnView:
                     step.is_changed = True
                 case "tool.call":
                     self._get_step(event["step"]).finish()
-                    self._calls[event["call_id"]] = _CallCard(event, self._pages)
+                    program = self._calls.get(event["call_id"].rpartition(".")[0])
+                    with program.calls if program is not None else nullcontext():
+                        self._calls[event["call_id"]] = _CallCard(event, self._pages)
                 case "tool.progress" if event["call_id"] in self._calls:
                     self._calls[event["call_id"]].show_progress(event)
                 case "tool.log" if event["call_id"] in self._calls:

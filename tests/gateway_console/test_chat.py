@@ -71,3 +71,15 @@ async def test_summary_of_earlier_turns_is_shown(gateway: Gateway, console: str,
     await page.screenshot(path=PICTURES / "summary.png")
     await page.get_by_role("link", name="Timeline").last.click()
     await expect(page.get_by_text("Earlier turns summarized")).to_be_visible()
+
+
+async def test_program_is_shown_as_code_with_its_calls_inside(gateway: Gateway, console: str, page: Page) -> None:
+    await gateway.chat("Add a task: Buy 3 eggs")
+    prompt = "Add up the numbers in the titles of my pending tasks"
+    reply = await gateway.chat(prompt, conversation_id="new", code="only")
+    await page.goto(f"{console}/chat/{reply.body['conversation_id']}")
+    await wait_for_end(page)
+    program = page.locator(".tool-call", has_text="run_python").first
+    await expect(program.locator("pre").first).to_contain_text("await list_tasks(")
+    await expect(program.locator(".tool-call")).to_have_count(2)
+    await page.screenshot(path=PICTURES / "program.png")

@@ -46,7 +46,7 @@ class CodeOffer(msgspec.Struct, frozen=True):
             return selection
         if self.sandbox.problem is not None or selection.choice in ("none", "required"):
             return selection
-        interface = self.sandbox.build_interface(functions)
+        interface = msgspec.structs.replace(self.sandbox.build_interface(functions), replaces_tools=mode == "only")
         shown = functions if mode == "only" else selection.hidden
         spec, hidden_number = self._build_spec(interface, shown)
         if mode == "auto":
