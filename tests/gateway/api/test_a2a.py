@@ -393,6 +393,28 @@ async def test_hostile_rpc_requests_are_errors_of_the_client(shared_gateway: Gat
         assert (reply.status == 422) or reply.body["error"]["code"] in (-32600, -32601, -32602), reply.body
 
 
+async def test_nul_characters_are_no_server_errors(client: Client) -> None:
+    nul = "a\x00b"
+    parts = [{"text": nul}, {"data": {nul: nul}}, {"raw": "AGE=", "mediaType": "text/plain", "filename": nul}]
+    task = await send_whole(client, parts=parts, messageId=nul, metadata={"system": nul})
+    assert task.status.state == State.TASK_STATE_COMPLETED
+    assert len((await client.list_tasks(types.ListTasksRequest())).tasks) == 1
+    with pytest.raises(a2a_errors.InvalidParamsError):
+        await send_whole(client, contextId=nul)
+    with pytest.raises(a2a_errors.TaskNotFoundError):
+        await client.get_task(types.GetTaskRequest(id="a%00b"))
+    with pytest.raises((a2a_errors.InvalidParamsError, A2AClientError), match="model"):
+        await send_whole(client, metadata={"model": nul})
+
+
+async def test_nul_characters_in_ids_of_push_configs_are_no_server_errors(gateway: Gateway) -> None:
+    turn = (await gateway.chat("Hello.")).body["turn_id"]
+    configs = f"{gateway.base_url}/a2a/v1/tasks/{turn}/pushNotificationConfigs"
+    async with httpx.AsyncClient(timeout=60) as http:
+        assert (await http.get(f"{configs}/a%00b")).status_code == 404
+        assert (await http.delete(f"{configs}/a%00b")).status_code == 400
+
+
 @pytest.mark.parametrize(
     "query", ["pageSize=x", "pageSize=0", "historyLength=-1", "status=9", "statusTimestampAfter=x"]
 )

@@ -325,6 +325,24 @@ async def test_hostile_requests_are_errors_of_the_client(shared_gateway: Gateway
         assert response.status in (404, 422) or '"type":"error"' in text, (response.status, text)
 
 
+async def test_nul_characters_are_no_server_errors(gateway: Gateway) -> None:
+    events = await stream(gateway, create("a\x00b"))
+    assert events[-1].type != "error"
+    thread_id = get_thread_id(events)
+    items = types.ItemsListReq(params=types.ItemsListParams(thread_id=thread_id, after="x\x00"))
+    feedback = types.ItemFeedbackParams(thread_id=thread_id, item_ids=["x\x00"], kind="positive")
+    rename = types.ThreadUpdateParams(thread_id=thread_id, title="a\x00b")
+    statuses = [
+        (await ask(gateway, request)).status
+        for request in (items, types.ItemsFeedbackReq(params=feedback), types.ThreadsUpdateReq(params=rename))
+    ]
+    assert statuses == [422, 422, 200]
+    model = create()
+    choice = types.ToolChoice(id="\x00")
+    model.params.input.inference_options = types.InferenceOptions(model="m\x00", tool_choice=choice)
+    assert (await stream(gateway, model))[-1].type == "error"
+
+
 @pytest.mark.parametrize("limit", [-1, 0, 10**12])
 async def test_limits_of_pages_are_bounded(shared_gateway: Gateway, limit: int) -> None:
     request = types.ThreadsListReq(params=types.ThreadListParams(limit=limit))

@@ -214,8 +214,10 @@ class TurnChatServer(ChatKitServer[RequestContext]):
         self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: RequestContext
     ) -> None:
         """Rate the turns of items."""
+        if len(item_ids) > _MAX_RATED:
+            raise InvalidRequest(f"params.item_ids: at most {_MAX_RATED} are allowed.", param="params.item_ids")
         conversation = await self._threads.get_thread_conversation(thread_id)
-        for turn_id in [await self._threads.find_turn_id(conversation, item_id) for item_id in item_ids[:_MAX_RATED]]:
+        for turn_id in [await self._threads.find_turn_id(conversation, item_id) for item_id in item_ids]:
             if turn_id is None:
                 raise NotFoundError("item")
             stored = await self._threads.get_turn_row(turn_id, conversation)
