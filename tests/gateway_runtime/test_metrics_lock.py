@@ -9,7 +9,7 @@ from gateway_runtime.telemetry.metrics import Metrics
 
 
 def test_other_users_cannot_hold_the_lock_of_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who may read a file may lock it."""
+    """A user who may read a file may lock it."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     before = os.umask(0)
     try:
