@@ -1,6 +1,7 @@
 """Usage, keys, operations and the audit log in Chromium."""
 
 from collections.abc import AsyncGenerator
+from typing import Literal
 
 import pytest
 from playwright.async_api import Page, expect
@@ -8,8 +9,8 @@ from playwright.async_api import Page, expect
 from gateway_console.pages.keys import build_key_schema
 from gateway_console.pages.usage import build_latencies, describe_budget, sum_tools
 from tests.auth_helpers import Keyring
-from tests.gateway_console.browsing import choose, go, take_pictures
-from tests.gateway_console.running_console import needs_chromium, run_console
+from tests.gateway_console.browsing import check_accessibility, choose, go, take_pictures
+from tests.gateway_console.running_console import PICTURES, needs_chromium, run_console
 from tests.stack import Gateway, ServeSharedGateway
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), needs_chromium]
@@ -115,6 +116,21 @@ async def test_waiting_approval_of_another_user_is_watched_and_cancelled(
     await expect(page.get_by_role("row")).to_have_count(2)
     await expect(page.get_by_role("cell", name=f"turn {turn}")).to_be_visible()
     await take_pictures(page, "audit")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_sign_in_is_accessible_and_sign_out_ends_the_session(
+    console: str, page: Page, scheme: Literal["light", "dark"]
+) -> None:
+    await page.emulate_media(color_scheme=scheme)
+    await page.goto(f"{console}/keys")
+    await page.screenshot(path=PICTURES / f"sign-in-{scheme}.png")
+    await check_accessibility(page)
+    await sign_in(page, console, ADMIN, "/keys")
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_label("Key or token")).to_be_visible()
+    await page.goto(f"{console}/keys")
+    await expect(page.get_by_label("Key or token")).to_be_visible()
 
 
 @pytest.mark.parametrize("path", ["/operations", "/audit", "/watch/01a21cdc-241d-77e4-8d50-5768b3c2944b"])
