@@ -16,6 +16,7 @@ from gateway.common.redaction import Redactor
 from gateway.config import Settings
 from gateway.llm.rate_limit.limiter import ModelRateLimiter
 from gateway.llm.resilient import ResilientModel
+from gateway.ports.code import Sandbox
 from gateway.ports.observer import Observer
 from gateway.ports.tools import Toolbox
 from gateway.ports.turns import TurnSlots
@@ -101,6 +102,14 @@ def observe_calls(toolbox: Toolbox, observer: Observer | None, redactor: Redacto
     from gateway.observation.tools import ObservedToolbox
 
     return ObservedToolbox(toolbox, observer, redactor)
+
+
+def observe_programs(sandbox: Sandbox, observer: Observer | None, redactor: Redactor) -> Sandbox:
+    if observer is None:
+        return sandbox
+    from gateway.observation.programs import ObservedSandbox
+
+    return ObservedSandbox(sandbox, observer, redactor)
 
 
 def observe_servers(toolbox: Toolbox, observer: Observer | None) -> Toolbox:

@@ -1,6 +1,6 @@
 """The MCP servers, connected and behind the policy."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +8,7 @@ from functools import partial
 from gateway.agent.code.offer import CodeOffer
 from gateway.agent.server_registry import ServerRegistry
 from gateway.common.concurrency import TaskRegistry
-from gateway.composition.observed import observe_calls, observe_servers
+from gateway.composition.observed import observe_calls, observe_programs, observe_servers
 from gateway.composition.storage import Store
 from gateway.composition.supervision import supervise
 from gateway.config import Settings
@@ -18,6 +18,7 @@ from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.server_config import ServerConfigFile
 from gateway.mcp_client.tool_server.definitions import DefinitionClient
 from gateway.mcp_client.toolbox import McpToolbox
+from gateway.ports.code import Sandbox
 from gateway.ports.observer import Observer
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import Toolbox
@@ -71,11 +72,14 @@ async def build_tools(
         supervise(registry.task, tasks, stack)
         secret = settings.tools_server_secret
         issuer = TokenIssuer(store.identity_keys, secret.get_secret_value() if secret else None)
+        code = _create_code_offer(
+            settings, stack, partial(observe_programs, observer=observer, redactor=store.redactor)
+        )
         definitions = DefinitionClient(registry.get_config, issuer)
-        yield Tools(toolbox, policy_toolbox, host_toolbox, registry, definitions, _create_code_offer(settings, stack))
+        yield Tools(toolbox, policy_toolbox, host_toolbox, registry, definitions, code)
 
 
-def _create_code_offer(settings: Settings, stack: AsyncExitStack) -> CodeOffer:
+def _create_code_offer(settings: Settings, stack: AsyncExitStack, observe: Callable[[Sandbox], Sandbox]) -> CodeOffer:
     limits = SandboxLimits(
         seconds=settings.code_timeout,
         memory_bytes=settings.code_max_memory_mb * 1024 * 1024,
@@ -84,4 +88,4 @@ def _create_code_offer(settings: Settings, stack: AsyncExitStack) -> CodeOffer:
     )
     sandbox = MontySandbox(limits)
     stack.push_async_callback(sandbox.close)
-    return CodeOffer(sandbox, settings.code_mode, settings.code_stub_chars)
+    return CodeOffer(observe(sandbox), settings.code_mode, settings.code_stub_chars)

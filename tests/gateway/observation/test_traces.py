@@ -1,5 +1,6 @@
 """Traces of turns, read back by a receiver of OTLP."""
 
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -159,3 +160,18 @@ async def test_texts_are_not_in_traces(traced: Gateway, receiver: OtlpReceiver) 
     assert "17 * 23" not in receiver.read_texts()
     addressed = [span for span in receiver.spans if "127.0.0.1" in repr(span)]
     assert addressed == []
+
+
+async def test_calls_of_a_program_are_below_it(traced: Gateway, receiver: OtlpReceiver) -> None:
+    code = 'r = await calculator(expression="17 * 23")\nr["result"]'
+    calls = [{"name": "run_python", "arguments": json.dumps({"code": code})}]
+    traced.simulator.faults.add_faults(Fault(kind="tool_calls", calls=calls, match="Run it"))
+    reply = await traced.post("/api/v1/chat", chat_body("Run it", code="only"), headers=CALLER)
+    assert reply.status == 200
+    await wait_for(receiver, "POST /api/v1/chat")
+    (program,) = receiver.find("execute_tool run_python")
+    (call,) = receiver.find("execute_tool calculator")
+    assert program.attributes["gateway.outcome"] == "ok"
+    assert receiver.list_ancestors(call)[0] == program.name
+    assert {program.trace_id, call.trace_id} == {TRACE}
+    assert "17 * 23" not in receiver.read_texts()
