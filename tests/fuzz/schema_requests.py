@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ async def run_schemathesis(
 
     The document is `/openapi.json` of the server, or a file.
     """
+    for face in ("a2a.handler", "chatkit.server"):  # their first requests would wait for the imports of SDKs
+        await asyncio.to_thread(import_module, f"gateway.api.routes.{face}")
     location = [f"{base_url}/openapi.json"] if document is None else [str(document), "--url", base_url]
     process = await asyncio.create_subprocess_exec(
         sys.executable,

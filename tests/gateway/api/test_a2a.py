@@ -35,7 +35,7 @@ async def connect(gateway: HttpClient, binding: str = "JSONRPC", key: str | None
         yield client
 
 
-@pytest.fixture(params=BINDINGS)
+@pytest.fixture(params=["JSONRPC", pytest.param("HTTP+JSON", marks=pytest.mark.faults)])
 async def client(gateway: Gateway, request: pytest.FixtureRequest) -> AsyncGenerator[Client]:
     async with connect(gateway, request.param) as client:
         yield client
@@ -134,6 +134,7 @@ async def test_stream_tells_the_same_as_the_task(client: Client) -> None:
     assert states[-1] == task.status.state == State.TASK_STATE_COMPLETED
 
 
+@pytest.mark.faults
 async def test_context_is_a_conversation(client: Client) -> None:
     first = await send_whole(client, "Remember the word zebra.")
     second = await send_whole(client, "Which word did I say?", contextId=first.context_id)
@@ -146,6 +147,7 @@ async def test_context_is_a_conversation(client: Client) -> None:
         await send_whole(client, contextId="0199b1c0-0000-7000-8000-000000000009")
 
 
+@pytest.mark.faults
 async def test_list_has_filters_and_pages(client: Client) -> None:
     ids = [(await send_whole(client, f"Say {n}.")).id for n in range(3)]
     page = await client.list_tasks(types.ListTasksRequest(page_size=2, include_artifacts=True, history_length=1))
@@ -188,6 +190,7 @@ async def test_question_is_input_required_and_a_message_answers_it(client: Clien
         await send_whole(client, "yes", taskId=asked.id)
 
 
+@pytest.mark.faults
 async def test_declined_call_does_not_run_and_the_stream_goes_on(client: Client) -> None:
     asked = await send(client, "Add a task to buy milk", metadata={"approval": "always"})
     _, states, events = fold_stream(asked)
@@ -201,6 +204,7 @@ async def test_declined_call_does_not_run_and_the_stream_goes_on(client: Client)
     assert text
 
 
+@pytest.mark.faults
 async def test_running_task_is_cancelled_once(gateway: Gateway, client: Client) -> None:
     gateway.simulator.pause_streams()
     try:
@@ -262,6 +266,7 @@ async def test_question_is_answered_at_another_worker(workers: list[Gateway]) ->
     assert (states[-1], bool(text)) == (State.TASK_STATE_COMPLETED, True)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("binding", BINDINGS)
 async def test_tasks_of_another_user_are_not_found(keyring: Keyring, binding: str) -> None:
     await keyring.create_key("ada")
@@ -295,6 +300,7 @@ async def test_tasks_of_another_user_are_not_found(keyring: Keyring, binding: st
         assert waiting.status.state == State.TASK_STATE_INPUT_REQUIRED
 
 
+@pytest.mark.faults
 async def test_methods_of_json_rpc_need_the_permission_of_their_routes(keyring: Keyring) -> None:
     await keyring.create_key("reader", role="viewer")
     await keyring.create_key("tools", scopes=("tools",))
@@ -307,6 +313,7 @@ async def test_methods_of_json_rpc_need_the_permission_of_their_routes(keyring: 
             await client.list_tasks(types.ListTasksRequest())
 
 
+@pytest.mark.faults
 async def test_card_of_a_closed_gateway_names_its_credentials(keyring: Keyring) -> None:
     async with httpx.AsyncClient(base_url=keyring.gateway.base_url) as http:
         card = ParseDict((await http.get("/.well-known/agent-card.json")).json(), types.AgentCard())
@@ -393,6 +400,7 @@ async def test_hostile_rpc_requests_are_errors_of_the_client(shared_gateway: Gat
         assert (reply.status == 422) or reply.body["error"]["code"] in (-32600, -32601, -32602), reply.body
 
 
+@pytest.mark.faults
 async def test_nul_characters_are_no_server_errors(client: Client) -> None:
     nul = "a\x00b"
     parts = [{"text": nul}, {"data": {nul: nul}}, {"raw": "AGE=", "mediaType": "text/plain", "filename": nul}]
@@ -407,6 +415,7 @@ async def test_nul_characters_are_no_server_errors(client: Client) -> None:
         await send_whole(client, metadata={"model": nul})
 
 
+@pytest.mark.faults
 async def test_nul_characters_in_ids_of_push_configs_are_no_server_errors(gateway: Gateway) -> None:
     turn = (await gateway.chat("Hello.")).body["turn_id"]
     configs = f"{gateway.base_url}/a2a/v1/tasks/{turn}/pushNotificationConfigs"
@@ -423,6 +432,7 @@ async def test_wrong_queries_of_lists_are_errors_of_the_client(shared_gateway: G
     assert reply.status == 400, reply.body
 
 
+@pytest.mark.faults
 async def test_files_with_text_and_data_reach_the_model(gateway: Gateway) -> None:
     parts = [
         {"raw": "emVicmE=", "mediaType": "text/plain", "filename": "word.txt"},
@@ -435,6 +445,7 @@ async def test_files_with_text_and_data_reach_the_model(gateway: Gateway) -> Non
     assert content == 'word.txt\n\nzebra\n\n{"answer":42.0}\n\nRepeat this.'
 
 
+@pytest.mark.faults
 async def test_missing_extra_is_named(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if f"{name}.".startswith(("a2a.", "gateway.api.routes.a2a.handler."))]:
         monkeypatch.delitem(sys.modules, name)

@@ -137,6 +137,7 @@ async def test_stored_items_are_those_of_the_stream(gateway: Gateway) -> None:
         assert [item.id for item in oldest.data] == ids[::-1][ids[::-1].index(after) + 1 :]
 
 
+@pytest.mark.faults
 async def test_threads_are_listed_renamed_and_deleted(gateway: Gateway) -> None:
     ids = [get_thread_id(await stream(gateway, create(f"Say {n}."))) for n in range(3)]
     listing = types.ThreadsListReq(params=types.ThreadListParams(limit=2))
@@ -154,6 +155,7 @@ async def test_threads_are_listed_renamed_and_deleted(gateway: Gateway) -> None:
     assert (await ask(gateway, deletion)).status == 404
 
 
+@pytest.mark.faults
 async def test_retry_is_a_branch_with_the_same_message(gateway: Gateway) -> None:
     events = await stream(gateway, create("Say one."))
     thread_id = get_thread_id(events)
@@ -199,6 +201,7 @@ async def test_widget_answers_an_approval(gateway: Gateway, button: str, outcome
     assert "already answered" in again[-1].message
 
 
+@pytest.mark.faults
 async def test_synchronous_action_answers_too(gateway: Gateway) -> None:
     thread_id, widget = await ask_for_approval(gateway)
     request = types.ThreadsSyncCustomActionReq(params=press(thread_id, widget, "confirm").params)
@@ -211,6 +214,7 @@ async def test_synchronous_action_answers_too(gateway: Gateway) -> None:
     await eventually(has_ended)
 
 
+@pytest.mark.faults
 async def test_wrong_actions_are_errors(gateway: Gateway) -> None:
     thread_id, widget = await ask_for_approval(gateway)
     other_thread, other = await ask_for_approval(gateway)
@@ -232,6 +236,7 @@ async def test_wrong_actions_are_errors(gateway: Gateway) -> None:
     assert waiting.widget.confirm is not None
 
 
+@pytest.mark.faults
 async def test_feedback_rates_the_turn(gateway: Gateway, db: asyncpg.Connection) -> None:
     events = await stream(gateway, create())
     items = list(fold_items(events))
@@ -241,6 +246,7 @@ async def test_feedback_rates_the_turn(gateway: Gateway, db: asyncpg.Connection)
         assert [row[0] for row in await db.fetch("SELECT rating FROM turn_feedback")] == [rating]
 
 
+@pytest.mark.faults
 async def test_failure_of_the_model_is_a_public_error_event(gateway: Gateway) -> None:
     options = types.InferenceOptions(model="no-such-model")
     request = create()
@@ -250,6 +256,7 @@ async def test_failure_of_the_model_is_a_public_error_event(gateway: Gateway) ->
     assert "no-such-model" in events[-1].message
 
 
+@pytest.mark.faults
 async def test_disconnect_cancels_the_turn(gateway: Gateway) -> None:
     gateway.simulator.pause_streams()
     try:
@@ -266,6 +273,7 @@ async def test_disconnect_cancels_the_turn(gateway: Gateway) -> None:
         gateway.simulator.resume_streams()
 
 
+@pytest.mark.faults
 async def test_threads_of_another_user_are_not_found(keyring: Keyring) -> None:
     ada, bob = await keyring.create_key("ada"), await keyring.create_key("bob")
     viewer = await keyring.create_key("bob", role="viewer")
@@ -325,6 +333,7 @@ async def test_hostile_requests_are_errors_of_the_client(shared_gateway: Gateway
         assert response.status in (404, 422) or '"type":"error"' in text, (response.status, text)
 
 
+@pytest.mark.faults
 async def test_nul_characters_are_no_server_errors(gateway: Gateway) -> None:
     events = await stream(gateway, create("a\x00b"))
     assert events[-1].type != "error"
@@ -349,6 +358,7 @@ async def test_limits_of_pages_are_bounded(shared_gateway: Gateway, limit: int) 
     assert (await ask(shared_gateway, request)).status == 200
 
 
+@pytest.mark.faults
 async def test_client_tool_output_without_a_call_is_refused(gateway: Gateway) -> None:
     thread_id = get_thread_id(await stream(gateway, create()))
     params = types.ThreadAddClientToolOutputParams(thread_id=thread_id, result=1)
