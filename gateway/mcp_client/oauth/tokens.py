@@ -236,8 +236,8 @@ class AuthorizedTransport(httpx2.AsyncBaseTransport):
         lacks_scope = response.status_code == 403 and INSUFFICIENT_SCOPE in challenge
         if response.status_code == 401 or lacks_scope:
             await self._tokens.report_refusal(challenge)
-        elif response.is_success:
-            self._tokens.is_refused = False
+        elif response.is_success or (request.method == "POST" and response.status_code >= 500):
+            self._tokens.is_refused = False  # another failure is not to be told as this one
         return response
 
     async def _retry_refused(
