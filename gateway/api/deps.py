@@ -37,6 +37,7 @@ from gateway.store.audit import AuditStore
 from gateway.store.conversations import ConversationStore
 from gateway.store.health import StorageHealth
 from gateway.store.history import HistoryStore
+from gateway.store.lists.item_deletion import ItemDeletionStore
 from gateway.store.lists.turn_contents import TurnContentStore
 from gateway.store.mcp_servers import ServerStore
 from gateway.store.questions import QuestionStore
@@ -98,6 +99,7 @@ HistoryDep = Annotated[HistoryStore, _depends_on_part("history")]
 IdentityJwksDep = Annotated[JsonObject, _depends_on_part("identity_jwks")]
 MetricsDep = Annotated[MetricsPage | None, _depends_on_part("metrics")]
 OperationsDep = Annotated[OperationsStore, _depends_on_part("operations")]
+ItemDeletionsDep = Annotated[ItemDeletionStore, _depends_on_part("item_deletions")]
 ModelDep = Annotated[Model, _depends_on_part("model")]
 ModelHealthDep = Annotated[CachedValue[str | None], _depends_on_part("model_health")]
 CatalogDep = Annotated[ModelCatalog, _depends_on_part("catalog")]

@@ -32,6 +32,7 @@ from gateway.ports.servers import ServerConfig
 from gateway.store.admin.audit_chain import AuditChain
 from gateway.store.admin.operations import OperationsStore
 from gateway.store.history import HistoryStore
+from gateway.store.lists.item_deletion import ItemDeletionStore
 from gateway.store.lists.tasks import TaskListStore
 from gateway.store.lists.turn_contents import TurnContentStore
 from gateway.store.usage_report import UsageReports
@@ -153,6 +154,7 @@ def _set_stores(state: State, store: Store) -> None:
     state.questions = store.questions
     state.conversations = store.conversations
     state.turn_contents = TurnContentStore(store.database)
+    state.item_deletions = ItemDeletionStore(store.database)
     state.history = HistoryStore(store.database)
     state.usage = store.usage
     state.usage_reports = UsageReports(store.database)

@@ -1,7 +1,7 @@
 """Lists of stored items, in pages as OpenAI's clients read them."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -10,23 +10,105 @@ from gateway.common.pages import MAX_PAGE_BYTES
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject
 
+
+class ItemDeletion(NamedTuple):
+    """Messages of a turn after the deletion of an item.
+
+    `removed` is what was deleted, `removed_indexes` are the places of messages that are gone, `calls` ids of deleted
+    calls.
+    """
+
+    messages: list[JsonObject]
+    removed: list[JsonObject]
+    removed_indexes: list[int]
+    calls: list[str]
+
+
 ItemOrder = Literal["asc", "desc"]
 
 
+_NUMBERS = "item_numbers"
+"""Member of a stored message with the numbers of its items, if items of its turn were deleted."""
+
+
 def build_items(turn_id: UUID, messages: Iterable[JsonObject]) -> list[JsonObject]:
-    """Convert stored messages of a turn to items, oldest first."""
+    """Convert stored messages of a turn to items, oldest first.
+
+    The number of an item is never used again after its deletion.
+    """
     items: list[JsonObject] = []
+    start = 0
     for message in messages:
-        if message["role"] == "tool":
-            output = {"type": "function_call_output", "call_id": message["tool_call_id"], "output": message["content"]}
-            items.append(output)
-            continue
-        if message.get("content") is not None or message.get("refusal"):
-            items.append({"type": "message", "role": message["role"], "content": _to_parts(message)})
-        for call in message.get("tool_calls") or ():
-            fields = {"call_id": call["id"], "name": call["name"], "arguments": call["arguments"]}
-            items.append({"type": "function_call", **fields})
-    return [{"id": f"in_{turn_id.hex}_{n}", "status": "completed", **item} for n, item in enumerate(items)]
+        own = _build_message_items(message)
+        numbers = message.get(_NUMBERS) or range(start, start + len(own))
+        start += len(own)
+        ids = (f"in_{turn_id.hex}_{number}" for number in numbers)
+        items += [{"id": item_id, "status": "completed", **item} for item_id, item in zip(ids, own, strict=False)]
+    return items
+
+
+def _build_message_items(message: JsonObject) -> list[JsonObject]:
+    if message["role"] == "tool":
+        output = {"type": "function_call_output", "call_id": message["tool_call_id"], "output": message["content"]}
+        return [output]
+    items: list[JsonObject] = []
+    if message.get("content") is not None or message.get("refusal"):
+        items.append({"type": "message", "role": message["role"], "content": _to_parts(message)})
+    for call in message.get("tool_calls") or ():
+        fields = {"call_id": call["id"], "name": call["name"], "arguments": call["arguments"]}
+        items.append({"type": "function_call", **fields})
+    return items
+
+
+def delete_item(turn_id: UUID, item_id: str, messages: list[JsonObject]) -> ItemDeletion | None:
+    """Delete an item from the stored messages of its turn.
+
+    The output of a call goes with the call, because model servers refuse it alone. Returns None without the item.
+    """
+    numbered = _number_messages(turn_id, messages)
+    place = next(((m, n) for m, message in enumerate(numbered) for n, i in enumerate(message[1]) if i == item_id), None)
+    if place is None:
+        return None
+    index, position = place
+    message, _ = numbered[index]
+    removed, calls, indexes = dict(message), list[str](), list[int]()
+    rest = dict(message)
+    numbers: list[int] = list(rest[_NUMBERS])
+    del numbers[position]
+    has_text = message["role"] != "tool" and len(message.get("tool_calls") or ()) < len(numbered[index][1])
+    if message["role"] == "tool":
+        calls.append(message["tool_call_id"])
+    elif position or not has_text:
+        call = message["tool_calls"][position - has_text]
+        calls.append(call["id"])
+        rest["tool_calls"] = [other for other in message["tool_calls"] if other["id"] != call["id"]]
+        removed = {"role": message["role"], "tool_calls": [call]}
+    else:
+        rest["content"], removed["tool_calls"] = None, []
+        rest.pop("refusal", None)
+    rest[_NUMBERS] = numbers
+    remaining: list[JsonObject] = []
+    for other, (each, _) in enumerate(numbered):
+        is_output = each["role"] == "tool" and each.get("tool_call_id") in calls
+        if other == index and numbers:
+            remaining.append(rest)
+        elif other == index or is_output:
+            indexes.append(other)
+        else:
+            remaining.append(each)
+    return ItemDeletion(remaining, [removed], indexes, calls)
+
+
+def _number_messages(turn_id: UUID, messages: list[JsonObject]) -> list[tuple[JsonObject, list[str]]]:
+    """Return each message with its items' numbers in it, and their ids."""
+    numbered: list[tuple[JsonObject, list[str]]] = []
+    start = 0
+    for message in messages:
+        count = len(_build_message_items(message))
+        numbers: list[int] = list(message.get(_NUMBERS) or range(start, start + count))
+        start += count
+        numbered.append(({**message, _NUMBERS: numbers}, [f"in_{turn_id.hex}_{number}" for number in numbers]))
+    return numbered
 
 
 def parse_stored_item_id(item_id: str) -> UUID | None:

@@ -119,6 +119,7 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("POST", "/v1/conversations/{conversation_id}/items"): ("owned", {"items": [{"role": "user", "content": "x"}]}),
     ("GET", "/v1/conversations/{conversation_id}/items"): ("owned", None),
     ("GET", "/v1/conversations/{conversation_id}/items/{item_id}"): ("owned", None),
+    ("DELETE", "/v1/conversations/{conversation_id}/items/{item_id}"): ("owned", None),
     ("GET", "/v1/responses/{response_id}"): ("owned", None),
     ("GET", "/v1/responses/{response_id}/input_items"): ("owned", None),
     ("POST", "/v1/responses/{response_id}/cancel"): ("owned", None),

@@ -110,3 +110,48 @@ async def test_path_of_groq_has_responses_and_conversations(shared_gateway: Gate
         answer = await client.responses.create(model=MODEL, input="What is 23*19?", conversation=conversation.id)
         assert "437" in answer.output_text
         assert (await client.responses.retrieve(answer.id)).output_text == answer.output_text
+
+
+async def test_deleted_item_is_gone_for_clients_and_models(client: openai.AsyncOpenAI, shared_gateway: Gateway) -> None:
+    call: Any = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"}
+    output: Any = {"type": "function_call_output", "call_id": "c1", "output": "a quokka"}
+    conversation = await client.conversations.create(items=[NAME])
+    await client.conversations.items.create(
+        conversation.id, items=[{"role": "user", "content": "Remember the zebra."}, call, output, NAME]
+    )
+    before = [item async for item in client.conversations.items.list(conversation.id, order="asc")]
+    assert len(before) == 5
+    changed = await client.conversations.items.delete(before[1].id, conversation_id=conversation.id)
+    assert changed.id == conversation.id
+    with pytest.raises(openai.NotFoundError):
+        await client.conversations.items.retrieve(before[1].id, conversation_id=conversation.id)
+    with pytest.raises(openai.NotFoundError):
+        await client.conversations.items.delete(before[1].id, conversation_id=conversation.id)
+    await client.conversations.items.delete(before[2].id, conversation_id=conversation.id)
+    after = [item async for item in client.conversations.items.list(conversation.id, order="asc")]
+    assert [item.id for item in after] == [before[0].id, before[4].id]  # the output went with its call
+    assert await client.conversations.items.retrieve(before[4].id, conversation_id=conversation.id) == after[1]
+    await client.responses.create(model=MODEL, input="What is my name?", conversation=conversation.id)
+    sent = str(shared_gateway.simulator.requests[-1]["messages"])
+    assert "zebra" not in sent
+    assert "quokka" not in sent
+    assert sent.count("My name is Ada.") == 2
+    found = (await shared_gateway.get("/api/v1/search?query=zebra")).body
+    assert "Remember the zebra" not in str(found)
+
+
+async def test_deleted_prompt_and_answer_of_a_turn_leave_nothing(
+    client: openai.AsyncOpenAI, shared_gateway: Gateway
+) -> None:
+    answer = await client.responses.create(model=MODEL, input="Say the word okapi.", conversation="new")
+    assert answer.conversation is not None
+    name = answer.conversation.id
+    async for item in client.conversations.items.list(name, order="asc"):
+        await client.conversations.items.delete(item.id, conversation_id=name)
+    assert (await client.conversations.items.list(name)).data == []
+    exported = await shared_gateway.get(f"/api/v1/conversations/{name.removeprefix('conv_')}")
+    assert exported.status in (200, 404)
+    assert "okapi" not in str(exported.body)
+    assert "okapi" not in str((await shared_gateway.get("/api/v1/search?query=okapi")).body.get("results"))
+    again = await client.responses.create(model=MODEL, input="Hello again.", conversation=name)
+    assert again.status == "completed"

@@ -8,11 +8,12 @@ from uuid import UUID
 import msgspec
 from fastapi import APIRouter, Query
 
-from gateway.api.deps import ConversationsDep, PrincipalDep, TurnContentsDep, TurnServiceDep
+from gateway.api.deps import ConversationsDep, ItemDeletionsDep, PrincipalDep, TurnContentsDep, TurnServiceDep
 from gateway.api.routes.native.conversations import cancel_and_delete
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject, Principal
 from gateway.store.conversations import ConversationStore
+from gateway.store.lists.item_deletion import RemainingMessages
 from gateway.store.lists.turn_contents import TurnContentStore, find_followed, select_branch
 from gateway.store.models import Conversation
 from gateway.wire.openai.conversations import (
@@ -21,7 +22,7 @@ from gateway.wire.openai.conversations import (
     ConversationUpdate,
     build_conversation,
 )
-from gateway.wire.openai.item_lists import ItemOrder, ItemPage, build_items, parse_stored_item_id
+from gateway.wire.openai.item_lists import ItemOrder, ItemPage, build_items, delete_item, parse_stored_item_id
 from gateway.wire.openai_response_ids import parse_conversation_id
 from gateway.wire.openai_response_input import to_messages
 
@@ -128,6 +129,30 @@ async def get_conversation_item(
             if item["id"] == item_id:
                 return item
     raise NotFound(f"The conversation has no item {item_id[:80]!r}.", param="item_id")
+
+
+@router.delete("/{conversation_id}/items/{item_id}", summary="Delete an item of a conversation")
+async def delete_conversation_item(
+    conversation_id: str,
+    item_id: str,
+    principal: PrincipalDep,
+    conversations: ConversationsDep,
+    contents: TurnContentsDep,
+    deletions: ItemDeletionsDep,
+) -> JsonObject:
+    """Delete an item and what repeats its text. The output of a call goes with the call."""
+    conversation = await _get_named(conversation_id, principal, conversations)
+    turn_id = parse_stored_item_id(item_id)
+    nodes = await contents.list_nodes(conversation.id)
+    if turn_id is None or all(node.id != turn_id for node in nodes):
+        raise NotFound(f"The conversation has no item {item_id[:80]!r}.", param="item_id")
+
+    def delete(messages: list[JsonObject]) -> RemainingMessages | None:
+        deletion = delete_item(turn_id, item_id, messages)
+        return deletion and RemainingMessages(*deletion)
+
+    await deletions.delete_item(turn_id, principal.user, delete)
+    return _build_answer(conversation)
 
 
 async def _get_named(conversation_id: str, principal: Principal, conversations: ConversationStore) -> Conversation:
