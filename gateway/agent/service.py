@@ -30,9 +30,11 @@ from gateway.domain.errors import (
     GatewayError,
     InvalidRequest,
     JournalExpired,
+    ListTooLong,
     ServerStopping,
     StorageRefused,
     StorageUnavailable,
+    TextTooLong,
     TurnNotStored,
     error_from_info,
 )
@@ -256,7 +258,7 @@ class TurnService:
 
     def _check_request(self, request: TurnRequest) -> None:
         if len(request.messages) > self._max_messages:
-            raise InvalidRequest(
+            raise ListTooLong(
                 f"messages: at most {self._max_messages} are allowed (MAX_MESSAGES), not {len(request.messages)}.",
                 param="messages",
             )
@@ -282,8 +284,8 @@ class TurnService:
             if len(text) > self._max_message_chars:
                 raise self._make_too_long(text, param)
 
-    def _make_too_long(self, text: str, param: str) -> InvalidRequest:
-        return InvalidRequest(
+    def _make_too_long(self, text: str, param: str) -> TextTooLong:
+        return TextTooLong(
             f"A message may have at most {self._max_message_chars:,} characters (MAX_MESSAGE_CHARS), "
             f"not {len(text):,}.",
             param=param,

@@ -100,8 +100,7 @@ async def build_gateway(
         state.storage_health = build_storage_health(settings, timeouts, store, lease, stack)
         state.model_health = CachedValue(llm.model.check, timeouts.model_health)
         state.tasks, state.load = tasks, load
-        state.started_at = time.monotonic()
-        state.stop = partial(_stop, mcp, turn_service)
+        state.started_at, state.stop = time.monotonic(), partial(_stop, mcp, turn_service)
         if telemetry is not None:
             sources = _list_sources(turn_service, mcp, tools, llm, store, tasks, load)
             await stack.enter_async_context(run_telemetry(settings, telemetry, sources, state, tasks))

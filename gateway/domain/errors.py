@@ -4,6 +4,8 @@
      ├─ StorageInternalError     500 internal_error
      ├─ InvalidRequest           422 invalid_request
      │   ├─ PayloadTooLarge      413 payload_too_large
+     │   ├─ ListTooLong          422 invalid_request
+     │   ├─ TextTooLong          422 invalid_request
      │   ├─ UnsupportedParameter 422 unsupported_parameter
      │   ├─ PromptTooLong        422 prompt_too_long
      │   └─ StorageRefused       422 storage_refused
@@ -64,6 +66,8 @@ class GatewayError(Exception):
     status: ClassVar[int] = 500
     default_message: ClassVar[str] = "An internal error occurred. The gateway's log lists it under the request id."
     default_retry_after: ClassVar[float | None] = None
+    openai_code: ClassVar[str | None] = None
+    """Code for OpenAI's clients, if that of `code` is too general."""
 
     def __init__(
         self, message: str | None = None, *, param: str | None = None, retry_after: float | None = None
@@ -94,6 +98,18 @@ class InvalidRequest(GatewayError):
 class PayloadTooLarge(InvalidRequest):
     code = "payload_too_large"
     status = 413
+
+
+class ListTooLong(InvalidRequest):
+    """A list of the request has more items than a setting allows."""
+
+    openai_code = "array_above_max_length"
+
+
+class TextTooLong(InvalidRequest):
+    """A text of the request has more characters than a setting allows."""
+
+    openai_code = "string_above_max_length"
 
 
 class UnsupportedParameter(InvalidRequest):

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import cast
 from urllib.parse import urlsplit
 
-from gateway.domain.errors import InvalidRequest, UnsupportedParameter
+from gateway.domain.errors import InvalidRequest, ListTooLong, TextTooLong, UnsupportedParameter
 from gateway.domain.images import IMAGE_TYPES, list_images
 from gateway.domain.messages import JsonObject, TurnRequest
 from gateway.ports.model import ModelInfo
@@ -48,7 +48,7 @@ class ImagePolicy:
             return ()
         if len(images) > self._max_images:
             message = f"messages: at most {self._max_images} images are allowed (MAX_IMAGES), not {len(images)}."
-            raise InvalidRequest(message, param="messages")
+            raise ListTooLong(message, param="messages")
         for path, url in images:
             self._check_url(url, path)
         if model.may_see_images:
@@ -71,7 +71,7 @@ class ImagePolicy:
         size = (len(url) - head.end()) * 3 // 4
         if size > self._max_bytes:
             message = f"{path}: an image may have at most {self._max_bytes:,} bytes (MAX_IMAGE_BYTES), not {size:,}."
-            raise InvalidRequest(message, param=path)
+            raise TextTooLong(message, param=path)
         try:
             b64decode(url[head.end() :], validate=True)
         except (binascii.Error, ValueError):

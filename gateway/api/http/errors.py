@@ -100,7 +100,9 @@ def error_response(
 
 def _gateway_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, GatewayError)
-    return error_response(request, error.status, error.code, error.message, error.param, error.retry_after)
+    return error_response(
+        request, error.status, error.code, error.message, error.param, error.retry_after, error.openai_code
+    )
 
 
 def _validation_error(request: Request, error: Exception) -> JSONResponse:

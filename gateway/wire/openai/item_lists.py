@@ -28,7 +28,10 @@ ItemOrder = Literal["asc", "desc"]
 
 
 _NUMBERS = "item_numbers"
-"""Member of a stored message with the numbers of its items, if items of its turn were deleted."""
+"""Member of a stored message with the numbers of its items.
+
+Messages have it once an item of their turn was deleted.
+"""
 
 
 def build_items(turn_id: UUID, messages: Iterable[JsonObject]) -> list[JsonObject]:

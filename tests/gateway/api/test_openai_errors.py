@@ -49,11 +49,11 @@ LIMITS: dict[str, tuple[dict[str, Any], int, str, str, str]] = {
         "tools.0.function.description",
         "32768",
     ),
-    "messages": ({"messages": [USER] * 501}, 400, "invalid_request", "messages", "MAX_MESSAGES"),
+    "messages": ({"messages": [USER] * 501}, 400, "array_above_max_length", "messages", "MAX_MESSAGES"),
     "characters": (
         {"messages": [USER, {"role": "user", "content": "x" * 400_001}]},
         400,
-        "invalid_request",
+        "string_above_max_length",
         "messages.1.content",
         "MAX_MESSAGE_CHARS",
     ),

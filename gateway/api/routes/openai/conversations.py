@@ -140,7 +140,10 @@ async def delete_conversation_item(
     contents: TurnContentsDep,
     deletions: ItemDeletionsDep,
 ) -> JsonObject:
-    """Delete an item and what repeats its text. The output of a call goes with the call."""
+    """Delete an item and what repeats its text.
+
+    The output of a call goes with the call.
+    """
     conversation = await _get_named(conversation_id, principal, conversations)
     turn_id = parse_stored_item_id(item_id)
     nodes = await contents.list_nodes(conversation.id)
