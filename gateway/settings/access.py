@@ -83,6 +83,15 @@ class AccessSettings(BaseSettings):
             raise ValueError(f"JWT_ALGORITHMS: only {', '.join(sorted(supported))} fit this kind of key")
         return self
 
+    @property
+    def authorization_server(self) -> str | None:
+        """Issuer of the tokens with which hosts sign in.
+
+        None: there is none, or it is no web address.
+        """
+        is_address = (self.jwt_issuer or "").startswith(("http://", "https://"))
+        return self.jwt_issuer if self.jwt_jwks_url is not None and is_address else None
+
     @field_validator("gateway_encryption_old_keys", mode="before")
     @classmethod
     def _split_old_keys(cls, value: Any) -> Any:

@@ -39,7 +39,7 @@ class AgentSettings(BaseSettings):
     agent_max_tokens: int = Field(default=200_000, ge=1)
     agent_batch_tool: bool = False
     gateway_tools: GatewayTools = "auto"
-    code_mode: Literal["off", "auto"] = "off"
+    code_mode: Literal["off", "auto"] = "auto"
     mcp_code_mode: bool = False
     code_timeout: float = Field(default=5.0, gt=0, le=60)
     code_max_memory_mb: int = Field(default=64, ge=16, le=4_096)

@@ -19,6 +19,7 @@ from gateway.api.http.request_context import ANTHROPIC_PREFIX, ERROR_SCOPE_KEY, 
 from gateway.api.security.permissions import list_methods
 from gateway.common.logging import get_logger, request_id
 from gateway.common.validation_errors import describe_problem, list_causes, remove_tags
+from gateway.config import Settings
 from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge, ServerStopping
 from gateway.domain.messages import JsonObject
 from gateway.wire.anthropic import answers as anthropic
@@ -81,7 +82,7 @@ def error_response(
     if (turn_id := getattr(request.state, "turn_id", None)) is not None:
         headers["X-Turn-Id"] = turn_id
     if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
+        headers["WWW-Authenticate"] = _build_challenge(request)
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, round(retry_after)))
     info = ErrorInfo(code=code, message=message, param=param)
@@ -96,6 +97,18 @@ def error_response(
     if not request.url.path.startswith("/api/v1/"):
         body["detail"] = message  # legacy clients read the message here
     return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _build_challenge(request: Request) -> str:
+    """Build the challenge of a request without a valid credential.
+
+    MCP hosts find their authorization server by it (RFC 9728).
+    """
+    settings: Settings = request.app.state.settings
+    if request.url.path != "/mcp" or settings.authorization_server is None:
+        return "Bearer"
+    problem = 'error="invalid_token", ' if "authorization" in request.headers else ""
+    return f'Bearer {problem}resource_metadata="{settings.public_url}/.well-known/oauth-protected-resource/mcp"'
 
 
 def _gateway_error(request: Request, error: Exception) -> JSONResponse:

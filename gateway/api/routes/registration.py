@@ -13,7 +13,14 @@ from gateway.api.routes.anthropic import messages
 from gateway.api.routes.chatkit import threads as chatkit_threads
 from gateway.api.routes.front_ends import ag_ui, ui_messages
 from gateway.api.routes.legacy import chat as legacy_chat
-from gateway.api.routes.mcp import definitions, identity_keys, mcp_resources, mcp_servers, mcp_sign_in
+from gateway.api.routes.mcp import (
+    definitions,
+    identity_keys,
+    mcp_resources,
+    mcp_servers,
+    mcp_sign_in,
+    resource_metadata,
+)
 from gateway.api.routes.native import (
     branches,
     budget,
@@ -75,6 +82,7 @@ def register_routes(app: FastAPI) -> None:
         mcp_resources,
         mcp_sign_in,
         identity_keys,
+        resource_metadata,
         api_keys,
         budget,
         stats,

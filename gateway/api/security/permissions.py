@@ -227,6 +227,8 @@ PUBLIC_DOCUMENTS: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/docs/assets/{name}"): _PUBLIC,
     # MCP servers fetch it, under any name of the gateway.
     ("GET", "/.well-known/jwks.json"): _UNCOUNTED,
+    ("GET", "/.well-known/oauth-protected-resource"): _PUBLIC,
+    ("GET", "/.well-known/oauth-protected-resource/mcp"): _PUBLIC,
     ("GET", "/.well-known/agent-card.json"): _PUBLIC,
 }
 """Documents outside the API, which need no credential."""

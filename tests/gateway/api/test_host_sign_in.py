@@ -1,0 +1,155 @@
+"""Hosts that sign in at an authorization server."""
+
+import base64
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx2
+import pytest
+from mcp import Client
+from mcp.client.auth import AuthorizationCodeResult, OAuthClientProvider
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+
+from gateway.simulator import Simulator
+from tests.gateway.api.test_jwt import JwksProvider
+from tests.stack import find_free_port, serve_asgi, serve_gateway
+
+REDIRECT = "http://127.0.0.1:9/callback"
+
+
+class AuthorizationServer:
+    """An authorization server whose user agrees at once.
+
+    Tokens are for the resource that the host named.
+    """
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.keys = JwksProvider()
+        self.keys.add_key("key")
+        self.requests: dict[str, dict[str, str]] = {}
+
+    def create_app(self) -> Starlette:
+        routes = [
+            Route("/.well-known/oauth-authorization-server", self.describe),
+            Route("/register", self.register, methods=["POST"]),
+            Route("/authorize", self.authorize),
+            Route("/token", self.issue_token, methods=["POST"]),
+            Mount("/jwks.json", self.keys),
+        ]
+        return Starlette(routes=routes)
+
+    async def describe(self, _request: Request) -> Response:
+        endpoints = {
+            f"{name}_endpoint": f"{self.url}/{path}"
+            for name, path in (("authorization", "authorize"), ("token", "token"), ("registration", "register"))
+        }
+        methods = {"response_types_supported": ["code"], "code_challenge_methods_supported": ["S256"]}
+        return JSONResponse({"issuer": self.url, **endpoints, **methods})
+
+    async def register(self, request: Request) -> Response:
+        return JSONResponse({**await request.json(), "client_id": "host"}, status_code=201)
+
+    async def authorize(self, request: Request) -> Response:
+        query = dict(request.query_params)
+        self.requests["code-1"] = query
+        return RedirectResponse(f"{query['redirect_uri']}?code=code-1&state={query['state']}")
+
+    async def issue_token(self, request: Request) -> Response:
+        form = {name: values[0] for name, values in parse_qs((await request.body()).decode()).items()}
+        begun = self.requests.pop(form["code"])
+        digest = hashlib.sha256(form["code_verifier"].encode()).digest()
+        assert base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == begun["code_challenge"]
+        token = self.keys.sign_token("key", iss=self.url, aud=form["resource"], sub="ada")
+        return JSONResponse({"access_token": token, "token_type": "Bearer", "expires_in": 600})
+
+
+class Storage:
+    """Tokens of a host, in memory."""
+
+    def __init__(self) -> None:
+        self.tokens: OAuthToken | None = None
+        self.client: OAuthClientInformationFull | None = None
+
+    async def get_tokens(self) -> OAuthToken | None:
+        return self.tokens
+
+    async def set_tokens(self, tokens: OAuthToken) -> None:
+        self.tokens = tokens
+
+    async def get_client_info(self) -> OAuthClientInformationFull | None:
+        return self.client
+
+    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+        self.client = client_info
+
+
+@pytest.fixture
+async def authorization_server() -> AsyncGenerator[AuthorizationServer]:
+    server = AuthorizationServer()
+    async with serve_asgi(server.create_app()) as url:
+        server.url = url
+        yield server
+
+
+@asynccontextmanager
+async def sign_in(base_url: str) -> AsyncGenerator[Client]:
+    """Connect a host that knows nothing but the address of `/mcp`."""
+    answers: list[dict[str, str]] = []
+
+    async def visit(url: str) -> None:
+        async with httpx2.AsyncClient() as browser:
+            location = (await browser.get(url)).headers["location"]
+        answers.append({name: values[0] for name, values in parse_qs(urlsplit(location).query).items()})
+
+    async def return_code() -> AuthorizationCodeResult:
+        answer = answers.pop()
+        return AuthorizationCodeResult(code=answer["code"], state=answer["state"])
+
+    metadata = OAuthClientMetadata.model_validate({"redirect_uris": [REDIRECT], "client_name": "a host"})
+    auth = OAuthClientProvider(f"{base_url}/mcp", metadata, Storage(), visit, return_code)
+    async with (
+        httpx2.AsyncClient(auth=auth, timeout=30) as http,
+        Client(streamable_http_client(f"{base_url}/mcp", http_client=http)) as host,
+    ):
+        yield host
+
+
+async def test_host_signs_in_by_itself_with_the_address_alone(
+    database_url: str, simulator: Simulator, tools_url: str, authorization_server: AuthorizationServer
+) -> None:
+    port = find_free_port()
+    address = f"http://127.0.0.1:{port}"
+    settings: dict[str, Any] = {
+        "jwt_jwks_url": f"{authorization_server.url}/jwks.json/",
+        "jwt_issuer": authorization_server.url,
+        "jwt_audience": f"{address}/mcp",
+        "gateway_public_url": address,
+    }
+    async with serve_gateway(database_url, simulator, tools_url, port=port, **settings) as gateway:
+        refused = await gateway.post("/mcp", {})
+        assert refused.status == 401
+        url = f"{address}/.well-known/oauth-protected-resource/mcp"
+        assert refused.headers["WWW-Authenticate"] == f'Bearer resource_metadata="{url}"'
+        assert (await gateway.get("/api/v1/models")).headers["WWW-Authenticate"] == "Bearer"
+        async with sign_in(address) as host:
+            assert "calculator" in {tool.name for tool in (await host.list_tools()).tools}
+            await host.call_tool("add_task", {"title": "Buy milk"})
+            listed = await host.call_tool("list_tasks", {})
+            assert "Buy milk" in str(listed.content)
+
+
+async def test_gateway_without_an_authorization_server_names_none(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    async with serve_gateway(database_url, simulator, tools_url, api_key="k" * 20) as gateway:
+        assert (await gateway.get("/.well-known/oauth-protected-resource")).status == 404
+        assert (await gateway.post("/mcp", {})).headers["WWW-Authenticate"] == "Bearer"
