@@ -177,7 +177,7 @@ async def test_disconnect_cancels_the_program_and_its_call(gateway: Gateway) -> 
     assert events[-2].type == "turn.cancelled"
 
 
-async def test_mode_is_off_unless_asked_and_auto_needs_more_tools_than_fit(
+async def test_programs_need_a_request_or_more_tools_than_fit(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url) as gateway:
@@ -188,7 +188,7 @@ async def test_mode_is_off_unless_asked_and_auto_needs_more_tools_than_fit(
         assert reply.get_event_data("turn.started")[0]["tools"] == ["run_python"]
         refused = await gateway.chat_stream("Hello", code="sometimes")
         assert (refused.status, refused.body["error"]["param"]) == (422, "code")
-    settings = {"tool_token_budget": 500, "code_mode": "auto", "code_stub_chars": 500}
+    settings = {"tool_token_budget": 500, "code_stub_chars": 500}
     async with serve_gateway(database_url, simulator, tools_url, **settings) as gateway:
         tools = (await gateway.chat_stream("Hello")).get_event_data("turn.started")[0]["tools"]
         assert tools[-2:] == ["find_tools", "run_python"]
@@ -209,7 +209,7 @@ async def test_tools_of_the_client_are_no_functions(gateway: Gateway) -> None:
 async def test_other_formats_get_programs_only_on_request(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
-    settings = {"code_mode": "auto", "tool_token_budget": 500}
+    settings = {"tool_token_budget": 500}
     async with serve_gateway(database_url, simulator, tools_url, **settings) as gateway:
         await gateway.chat_stream("Add a task: Buy 3 eggs")
         body = {"messages": [{"role": "user", "content": SUM}]}
