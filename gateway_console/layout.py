@@ -51,7 +51,7 @@ def frame(api: Api, title: str, current: str) -> Generator[None]:
     ui.colors(primary="#2456c9")
     with ui.header().classes("items-center no-wrap q-py-xs").style("background:#1b2a4a"):
         toggle = ui.button(icon="menu").props('flat color=white aria-label="Navigation"')
-        ui.label("Agent gateway").classes("text-lg font-medium").style("color:#fff")
+        ui.label("Agent gateway").classes("text-lg font-medium").style("color:#fff;white-space:nowrap")
         ui.space()
         ui.label(api.session.role).style("color:#dbe4f5")
         if api.session.credential is not None:

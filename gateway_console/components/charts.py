@@ -25,7 +25,7 @@ def draw_chart(
         # Rich text is drawn on the canvas: names of others never become HTML.
         "tooltip": {"trigger": "axis", "renderMode": "richText"},
         "legend": {"bottom": 0, "type": "scroll", "textStyle": text, "show": len(series) > 1},
-        "grid": {"left": 8, "right": 12, "top": 34, "bottom": 34 if len(series) > 1 else 8, "containLabel": True},
+        "grid": {"left": 8, "right": 12, "top": 44, "bottom": 34 if len(series) > 1 else 8, "containLabel": True},
         "xAxis": {"type": "category", "data": list(names), "axisLabel": {"hideOverlap": True, **text}},
         "yAxis": {"type": "value", "axisLabel": text, "splitLine": {"lineStyle": {"color": "#8883"}}},
         "series": [

@@ -65,7 +65,7 @@ class DefinitionsPage:
         with ui.row():
             ui.button("New tool", icon="add", on_click=self._ask_new).props("no-caps")
             ui.button("Import OpenAPI", icon="upload", on_click=self._ask_import).props("outline no-caps")
-        self._report = ui.column().classes("w-full gap-2").props('aria-live="polite"')
+        self._report = ui.column().classes("w-full gap-2 q-mt-md").props('aria-live="polite"')
         self._items = ui.column().classes("w-full gap-2 q-mt-md")
         await self._load()
 

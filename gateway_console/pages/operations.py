@@ -14,7 +14,7 @@ from gateway_console.components.turn_follower import TurnFollower
 from gateway_console.layout import draw_error, frame
 
 JsonObject = dict[str, Any]
-_POLL_SECONDS = 3.0
+_POLL_SECONDS = 5.0
 _REDRAW_SECONDS = 0.5
 _TURNS = ("api", "v1", "admin", "turns")
 _WAITS = {"approval": "approval of", "question": "an answer for", "authorization": "a sign-in for", "url": "a page of"}
