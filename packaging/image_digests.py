@@ -20,7 +20,7 @@ from urllib.request import Request, urlopen
 ROOT = Path(__file__).resolve().parent.parent
 REGISTRY = "https://registry-1.docker.io"
 FILES = ("Dockerfile", "compose.yaml")
-_IMAGE = re.compile(r"(?<=_IMAGE)(=|:-)(?P<name>[a-z]+):(?P<tag>[\w.-]+)(?:@sha256:[0-9a-f]{64})?")
+_IMAGE = re.compile(r"(?<=_IMAGE)(=|:-)(?P<name>[a-z0-9][a-z0-9._/-]*):(?P<tag>[\w.-]+)(?:@sha256:[0-9a-f]{64})?")
 _REFERENCE = re.compile(r"^\s*(?:- )?(?:FROM(?: --\S+)*|COPY --from=|image:|\w+_IMAGE:|ARG \w+=)\s*(\S+)", re.MULTILINE)
 _DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
@@ -85,12 +85,13 @@ def _get_image(reference: str) -> str:
 
 
 def fetch_digest(registry: str, name: str, tag: str) -> str:
-    """Fetch the digest of an official image.
+    """Fetch the digest of an image, official or of a publisher.
 
     Raises:
         DigestError: the registry refuses, or its digest is not that of the manifest.
     """
-    url = f"{registry}/v2/library/{name}/manifests/{tag}"
+    repository = name if "/" in name else f"library/{name}"
+    url = f"{registry}/v2/{repository}/manifests/{tag}"
     headers = {"Accept": ", ".join(_MANIFEST_TYPES)}
     try:
         body, stated = _get(url, headers)

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-IMAGES = ("python:3.13-slim", "postgres:18", "redis:8")
+IMAGES = (
+    "python:3.13-slim",
+    "postgres:18",
+    "redis:8",
+    "prom/prometheus:v3.7.3",
+    "grafana/grafana:12.3.0",
+    "jaegertracing/jaeger:2.12.0",
+    "otel/opentelemetry-collector:0.140.0",
+)
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 
 
@@ -35,7 +43,8 @@ class Registry(ThreadingHTTPServer):
 
     def get_digest(self, image: str) -> str:
         name, tag = image.split(":")
-        return f"sha256:{hashlib.sha256(self.make_manifest(f'/v2/library/{name}/manifests/{tag}')).hexdigest()}"
+        repository = name if "/" in name else f"library/{name}"
+        return f"sha256:{hashlib.sha256(self.make_manifest(f'/v2/{repository}/manifests/{tag}')).hexdigest()}"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -108,7 +117,7 @@ def test_no_image_is_named_elsewhere() -> None:
     text = (ROOT / "Dockerfile").read_text() + (ROOT / "compose.yaml").read_text()
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
     pulled = [line for line in lines if line.startswith(("FROM ", "image: ", "ARG PYTHON_IMAGE"))]
-    assert len(pulled) == 5
+    assert len(pulled) == 9
     assert all("_IMAGE" in line or line == "image: mcp-agent-gateway" for line in pulled)
 
 
