@@ -69,6 +69,7 @@ async def test_turn_with_tools_a_fallback_and_an_approval_after_a_restart_is_one
             answer = {"input_id": question["input_id"], "action": "accept"}
             assert (await stack.post(f"/api/v1/turns/{reply.body['turn_id']}/input", answer)).status == 200
             await eventually(lambda: len(receiver.find("invoke_agent")) == 2)
+            await eventually(lambda: len(receiver.find("tools/call")) == 4)
             output = stack.output.read_text()
     check_trace(receiver)
     assert f'"trace_id": "{TRACE}"' in output

@@ -39,6 +39,9 @@ async def test_turn_is_one_trace_of_its_caller_by_the_conventions(traced: Gatewa
     reply = await traced.post("/api/v1/chat", chat_body("What is 17 * 23?", conversation_id="new"), headers=CALLER)
     assert reply.status == 200
     await wait_for(receiver, "POST /api/v1/chat")
+    await wait_for(receiver, "invoke_agent")
+    await wait_for(receiver, "tools/call calculator", 2)  # a server ends its own after it has answered
+    await wait_for(receiver, "commit", 2)
     (request,) = receiver.find("POST /api/v1/chat")
     assert (request.trace_id, request.parent_id, request.kind) == (TRACE, "b7ad6b7169203331", 2)
     assert request.attributes["http.response.status_code"] == 200
@@ -131,6 +134,7 @@ async def test_suspended_turn_goes_on_in_its_trace_with_a_link(
     answer = {"input_id": question["input_id"], "action": "accept"}
     assert (await traced.post(f"/api/v1/turns/{reply.body['turn_id']}/input", answer)).status == 200
     await wait_for(receiver, "invoke_agent", 2)
+    await wait_for(receiver, "POST /api/v1/chat")
     first, second = sorted(receiver.find("invoke_agent"), key=lambda span: span.start)
     (request,) = receiver.find("POST /api/v1/chat")
     assert (first.trace_id, second.trace_id) == (TRACE, TRACE)
