@@ -66,7 +66,7 @@ class WatchedGateway(Gateway):
 
 
 async def _run_round(subject: Gateway, total: int) -> tuple[float, float]:
-    """Return µs of CPU a token, and the p99 between tokens in ms."""
+    """Return µs of CPU a token, and the p99 between tokens."""
     assert subject.process is not None
     request = subject.build_request(build_prompt(TOKENS, DELAY_MS))
     before = subject.process.measure_usage()

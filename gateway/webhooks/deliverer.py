@@ -7,7 +7,7 @@ import time
 import aiohttp
 from yarl import URL
 
-from gateway.common.concurrency import SupervisedTask
+from gateway.common.concurrency import SupervisedTask, TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.errors import StorageUnavailable
 from gateway.ports.webhooks import WebhookMessage, WebhookQueue
@@ -23,7 +23,7 @@ RETRY_SECONDS = (5.0, 60.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 36_000.
 """Waits between the attempts; about 28 hours in all."""
 POLL_SECONDS = 2.0
 _JITTER = 0.2
-_BATCH = 16
+_MAX_DELIVERIES = 16
 _REQUEST_SECONDS = 15.0
 _CLAIM_SECONDS = 60.0
 """Longer than a request: two workers must not send at once."""
@@ -53,6 +53,7 @@ class WebhookDeliverer:
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self.task = SupervisedTask("webhooks", self._run_forever)
+        self._deliveries = TaskSet("webhook")
         self._queue = queue
         self._policy = policy
         self._keys = keys
@@ -60,28 +61,47 @@ class WebhookDeliverer:
         self._poll_seconds = poll_seconds
         self._pruned_at = time.monotonic()
 
-    async def deliver_batch(self) -> int:
-        """Send the messages that are due; return their number."""
-        messages = await self._queue.claim(_BATCH, seconds=_CLAIM_SECONDS)
-        async with asyncio.TaskGroup() as group:
-            for message in messages:
-                group.create_task(self._deliver(message))
+    async def deliver_due(self) -> int:
+        """Send the messages that are due now; return their number."""
+        count = await self._start_deliveries()
+        await self._deliveries.wait()
+        return count
+
+    async def _start_deliveries(self) -> int:
+        """Claim as many messages as there is room for, and send them.
+
+        A slow receiver holds its own place alone.
+        """
+        if not (room := _MAX_DELIVERIES - len(self._deliveries)):
+            return 0
+        messages = await self._queue.claim(room, seconds=_CLAIM_SECONDS)
+        for message in messages:
+            self._deliveries.spawn(self._deliver(message))
         return len(messages)
 
     async def _run_forever(self) -> None:
-        while True:
-            try:
-                count = await self.deliver_batch()
-                if time.monotonic() - self._pruned_at > _PRUNE_SECONDS:
-                    self._pruned_at = time.monotonic()
-                    await self._queue.delete_old(_RETENTION_DAYS)
-            except* StorageUnavailable:
-                log.warning("webhook_queue_unavailable")
-                count = 0
-            if count < _BATCH:
-                await asyncio.sleep(self._poll_seconds)
+        try:
+            while True:
+                try:
+                    count = await self._start_deliveries()
+                    if time.monotonic() - self._pruned_at > _PRUNE_SECONDS:
+                        self._pruned_at = time.monotonic()
+                        await self._queue.delete_old(_RETENTION_DAYS)
+                except StorageUnavailable:
+                    log.warning("webhook_queue_unavailable")
+                    count = 0
+                if not count or len(self._deliveries) == _MAX_DELIVERIES:
+                    await asyncio.sleep(self._poll_seconds)
+        finally:
+            await self._deliveries.stop()
 
     async def _deliver(self, message: WebhookMessage) -> None:
+        try:
+            await self._send_and_record(message)
+        except StorageUnavailable:  # its claim ends, and it is sent again
+            log.warning("webhook_result_not_stored", message_id=str(message.id))
+
+    async def _send_and_record(self, message: WebhookMessage) -> None:
         error, is_final = await self._send(message)
         if error is None:
             await self._queue.mark_delivered(message)

@@ -41,14 +41,19 @@ FORMATS: dict[str, tuple[str, JsonObject]] = {
 class Receiver:
     """A web server that records webhook messages.
 
-    It answers with `statuses`, then 204.
+    It answers with `statuses`, then 204; at `/slow`, not before `may_end`.
     """
 
     url: str = ""
     statuses: list[int] = field(default_factory=list)
     received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    slow_requests: int = 0
+    may_end: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def receive(self, request: Request) -> Response:
+        if request.url.path == "/slow":
+            self.slow_requests += 1
+            await self.may_end.wait()
         self.received.append((dict(request.headers), await request.body()))
         status = self.statuses.pop(0) if self.statuses else 204
         return RedirectResponse(f"{self.url}/again") if status == 302 else Response(status_code=status)
@@ -163,9 +168,9 @@ async def test_message_is_tried_again_until_its_end_and_then_listed(
     target = receiver.url.removeprefix("http://")
     deliverer = WebhookDeliverer(gateway.state.webhooks, TargetPolicy([target]), KEYS, retry_seconds=(0.0, 0.0, 0.0))
     for count in range(1, 5):
-        assert await deliverer.deliver_batch() == 1
+        assert await deliverer.deliver_due() == 1
         assert len(receiver.received) == count  # the redirect was not followed
-    assert await deliverer.deliver_batch() == 0
+    assert await deliverer.deliver_due() == 0
     assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
     (failure,) = (await gateway.get("/api/v1/webhooks/failures")).body["failures"]
     assert (failure["event"], failure["attempts"], failure["error"]) == (
@@ -181,9 +186,38 @@ async def test_message_of_a_worker_that_died_is_sent_by_another(
     await _queue(db, gateway, f"{receiver.url}/hook")
     lost = await gateway.state.webhooks.claim(10, seconds=0.0)
     deliverer = WebhookDeliverer(gateway.state.webhooks, TargetPolicy([receiver.url.removeprefix("http://")]), KEYS)
-    assert (len(lost), await deliverer.deliver_batch()) == (1, 1)
+    assert (len(lost), await deliverer.deliver_due()) == (1, 1)
     await gateway.state.webhooks.mark_failed(lost[0], "late", retry_seconds=None)  # its claim has ended
     assert await db.fetchval("SELECT failed_at IS NULL AND delivered_at IS NOT NULL FROM webhook_messages")
+
+
+async def test_slow_receiver_delays_no_other_message(
+    gateway: Gateway, receiver: Receiver, db: asyncpg.Connection
+) -> None:
+    deliverer = WebhookDeliverer(
+        gateway.state.webhooks, TargetPolicy([receiver.url.removeprefix("http://")]), KEYS, poll_seconds=0.05
+    )
+    await _queue(db, gateway, f"{receiver.url}/slow")
+    deliverer.task.start()
+    try:
+        await eventually(lambda: receiver.slow_requests)
+        for _ in range(20):
+            await _queue(db, gateway, f"{receiver.url}/hook")
+        await eventually(lambda: len(receiver.received) == 20)
+    finally:
+        receiver.may_end.set()
+        await eventually(lambda: len(receiver.received) == 21)
+        await deliverer.task.stop()
+
+
+async def test_unstored_and_background_turns_are_told(hooked: Gateway, receiver: Receiver) -> None:
+    await hooked.chat("Hello.", webhook_url=f"{receiver.url}/hook", store=False)
+    await eventually(lambda: len(receiver.received) == 1)
+    body = {"input": "Hello.", "background": True, "x_gateway": {"webhook_url": f"{receiver.url}/hook"}}
+    response = await hooked.post("/v1/responses", body)
+    await eventually(lambda: len(receiver.received) == 2)
+    assert [message["type"] for message in receiver.messages] == ["turn.completed"] * 2
+    assert response.body["status"] in ("queued", "in_progress")
 
 
 async def test_message_is_claimed_by_one_worker(gateway: Gateway, db: asyncpg.Connection) -> None:
@@ -201,7 +235,7 @@ async def test_receiver_that_is_gone_ends_the_attempts(
     receiver.statuses = [410]
     await _queue(db, gateway, f"{receiver.url}/hook")
     deliverer = WebhookDeliverer(gateway.state.webhooks, TargetPolicy([receiver.url.removeprefix("http://")]), KEYS)
-    await deliverer.deliver_batch()
+    await deliverer.deliver_due()
     assert await db.fetchval("SELECT failed_at IS NOT NULL FROM webhook_messages")
 
 
@@ -212,7 +246,7 @@ async def test_private_address_is_never_connected_to(
     gateway: Gateway, receiver: Receiver, db: asyncpg.Connection, host: str
 ) -> None:
     await _queue(db, gateway, f"http://{host.format(port=receiver.url.rpartition(':')[2])}/hook")
-    await WebhookDeliverer(gateway.state.webhooks, TargetPolicy(), KEYS, retry_seconds=()).deliver_batch()
+    await WebhookDeliverer(gateway.state.webhooks, TargetPolicy(), KEYS, retry_seconds=()).deliver_due()
     assert not receiver.received
     (failure,) = (await gateway.get("/api/v1/webhooks/failures")).body["failures"]
     assert "not public" in failure["error"] or "cannot be reached" in failure["error"]
@@ -250,7 +284,7 @@ async def test_webhooks_are_off_by_default(gateway: Gateway) -> None:
 
 async def test_failures_of_others_are_not_listed(gateway: Gateway, db: asyncpg.Connection) -> None:
     await _queue(db, gateway, "http://10.0.0.1/hook")
-    await WebhookDeliverer(gateway.state.webhooks, TargetPolicy(), KEYS, retry_seconds=()).deliver_batch()
+    await WebhookDeliverer(gateway.state.webhooks, TargetPolicy(), KEYS, retry_seconds=()).deliver_due()
     await db.execute("UPDATE webhook_messages SET owner = 'another user'")
     assert (await gateway.get("/api/v1/webhooks/failures")).body == {"failures": []}
 
