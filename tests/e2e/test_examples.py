@@ -66,6 +66,16 @@ async def test_openai_sdk_gets_an_answer_from_gateway_tools(stack: RunningStack)
     assert "437" in await run_example(stack, "openai_sdk.py", "What is 23*19?")
 
 
+@pytest.mark.parametrize("name", ["anthropic_sdk.py", "groq_sdk.py", "langchain_chat.py"])
+async def test_sdk_gets_an_answer_from_gateway_tools(stack: RunningStack, name: str) -> None:
+    assert "437" in await run_example(stack, name, "What is 23*19?")
+
+
+async def test_agent_of_the_agents_sdk_runs_its_own_tool(stack: RunningStack) -> None:
+    out = await run_example(stack, "openai_agents.py", 'call get_weather with {"city": "Oslo"}')
+    assert "sunny in Oslo" in out
+
+
 async def test_resume_stream_reads_the_remaining_events(stack: RunningStack) -> None:
     out = await run_example(stack, "resume_stream.py")
     before, after = (int(number) for number in re.findall(r"event (\d+)", out))
@@ -154,4 +164,5 @@ def register_word_count(server: MCPServer) -> None:
 
 def test_readme_lists_every_example() -> None:
     listed = set(re.findall(r"\]\(([\w.]+)\)", (EXAMPLES / "README.md").read_text()))
-    assert listed == {path.name for path in EXAMPLES.iterdir() if path.is_file()} - {"README.md"}
+    programs = {path.name for path in EXAMPLES.iterdir() if path.is_file() and path.suffix not in (".in", ".lock")}
+    assert listed == programs - {"README.md"}
