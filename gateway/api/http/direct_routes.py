@@ -7,13 +7,13 @@ from typing import Any, NoReturn, cast
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.http.errors import build_expected_error
 from gateway.api.http.request_context import STARTED_SCOPE_KEY
-from gateway.domain.errors import GatewayError
+from gateway.domain.errors import ClientGone, GatewayError
 
 _METHOD = "POST"
 _MISSING_BODY: dict[str, Any] = {"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}
@@ -61,7 +61,8 @@ class DirectEndpoint:
                 continue
             arguments[field.name], problems = field.validate(value, loc=("header", name))
             errors += problems
-        body = _decode_body(data, request) if (data := await request.body()) else None
+        data = await _read_body(request)
+        body = _decode_body(data, request) if data else None
         if data:
             arguments[self._body.name], problems = self._body.validate(body, loc=("body",))
         else:
@@ -87,6 +88,13 @@ class DirectRouteMiddleware:
         if scope["type"] == "http" and scope["method"] == _METHOD:
             endpoint = self._endpoints.get(scope["path"])
         await (endpoint or self._app)(scope, receive, send)
+
+
+async def _read_body(request: Request) -> bytes:
+    try:
+        return await request.body()
+    except ClientDisconnect:
+        raise ClientGone from None
 
 
 def _decode_body(body: bytes, request: Request) -> Any:

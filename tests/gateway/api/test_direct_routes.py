@@ -1,7 +1,8 @@
 """Routes that are called directly answer as FastAPI's handler would."""
 
 import asyncio
-from typing import Annotated
+from collections.abc import MutableMapping
+from typing import Annotated, Any
 
 import httpx
 import pytest
@@ -12,7 +13,7 @@ from pydantic import Field
 from gateway.api.http import errors
 from gateway.api.http.direct_routes import DirectRouteMiddleware
 from gateway.api.routes.registration import list_direct_routes
-from gateway.domain.errors import Forbidden
+from gateway.domain.errors import ClientGone, Forbidden
 from gateway_runtime.requests.model import ItemList, RequestModel
 
 router = APIRouter()
@@ -90,6 +91,31 @@ def test_direct_route_answers_like_fastapi(request_: tuple[str, bytes, dict[str,
     direct, expected = (asyncio.run(answer(direct=is_direct)) for is_direct in (True, False))
     assert (direct.status_code, direct.text) == (expected.status_code, expected.text)
     assert direct.headers == expected.headers
+
+
+def test_client_that_leaves_while_it_sends_is_no_server_error() -> None:
+    async def send_half() -> int:
+        statuses: list[int] = []
+        messages = [{"type": "http.request", "body": b'{"ite', "more_body": True}, {"type": "http.disconnect"}]
+
+        async def receive() -> dict[str, Any]:
+            return messages.pop(0)
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            statuses.extend(message["status"] for _ in range(message["type"] == "http.response.start"))
+
+        transport_scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST",
+            "path": "/orders",
+            "headers": [(b"content-type", b"application/json")],
+            "query_string": b"",
+        }
+        await create_app(direct=True)(transport_scope, receive, send)
+        [status] = statuses
+        return status
+
+    assert asyncio.run(send_half()) == ClientGone.status
 
 
 def test_every_route_that_starts_a_turn_in_the_common_formats_is_direct() -> None:
