@@ -359,6 +359,14 @@ async def test_limits_of_pages_are_bounded(shared_gateway: Gateway, limit: int) 
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("item_id", ["usr-unknown", "x\x00"])
+async def test_retry_of_an_unknown_message_is_not_found(gateway: Gateway, item_id: str) -> None:
+    thread_id = get_thread_id(await stream(gateway, create()))
+    retry = types.ThreadRetryAfterItemParams(thread_id=thread_id, item_id=item_id)
+    assert (await ask(gateway, types.ThreadsRetryAfterItemReq(params=retry))).status == 404
+
+
+@pytest.mark.faults
 async def test_client_tool_output_without_a_call_is_refused(gateway: Gateway) -> None:
     thread_id = get_thread_id(await stream(gateway, create()))
     params = types.ThreadAddClientToolOutputParams(thread_id=thread_id, result=1)

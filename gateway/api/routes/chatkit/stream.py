@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, aclosing
 from types import TracebackType
 from typing import Self
 
+from chatkit.store import NotFoundError
 from fastapi import Response
 
 from gateway.agent.service import TurnListener
@@ -47,8 +48,13 @@ class ThreadStream(FrameSource):
         """Build the response, whose first frame must be there.
 
         An error before it is one of HTTP.
+
+        Raises:
+            NotFoundError: there is no frame, because ChatKit has not found the message of a retry.
         """
-        first = await anext(frames)
+        first = await anext(frames, None)
+        if first is None:
+            raise NotFoundError("item")
         return FrameStream(_chain_frames(first, frames), headers={}, listener=self)
 
 
