@@ -30,10 +30,13 @@ _MAX_PRINTED_BYTES = 256 * 1024
 _MAX_SESSION_BYTES = 4 * 1024 * 1024
 _MAX_PROBLEM_CHARS = 4_000
 _MAX_STUBS = 2_000
+_MAX_LOGGED_CHARS = 200
 _FILE = "program.py"
 _NOT_INSTALLED = "The package pydantic-monty is not installed: it has no wheel for this platform."
 _BUSY = "All sandboxes are busy. Try again, or call the tools without a program."
 _LOST = "The sandbox ended. Nothing that the program called is undone, and its variables are lost."
+
+_TOO_DEEP = "(a value that is nested too deeply to be shown)"
 
 
 class SandboxLimits(msgspec.Struct, frozen=True):
@@ -122,17 +125,14 @@ class _Session(ProgramSession):
                 if self._state is not None:
                     await session.load_session(self._state)
                 result = await self._run_checked(library, session, code, calls)
-                self._state = None if result.is_lost else await session.dump()
+                self._state = None if result.is_lost else await _save_variables(library, session)
         except TimeoutError:
             return ProgramResult(problem=_BUSY, outcome="rejected")
-        except library.MontyCrashedError as error:
-            log.warning("sandbox_crashed", timed_out=error.timed_out, exit_status=error.exit_status)
+        except library.MontyError as error:
+            log.warning("sandbox_crashed", error=type(error).__name__, reason=str(error)[:_MAX_LOGGED_CHARS])
             self._state = None
             return ProgramResult(problem=_LOST, outcome="failed", is_lost=True)
-        if self._state is not None and len(self._state) > _MAX_SESSION_BYTES:
-            self._state = None
-            return msgspec.structs.replace(result, is_lost=True)
-        return result
+        return result if self._state is not None else msgspec.structs.replace(result, is_lost=True)
 
     def _make_options(self) -> dict[str, Any]:
         limits = self._limits
@@ -160,12 +160,12 @@ class _Session(ProgramSession):
             while not isinstance(snapshot, library.MontyComplete):
                 snapshot = await run.continue_from(snapshot)
         except (library.MontySyntaxError, library.MontyTypingError) as error:
-            return ProgramResult(problem=error.display()[:_MAX_PROBLEM_CHARS], outcome="rejected")
+            return ProgramResult(problem=_shorten(error.display()), outcome="rejected")
         except (library.MontyRuntimeError, library.MontyConversionError) as error:
             # A limit stops the interpreter anywhere, and its variables may be half changed.
             is_lost = isinstance(error.exception(), TimeoutError | MemoryError | RecursionError)
-            problem = (error.display() if hasattr(error, "display") else str(error))[-_MAX_PROBLEM_CHARS:]
-            return ProgramResult(printed.output, problem=problem, outcome="failed", is_lost=is_lost)
+            problem = error.display() if hasattr(error, "display") else str(error)
+            return ProgramResult(printed.output, problem=_shorten(problem), outcome="failed", is_lost=is_lost)
         return ProgramResult(printed.output, _format_value(snapshot.output))
 
 
@@ -206,7 +206,7 @@ class _Run:
             return RuntimeError(f"a program makes at most {self._max_calls} calls")
         try:
             arguments = cast("JsonObject", msgspec.json.decode(msgspec.json.encode(snapshot.kwargs)))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             return TypeError(f"the arguments of {function}() must be JSON values")
         self._count += 1
         self._numbers[snapshot.call_id] = self._count
@@ -236,6 +236,26 @@ def _convert(answer: CallAnswer) -> dict[str, Any]:
     return {"exception": RuntimeError(answer.error)}
 
 
+async def _save_variables(library: Any, session: "monty.AsyncMontySession") -> bytes | None:
+    """Return the variables; None if they are too large."""
+    try:
+        state = await session.dump()
+    except library.MontyError:  # the copy exceeds the memory limit, which ends the process
+        return None
+    return state if len(state) <= _MAX_SESSION_BYTES else None
+
+
+def _shorten(problem: str) -> str:
+    """Cut a long text in its middle.
+
+    The place of an error is at its start, and the reason at its end.
+    """
+    if len(problem) <= _MAX_PROBLEM_CHARS:
+        return problem
+    half = _MAX_PROBLEM_CHARS // 2
+    return f"{problem[:half]}…{problem[-half:]}"
+
+
 def _format_value(value: object) -> str | None:
     """Write a value as text.
 
@@ -247,3 +267,5 @@ def _format_value(value: object) -> str | None:
         return msgspec.json.encode(value).decode()
     except (TypeError, ValueError):
         return repr(value)
+    except RecursionError:
+        return _TOO_DEEP

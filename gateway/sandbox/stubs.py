@@ -1,5 +1,6 @@
 """Declarations of tools as Python functions, made from their JSON schemas."""
 
+import builtins
 import keyword
 import re
 from collections.abc import Mapping
@@ -16,17 +17,28 @@ _MAX_FIELD_DOC_CHARS = 160
 _NOT_IN_NAME = re.compile(r"\W+", re.ASCII)
 _TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None", "object": "dict"}
 _RESERVED = frozenset({"Any", "Literal", "TypedDict"})
+_TAKEN = _RESERVED.union(
+    dir(builtins), ("asyncio", "datetime", "json", "math", "os", "pathlib", "random", "re", "sys", "time", "typing")
+)
+"""Names that programs need.
+
+A function of such a name would hide it from all of them.
+"""
+_TYPE_NAME = re.compile(r"(.+)_(?:result|arguments)(?:_\d+)?")
 ANY = "Any"
 
 
 def name_functions(tools: tuple[ToolSpec, ...]) -> dict[str, str]:
     """Map a function name to each tool, in order.
 
-    Names that are no identifiers are changed; equal ones get a number.
+    Names that are no identifiers, or that programs need for something else, are changed; equal ones get a number.
     """
     functions: dict[str, str] = {}
-    for tool in tools:
-        base = to_identifier(tool.name)
+    bases = [_to_function_name(tool.name) for tool in tools]
+    known = frozenset(bases)
+    for tool, base in zip(tools, bases, strict=True):
+        if (match := _TYPE_NAME.fullmatch(base)) and match[1] in known:
+            base = f"{base}_"  # the name of a type of that function
         name, number = base, 1
         while name in functions:
             number += 1
@@ -35,12 +47,22 @@ def name_functions(tools: tuple[ToolSpec, ...]) -> dict[str, str]:
     return functions
 
 
-def to_identifier(name: str) -> str:
-    """Change a name as little as possible to an identifier of Python."""
+def _to_function_name(name: str) -> str:
+    """Make the name of a function from the name of a tool.
+
+    The type checker does not show programs names that begin with an underscore.
+    """
     name = _NOT_IN_NAME.sub("_", name) or "_"
-    if name[0].isdigit():
-        name = f"_{name}"
-    return f"{name}_" if keyword.iskeyword(name) or name in _RESERVED else name
+    if name[0] == "_":
+        name = f"tool{name}"
+    elif name[0].isdigit():
+        name = f"tool_{name}"
+    return f"{name}_" if keyword.iskeyword(name) or name in _TAKEN else name
+
+
+def _is_plain(name: str) -> bool:
+    """Return whether a property can be a parameter or a field."""
+    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name) and name not in _RESERVED
 
 
 def build_stub(function: str, tool: ToolSpec) -> str:
@@ -100,7 +122,7 @@ class _TypeWriter:
         parts: list[str] = []
         has_others = len(properties) > _MAX_PROPERTIES or schema.get("additionalProperties") not in (None, False)
         for name, value in list(properties.items())[:_MAX_PROPERTIES]:
-            if to_identifier(name) != name:
+            if not _is_plain(name):
                 has_others = True
                 continue
             parts.append(f"{name}: {self.write(value, 1)}" + ("" if name in required else " = ..."))
@@ -117,7 +139,7 @@ class _TypeWriter:
         name = self._name if self._count == 1 else f"{self._name}_{self._count}"
         fields = {key: self.write(value, depth + 1) for key, value in properties.items()}
         total = "" if required.issuperset(fields) else ", total=False"
-        if all(to_identifier(key) == key for key in fields):
+        if all(map(_is_plain, fields)):
             lines = "\n".join(f"    {key}: {kind}" for key, kind in fields.items())
             self.declarations.append(f"class {name}(TypedDict{total}):\n{lines}")
         else:
@@ -149,12 +171,12 @@ def _write_docstring(tool: ToolSpec) -> str:
     for name, schema in list(_get_properties(tool.input_schema).items())[:_MAX_PROPERTIES]:
         described = cast("JsonObject", schema).get("description") if isinstance(schema, dict) else None
         if isinstance(described, str) and described:
-            text += f"\n    {name}: {_shorten(described, _MAX_FIELD_DOC_CHARS)}"
+            text += f"\n    {_shorten(name, _MAX_FIELD_DOC_CHARS)}: {_shorten(described, _MAX_FIELD_DOC_CHARS)}"
     return f'    """{text}"""'
 
 
 def _shorten(text: str, length: int) -> str:
-    text = " ".join(text.split()).replace("\\", "/").replace('"', "'")
+    text = " ".join(text.split()).replace("\\", "/").replace('"', "'").encode(errors="replace").decode()
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 

@@ -167,6 +167,24 @@ async def test_long_output_is_cut_with_a_note(gateway: Gateway) -> None:
     assert len(text) < 33_000
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("program", "shown"),
+    [
+        ("x = 'a' * 40_000_000\nprint(len(x))", "40000000"),
+        ("x: list = []\nfor _ in range(3000):\n    x = [x]\nx", "nested too deeply"),
+        ("'" + "(" * 50_000, "missing closing quote"),
+    ],
+    ids=["variables too large to save", "value too deep to show", "long line with an error"],
+)
+async def test_large_values_of_a_program_fail_no_turn(gateway: Gateway, program: str, shown: str) -> None:
+    reply = await run(gateway, program, "1 + 1")
+    (_, text), following = list_results(reply)
+    assert shown in text
+    assert following == ("ok", "2")
+    assert reply.get_event_data("turn.completed")
+
+
 async def test_disconnect_cancels_the_program_and_its_call(gateway: Gateway) -> None:
     write_programs(gateway, "while True:\n    pass")
     async with gateway.stream("Run it", code="only") as stream:

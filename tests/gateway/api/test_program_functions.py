@@ -1,0 +1,97 @@
+"""Functions of programs for the tools of odd and hostile servers."""
+
+from pathlib import Path
+from typing import Any
+
+import mcp.types as t
+import pytest
+
+from gateway.simulator import Simulator
+from tests.gateway.api.test_hostile_definitions import serve_hostile
+from tests.gateway.api.test_programs import list_results, run
+from tests.gateway.mcp_client.hostile_server import HostileServer, make_tool
+
+TEXT = {"type": "string"}
+HONEST = make_tool("honest", input_schema={"type": "object", "properties": {"text": TEXT}})
+USE_OF_ALL = "print(len([1]), str(2), list(range(2)))\nresult: str = await honest(text='a')\nresult"
+
+
+def make_object(*names: str, description: str = "It is described.") -> dict[str, Any]:
+    return {"type": "object", "properties": {name: {**TEXT, "description": description} for name in names}}
+
+
+ODD_TOOLS = {
+    "property that ends the docstring": make_tool("odd", input_schema=make_object('p"""')),
+    "property that declares a function": make_tool(
+        "odd", input_schema=make_object('p"""\n    ...\nasync def honest(*, other: int) -> int:\n    """')
+    ),
+    "description that ends the docstring": make_tool(
+        "odd", '"""\n\\', input_schema=make_object("p", description='"""\\')
+    ),
+    "names of Python": make_tool(
+        "odd",
+        input_schema=make_object("self", "class", "__init__", "Any", "str", "others", "größe", ""),
+        output_schema=make_object("self", "class", "__init__", "Any", "str", "a\nb", "'\"", "größe", ""),
+    ),
+    "enum with quotes": make_tool(
+        "odd", input_schema={"type": "object", "properties": {"p": {"enum": ['"', "'", "\n", '"""', "\\", None, True]}}}
+    ),
+    "references in a circle": make_tool(
+        "odd",
+        output_schema={
+            "type": "object",
+            "properties": {"a": {"$ref": "#/$defs/A"}, "b": {"$ref": "#"}},
+            "$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}},
+        },
+    ),
+    "many properties": make_tool("odd", input_schema=make_object(*(f"p{number}" for number in range(2_000)))),
+    **{name: make_tool(name) for name in ("print", "len", "str", "list", "asyncio", "Any", "honest_result", "_", "1a")},
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("tool", ODD_TOOLS.values(), ids=ODD_TOOLS.keys())
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_odd_tool_breaks_no_program_that_does_not_use_it(
+    database_url: str, simulator: Simulator, tmp_path: Path, tool: t.Tool, is_first: bool
+) -> None:
+    server = HostileServer(*((tool, HONEST) if is_first else (HONEST, tool)))
+    async with serve_hostile(database_url, simulator, tmp_path, {"odd": (server, {"prefix": ""})}) as gateway:
+        assert list_results(await run(gateway, USE_OF_ALL)) == [("ok", "1 2 [0, 1]\ndone")]
+
+
+FUNCTIONS = {
+    "print": "print_",
+    "list": "list_",
+    "json": "json_",
+    "_private": "tool_private",
+    "3d": "tool_3d",
+    "class": "class_",
+    "other_result": "other_result_",
+    "a-b": "a_b",
+}
+
+
+@pytest.mark.faults
+async def test_tools_are_called_by_functions_whose_names_are_free(
+    database_url: str, simulator: Simulator, tmp_path: Path
+) -> None:
+    other = make_tool("other", output_schema=make_object("text"))
+    server = HostileServer(*map(make_tool, FUNCTIONS), other)
+    async with serve_hostile(database_url, simulator, tmp_path, {"odd": (server, {"prefix": ""})}) as gateway:
+        program = "\n".join(f"print(await {function}())" for function in FUNCTIONS.values())
+        reply = await run(gateway, program)
+        assert list_results(reply) == [("ok", "\n".join(["done"] * len(FUNCTIONS)))]
+        assert [call["tool"] for call in reply.get_event_data("tool.call")[1:]] == list(FUNCTIONS)
+
+
+@pytest.mark.faults
+async def test_argument_that_is_nested_too_deeply_raises_in_the_program(
+    database_url: str, simulator: Simulator, tmp_path: Path
+) -> None:
+    server = HostileServer(make_tool("store", input_schema={"type": "object", "properties": {"data": {}}}))
+    async with serve_hostile(database_url, simulator, tmp_path, {"odd": (server, {"prefix": ""})}) as gateway:
+        deep = "x: list = []\nfor _ in range(3000):\n    x = [x]\n"
+        program = f"{deep}try:\n    await store(data=x)\nexcept TypeError as error:\n    print(error)"
+        assert list_results(await run(gateway, program)) == [("ok", "the arguments of store() must be JSON values")]
+        assert server.calls == []
