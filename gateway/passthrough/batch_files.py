@@ -1,12 +1,13 @@
 """Input files of batches: checked line by line, and their costs estimated."""
 
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import msgspec
 
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Usage
 from gateway.domain.tokens import CHARS_PER_TOKEN
+from gateway.passthrough.model_names import is_model_name
 from gateway.ports.model import ModelCatalog
 
 _MAX_LINES = 50_000
@@ -94,9 +95,9 @@ def _parse_line(line: bytes, number: int) -> _BatchLine:
 
 
 def _add_request(estimate: BatchEstimate, request: _BatchLine, number: int) -> None:
-    name = request.body.get("model")
-    if not isinstance(name, str) or not 1 <= len(name) <= 200:
-        raise InvalidRequest(f"Line {number} of the file: body.model is required.", param="file")
+    name: Any = request.body.get("model")
+    if not is_model_name(name):
+        raise InvalidRequest(f"Line {number} of the file: body.model must name a model.", param="file")
     if estimate.url not in ("", request.url):
         raise InvalidRequest(f"Line {number} of the file: all requests must have the same url.", param="file")
     estimate.url = request.url

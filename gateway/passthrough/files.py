@@ -285,7 +285,9 @@ class FileService:
             await self._refresh(item)
         except NotFound:
             await self._objects.settle(item, list_batch_usage(item, self._catalog))
-        except ModelError as error:
+        except StorageUnavailable:
+            raise
+        except GatewayError as error:  # of this batch alone: the others are checked
             log.warning("batch_not_checked", code=error.code)
 
 
@@ -325,7 +327,7 @@ def _get_completed_share(body: JsonObject) -> float:
         return 0.0
     match counts:
         case {"completed": int(completed), "total": int(total)} if total > 0:
-            return max(0.0, min(1.0, completed / total))
+            return max(0, min(completed, total)) / total
         case _:
             return 1.0
 

@@ -11,6 +11,7 @@ _TAIL_BYTES = 16 * 1024
 _HEAD_BYTES = 1024
 _MAX_TOKENS = 1_000_000_000
 _MAX_SECONDS = 1_000_000.0
+_MAX_NUMBER = 10**15
 _READABLE_TYPES = ("application/json", "text/event-stream")
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _DURATION = re.compile(rb'"duration"\s*:\s*"?(\d+(?:\.\d+)?)')
@@ -115,5 +116,5 @@ def _read_count(reported: dict[str, object], *names: str) -> int | None:
 
 def _read_number(value: object) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
-        return float(value)
+        return float(min(value, _MAX_NUMBER))  # an integer of any length
     return None

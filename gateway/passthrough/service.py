@@ -14,6 +14,7 @@ from gateway.domain.errors import GatewayError, InvalidRequest, ModelNotFound, S
 from gateway.domain.messages import JsonObject, Principal
 from gateway.domain.spending import RequestHold
 from gateway.passthrough.metering import MeteredUsage, UsageMeter
+from gateway.passthrough.model_names import is_model_name
 from gateway.ports.model import ModelCatalog, ModelInfo
 from gateway.ports.upstream import (
     RequestBudgets,
@@ -101,7 +102,7 @@ class PassThroughService:
         """
         if not model:
             raise InvalidRequest("model: is required here.", param="model")
-        if not principal.can_use_model(model):
+        if not is_model_name(model) or not principal.can_use_model(model):
             raise ModelNotFound(f"The model {model[:200]!r} does not exist.", param="model")
         return model
 

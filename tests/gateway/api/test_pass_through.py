@@ -201,6 +201,20 @@ async def test_key_limited_to_models_reaches_no_other(keyring: Keyring) -> None:
     assert list(keyring.gateway.simulator.requests) == []
 
 
+@pytest.mark.parametrize("model", ["a\0b", "x" * 201])
+async def test_name_that_usage_cannot_be_stored_under_is_no_model(shared_gateway: Gateway, model: str) -> None:
+    sent = len(shared_gateway.simulator.requests)
+    async with connect(shared_gateway) as client:
+        for call in (
+            client.embeddings.create(model=model, input="x"),
+            client.audio.transcriptions.create(model=model, file=("a.wav", make_recording())),
+        ):
+            with pytest.raises(openai.APIStatusError) as refused:
+                await call
+            assert refused.value.status_code in (400, 404)
+    assert len(shared_gateway.simulator.requests) == sent
+
+
 @pytest.mark.faults
 async def test_field_sent_twice_reaches_the_server_as_it_was_checked(keyring: Keyring) -> None:
     await keyring.create_key("ada", models=(EMBEDDER,))

@@ -112,6 +112,9 @@ async def test_objects_of_another_user_are_not_found(keyring: Keyring) -> None:
         assert len(keyring.gateway.simulator.requests) == sent
         assert (await bob.files.list()).data == []
         assert (await bob.batches.list()).data == []
+        for path in ("/v1/files?after=%00", "/v1/batches?after=%00"):
+            reply = await keyring.get("ada", path)
+            assert (reply.status, reply.body["error"]["param"]) == (400, "after"), path
         for path in ("/v1/files/..%2Fbatches", "/v1/files/a%00", "/v1/files/%2e%2e/content", "/v1/batches/x%0ay"):
             reply = await keyring.get("ada", path)
             assert reply.status == 404, path
@@ -203,6 +206,7 @@ async def test_batch_with_a_model_that_the_key_may_not_use_is_refused(keyring: K
         write_requests("x").replace(b"/v1/chat/completions", b"/v1/admin"),
         write_requests("x").replace(b'"POST"', b'"DELETE"'),
         write_requests("x").replace(b'"model"', b'"other"'),
+        write_requests("x", model="a\0b"),
         write_requests("x", "y").replace(b"/v1/chat/completions", b"/v1/responses", 1),
         b"[" * 100_000,
         write_requests("x" * 1_100_000),

@@ -18,9 +18,12 @@ from gateway_runtime.requests.model import RequestModel
 router = APIRouter(tags=["OpenAI"])
 
 _Limit = Annotated[int, Query(ge=1, le=1_000, description="Maximum number of objects in the page.")]
-_After = Annotated[str | None, Query(max_length=128, description="Id of the last object of the page before.")]
+_NO_NUL = r"^[^\x00]*$"
+_After = Annotated[
+    str | None, Query(max_length=128, pattern=_NO_NUL, description="Id of the last object of the page before.")
+]
 _Order = Annotated[ItemOrder, Query(description="Newest first (desc) or oldest first (asc).")]
-_Purpose = Annotated[str | None, Query(max_length=64, pattern=r"^[^\x00]*$")]
+_Purpose = Annotated[str | None, Query(max_length=64, pattern=_NO_NUL)]
 _CONTENT: dict[int | str, JsonObject] = {200: {"content": {"application/octet-stream": {}}}}
 
 
