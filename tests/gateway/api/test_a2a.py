@@ -17,7 +17,10 @@ from a2a.types import a2a_pb2 as types
 from a2a.utils import errors as a2a_errors
 from google.protobuf.json_format import MessageToDict, ParseDict
 
+from gateway.agent.service import TurnHandle
+from gateway.api.routes.a2a.task_reader import TaskReader
 from tests.auth_helpers import Keyring
+from tests.eventually import eventually
 from tests.stack import Client as HttpClient
 from tests.stack import Gateway, JsonObject
 
@@ -62,6 +65,14 @@ async def send_whole(client: Client, *arguments: Any, **fields: Any) -> types.Ta
     finally:
         client._config.streaming = True  # type: ignore[attr-defined]
     return response.task
+
+
+async def wait_until_completed(client: Client, task_id: str) -> None:
+    async def is_completed() -> bool:
+        task = await client.get_task(types.GetTaskRequest(id=task_id))
+        return task.status.state == State.TASK_STATE_COMPLETED
+
+    await eventually(is_completed)
 
 
 def join_text(artifacts: Any) -> str:
@@ -218,6 +229,25 @@ async def test_running_task_is_cancelled_once(gateway: Gateway, client: Client) 
         gateway.simulator.resume_streams()
     with pytest.raises(a2a_errors.TaskNotCancelableError):
         await client.cancel_task(types.CancelTaskRequest(id=task.id))
+    with pytest.raises(a2a_errors.UnsupportedOperationError):
+        [item async for item in client.subscribe(types.SubscribeToTaskRequest(id=task.id))]
+
+
+@pytest.mark.faults
+async def test_task_that_ends_while_a_subscription_begins_is_not_streamed_twice(
+    gateway: Gateway, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_turn = TaskReader.find_turn
+
+    async def find_before_the_end(self: TaskReader, task_id: str) -> TurnHandle:
+        turn = await find_turn(self, task_id)
+        gateway.simulator.resume_streams()
+        await wait_until_completed(client, task_id)
+        return turn
+
+    gateway.simulator.pause_streams()
+    task = await send_whole(client, configuration={"returnImmediately": True})
+    monkeypatch.setattr(TaskReader, "find_turn", find_before_the_end)
     with pytest.raises(a2a_errors.UnsupportedOperationError):
         [item async for item in client.subscribe(types.SubscribeToTaskRequest(id=task.id))]
 

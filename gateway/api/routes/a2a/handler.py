@@ -238,9 +238,9 @@ class TurnRequestHandler(RequestHandler):
         """Stream a task as it stands, and then its updates."""
         with self._check_and_map_errors("GET", f"{_PREFIX}/tasks/{{task_id}}:subscribe"):
             turn = await self._tasks.find_turn(params.id)
-            if turn.has_ended:
-                raise a2a_errors.UnsupportedOperationError("The task has ended: get it.")
             writer, after = await self._tasks.read_task(turn)
+            if writer.turn.end is not None:
+                raise a2a_errors.UnsupportedOperationError("The task has ended: get it.")
             self._stream_turn(turn, writer, after, context, begins_with_task=True)
             yield types.Task(id=str(turn.id))
 
