@@ -230,15 +230,17 @@ class FileService:
     async def _take_over(self, item: UpstreamObject, body: JsonObject) -> UpstreamObject:
         """Store the new state of an object.
 
-        A batch that has ended is settled.
+        A batch that has ended is settled. Its files are not added again, because their owner may have deleted them.
         """
+        known_files = _list_outputs(item.body) if item.is_settled else []
         item = msgspec.structs.replace(item, body=body)
         if item.kind == "batch":
-            outputs = [body.get(name) for name in ("output_file_id", "error_file_id")]
-            files = [_make_output(item, name) for name in outputs if isinstance(name, str) and _ID.fullmatch(name)]
-            await self._objects.add(*files)
+            await self._objects.add(
+                *(_make_output(item, file_id) for file_id in _list_outputs(body) if file_id not in known_files)
+            )
             if body.get("status") in _FINAL and not item.is_settled:
                 await self._objects.settle(item, list_batch_usage(item, self._catalog))
+                item = msgspec.structs.replace(item, is_settled=True)
         await self._objects.update(item)
         return item
 
@@ -330,6 +332,12 @@ def _get_completed_share(body: JsonObject) -> float:
             return max(0, min(completed, total)) / total
         case _:
             return 1.0
+
+
+def _list_outputs(batch: JsonObject) -> list[str]:
+    """List the ids of the files that a batch has written."""
+    named = (batch.get(name) for name in ("output_file_id", "error_file_id"))
+    return [file_id for file_id in named if isinstance(file_id, str) and _ID.fullmatch(file_id)]
 
 
 def _make_output(batch: UpstreamObject, file_id: str) -> UpstreamObject:

@@ -173,7 +173,7 @@ class UpstreamObjects(Protocol):
 
     @abstractmethod
     async def update(self, item: UpstreamObject) -> None:
-        """Store the body of an object."""
+        """Store the body of an object; an open batch does not replace a settled one."""
         ...
 
     @abstractmethod

@@ -22,7 +22,9 @@ ON CONFLICT (id) DO NOTHING"""
 _KEEP_HOLD = "UPDATE request_holds SET expires_at = NULL WHERE id = :id"
 _DELETE_HOLD = "DELETE FROM request_holds WHERE id = :id"
 _GET = f"SELECT {_COLUMNS} FROM upstream_objects WHERE id = :id AND owner = :owner AND kind = :kind"  # noqa: S608
-_UPDATE = "UPDATE upstream_objects SET body = cast(:body AS jsonb), checked_at = now() WHERE id = :id"
+_UPDATE = """
+UPDATE upstream_objects SET body = cast(:body AS jsonb), checked_at = now()
+WHERE id = :id AND (settled_at IS NULL OR :is_settled)"""
 _SETTLE = "UPDATE upstream_objects SET settled_at = now() WHERE id = :id AND settled_at IS NULL RETURNING id"
 _CLAIM = f"""
 UPDATE upstream_objects SET checked_at = now()
@@ -77,7 +79,7 @@ class UpstreamObjectStore(UpstreamObjects):
 
     async def update(self, item: UpstreamObject) -> None:
         """See `UpstreamObjects.update`."""
-        await self._execute(_UPDATE, {"id": item.id, "body": encode_jsonb(item.body)})
+        await self._execute(_UPDATE, {"id": item.id, "body": encode_jsonb(item.body), "is_settled": item.is_settled})
 
     async def settle(self, item: UpstreamObject, used: Sequence[RequestUsage]) -> None:
         """See `UpstreamObjects.settle`."""

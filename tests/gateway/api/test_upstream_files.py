@@ -58,6 +58,9 @@ async def test_openai_sdk_runs_a_batch(keyring: Keyring, db: asyncpg.Connection)
         assert {item.id for item in (await client.files.list()).data} == {file.id, done.output_file_id}
         assert [item.id for item in (await client.files.list(purpose="batch")).data] == [file.id]
         assert [item.id async for item in client.batches.list(limit=1)] == [batch.id]
+        await client.files.delete(done.output_file_id)
+        await client.batches.retrieve(batch.id)
+        assert [item.id for item in (await client.files.list()).data] == [file.id]
         used = await db.fetchrow("SELECT owner, total_tokens, cost_usd FROM turn_usage WHERE endpoint = '/v1/batches'")
         assert used is not None
         assert (used["owner"], used["total_tokens"]) == ("ada", done.usage and done.usage.total_tokens)
@@ -70,6 +73,7 @@ async def test_openai_sdk_runs_a_batch(keyring: Keyring, db: asyncpg.Connection)
         "file.create",
         "batch.create",
         "file.read",
+        "file.delete",
         "file.delete",
     ]
 
@@ -152,6 +156,20 @@ async def test_batch_is_reserved_before_it_is_sent_and_settled_at_its_end(
             assert await db.fetchval("SELECT sum(total_tokens) < 200 FROM turn_usage") is True
             await client.batches.retrieve(batch.id)
             assert await db.fetchval("SELECT count(*) FROM turn_usage WHERE endpoint = '/v1/batches'") == 1
+
+
+async def test_late_reply_does_not_reopen_a_settled_batch(keyring: Keyring) -> None:
+    await keyring.create_key("ada")
+    objects = keyring.gateway.state.files._objects
+    async with connect(keyring, "ada") as client:
+        file = await client.files.create(file=("in.jsonl", write_requests("hello")), purpose="batch")
+        batch = await client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        before = await objects.get("ada", "batch", batch.id)
+        assert (await client.batches.retrieve(batch.id)).status == "completed"
+        await objects.update(before)
+        assert [item.status async for item in client.batches.list()] == ["completed"]
 
 
 async def test_refused_batch_keeps_no_reservation(
