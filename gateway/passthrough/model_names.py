@@ -1,4 +1,4 @@
-"""Names of models that the usage of a request can be stored under."""
+"""Checks the names of models in requests that are passed on."""
 
 _MAX_LENGTH = 200
 

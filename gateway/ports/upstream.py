@@ -173,7 +173,10 @@ class UpstreamObjects(Protocol):
 
     @abstractmethod
     async def update(self, item: UpstreamObject) -> None:
-        """Store the body of an object; an open batch does not replace a settled one."""
+        """Store the body of an object.
+
+        The body of an open batch does not replace that of a settled one.
+        """
         ...
 
     @abstractmethod
