@@ -1,4 +1,4 @@
-"""Run an agent of the OpenAI Agents SDK with a tool of its own.
+"""Run an agent of the OpenAI Agents SDK with its own tool.
 
 python examples/openai_agents.py "How is the weather in Oslo?"
 """
