@@ -10,7 +10,7 @@ from gateway.ports.servers import ServerConfig
 _MAX_NAME_LENGTH = 64
 _HASH_LENGTH = 6
 _INVALID_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
-GATEWAY_TOOLS = frozenset({"ask_agent", "batch", "find_tools"})
+GATEWAY_TOOLS = frozenset({"ask_agent", "batch", "find_tools", "run_python"})
 """Names of the gateway's own tools."""
 _MAX_CACHED_NAMES = 20_000
 

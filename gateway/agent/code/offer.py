@@ -37,12 +37,15 @@ class CodeOffer(msgspec.Struct, frozen=True):
         """Add `run_python` to a turn's tools, as the mode says.
 
         auto: beside the tools that fit into the model's request, if not all do. only: in place of all tools of the
-        gateway.
+        gateway. A client-side tool of this name hides `run_python`.
         """
         mode = requested or self.default
         specs = tuple(spec for spec in (*selection.tools, *selection.hidden) if not spec.client and spec.server)
         functions = tuple(spec for spec in specs if not spec.helper)
         if mode == "off" or not functions or (mode == "auto" and not selection.hidden):
+            return selection
+        own = tuple(tool for tool in selection.tools if tool.client)
+        if any(tool.name == RUN_PYTHON for tool in own):
             return selection
         if self.sandbox.problem is not None or selection.choice in ("none", "required"):
             return selection
@@ -52,7 +55,6 @@ class CodeOffer(msgspec.Struct, frozen=True):
         if mode == "auto":
             tools = (*selection.tools, spec)
         else:
-            own = tuple(tool for tool in selection.tools if tool.client)
             search = (build_search_spec(functions),) if hidden_number else ()
             tools = (*own, *search, spec)
         return msgspec.structs.replace(

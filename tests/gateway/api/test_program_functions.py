@@ -8,8 +8,9 @@ import pytest
 
 from gateway.simulator import Simulator
 from tests.gateway.api.test_hostile_definitions import serve_hostile
-from tests.gateway.api.test_programs import list_results, run
+from tests.gateway.api.test_programs import list_results, run, write_programs
 from tests.gateway.mcp_client.hostile_server import HostileServer, make_tool
+from tests.stack import serve_gateway
 
 TEXT = {"type": "string"}
 HONEST = make_tool("honest", input_schema={"type": "object", "properties": {"text": TEXT}})
@@ -95,3 +96,28 @@ async def test_argument_that_is_nested_too_deeply_raises_in_the_program(
         program = f"{deep}try:\n    await store(data=x)\nexcept TypeError as error:\n    print(error)"
         assert list_results(await run(gateway, program)) == [("ok", "the arguments of store() must be JSON values")]
         assert server.calls == []
+
+
+async def test_server_s_tool_of_the_same_name_is_a_function_of_programs(
+    database_url: str, simulator: Simulator, tmp_path: Path
+) -> None:
+    server = HostileServer(make_tool("run_python"))
+    async with serve_hostile(database_url, simulator, tmp_path, {"odd": (server, {"prefix": ""})}) as gateway:
+        reply = await run(gateway, "await run_python()")
+        ((outcome, text),) = list_results(reply)
+        assert outcome == "error"
+        assert "run_python" in text
+        (name,) = [spec.name for spec in gateway.state.toolbox.list_specs()]
+        assert name.startswith("run_python_")
+        assert list_results(await run(gateway, f"await {name}()")) == [("ok", "done")]
+
+
+async def test_client_tool_of_the_same_name_hides_the_gateways(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    tool = {"type": "function", "function": {"name": "run_python", "parameters": {"type": "object"}}}
+    async with serve_gateway(database_url, simulator, tools_url) as gateway:
+        write_programs(gateway, "1 + 1")
+        reply = await gateway.chat_stream("Run it", code="only", tools=[tool, "calculator"])
+        assert reply.get_event_data("turn.started")[0]["tools"] == ["calculator", "run_python"]
+        assert [call["client"] for call in reply.get_event_data("tool.call")] == [True]

@@ -61,7 +61,7 @@ def test_each_name_is_one_servers_also_if_a_tool_imitates_another() -> None:
                 name = names.get_name(config, item)
                 assert len(name) <= 64
                 assert owners.setdefault(name, config.name) == config.name, (order, name)
-                assert name not in ("ask_agent", "find_tools", "batch")
+                assert name not in ("ask_agent", "find_tools", "batch", "run_python")
 
 
 def test_first_server_and_those_of_other_prefixes_keep_their_names() -> None:
