@@ -15,13 +15,14 @@ class ProgramInterface(msgspec.Struct, frozen=True):
     """The functions of programs.
 
     `functions` maps each function to its tool, and `stubs` each tool to its declarations in Python. Both have the order
-    of the tools. `prelude` has the imports of the stubs. With `replaces_tools`, the model calls the tools in
-    programs alone.
+    of the tools. `prelude` has the imports of the stubs, and `structured` the tools that promise a structured result.
+    With `replaces_tools`, the model calls the tools in programs alone.
     """
 
     functions: dict[str, str]
     stubs: dict[str, str]
     prelude: str
+    structured: frozenset[str] = frozenset()
     replaces_tools: bool = False
 
     def join_stubs(self, tools: Collection[str] | None = None) -> str:

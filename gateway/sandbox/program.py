@@ -68,7 +68,8 @@ class MontySandbox(Sandbox):
     def build_interface(self, tools: tuple[ToolSpec, ...]) -> ProgramInterface:
         functions = name_functions(tools)
         stubs = {tool.name: self._build_stub(function, tool) for function, tool in zip(functions, tools, strict=True)}
-        return ProgramInterface(functions, stubs, PRELUDE)
+        structured = frozenset(tool.name for tool in tools if tool.output_schema)
+        return ProgramInterface(functions, stubs, PRELUDE, structured)
 
     def _build_stub(self, function: str, tool: ToolSpec) -> str:
         cached = self._stubs.get(tool.name)

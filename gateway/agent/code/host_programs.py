@@ -125,5 +125,6 @@ class _HostCalls(ProgramCalls):
         if isinstance(result, PendingInput):
             return CallAnswer(error=_NEEDS_A_PERSON)
         return to_call_answer(
-            ToolFinished(call_id="", outcome=result.outcome, content=result.content, structured=result.structured)
+            ToolFinished(call_id="", outcome=result.outcome, content=result.content, structured=result.structured),
+            is_structured=spec.name in self._interface.structured,
         )

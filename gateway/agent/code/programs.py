@@ -131,10 +131,13 @@ class _Calls(ProgramCalls):
     async def wait_for_answers(self, numbers: Collection[int]) -> Mapping[int, CallAnswer]:
         if self._calls is not None:
             await self._calls.wait_for_results()
-        results = {number: self._turn.transcript.find_result(self._make_id(number)) for number in numbers}
-        answers = {number: to_call_answer(result) for number, result in results.items() if result is not None}
-        if len(answers) < len(results):
-            raise ProgramSuspended
+        answers: dict[int, CallAnswer] = {}
+        for number in numbers:
+            call_id = self._make_id(number)
+            if (result := self._turn.transcript.find_result(call_id)) is None:
+                raise ProgramSuspended
+            tool = self._turn.transcript.get_call(call_id).tool
+            answers[number] = to_call_answer(result, is_structured=tool in self._interface.structured)
         return answers
 
     def _make_id(self, number: int) -> str:

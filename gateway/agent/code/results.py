@@ -9,6 +9,11 @@ NO_CODE = "The argument `code` must be a text."
 LOST_VARIABLES: JsonObject = {"lost": True}
 """Structured result of a program after which the session has no variables."""
 _LOST_NOTE = "The variables of this answer's programs are lost."
+_NOT_STRUCTURED = (
+    "The call succeeded, but it has no structured value: the server sent none, or one that is too long. Ask for less "
+    "if you call it again. Its text begins so: {}"
+)
+_MAX_TEXT_CHARS = 1_000
 _NO_OUTPUT = "(no output: print what you need, or end with an expression)"
 
 
@@ -27,8 +32,14 @@ def build_program_result(result: ProgramResult, max_chars: int) -> ToolResult:
     return ToolResult("ok" if result.outcome == "ok" else "error", [text_block(text)], structured)
 
 
-def to_call_answer(result: ToolFinished) -> CallAnswer:
-    """Return the value or error that a call has in its program."""
+def to_call_answer(result: ToolFinished, *, is_structured: bool) -> CallAnswer:
+    """Return the value or error that a call has in its program.
+
+    If the tool promises a structured result, its text is no value: the program was checked with other types.
+    """
+    text = format_result(result)
     if result.outcome != "ok":
-        return CallAnswer(error=format_result(result))
-    return CallAnswer(format_result(result) if result.structured is None else result.structured)
+        return CallAnswer(error=text)
+    if result.structured is not None:
+        return CallAnswer(result.structured)
+    return CallAnswer(error=_NOT_STRUCTURED.format(text[:_MAX_TEXT_CHARS])) if is_structured else CallAnswer(text)

@@ -1,5 +1,6 @@
 """Functions of programs for the tools of odd and hostile servers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,19 @@ async def test_client_tool_of_the_same_name_hides_the_gateways(
         reply = await gateway.chat_stream("Run it", code="only", tools=[tool, "calculator"])
         assert reply.get_event_data("turn.started")[0]["tools"] == ["calculator", "run_python"]
         assert [call["client"] for call in reply.get_event_data("tool.call")] == [True]
+
+
+@pytest.mark.parametrize("length", [10, 100_000])
+async def test_structured_value_reaches_the_program_whole_or_as_an_error(
+    database_url: str, simulator: Simulator, tmp_path: Path, length: int
+) -> None:
+    server = HostileServer(make_tool("read", output_schema=make_object("text")))
+    value = {"text": "x" * length}
+    text = t.TextContent(type="text", text=json.dumps(value))
+    server.result = t.CallToolResult(content=[text], structured_content=value)
+    program = "try:\n    print(len((await read())['text']))\nexcept RuntimeError as error:\n    print(error)"
+    async with serve_hostile(database_url, simulator, tmp_path, {"odd": (server, {"prefix": ""})}) as gateway:
+        ((outcome, shown),) = list_results(await run(gateway, program))
+        assert outcome == "ok"
+        assert shown.startswith(str(length) if length < 1_000 else "The call succeeded, but it has no structured value")
+        assert len(shown) < 2_000
