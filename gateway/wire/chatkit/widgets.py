@@ -6,7 +6,7 @@ import msgspec
 
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.events import InputRequired
-from gateway.domain.messages import Action, Answer, JsonObject
+from gateway.domain.messages import JSON_DECODE_ERRORS, Action, Answer, JsonObject
 
 ANSWER_ACTION = "gateway.answer"
 """Type of the actions of the widgets' buttons."""
@@ -77,7 +77,7 @@ def _convert_value(value: object, field: object) -> object:
         return value
     try:
         return msgspec.json.decode(value)
-    except msgspec.DecodeError:
+    except JSON_DECODE_ERRORS:
         return value
 
 

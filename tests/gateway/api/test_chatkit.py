@@ -11,6 +11,7 @@ from chatkit import types
 from chatkit.actions import Action
 from pydantic import BaseModel, TypeAdapter
 
+from gateway.wire.chatkit.widgets import convert_form_values
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
 from tests.stack import Client, Gateway, JsonObject, Reply
@@ -364,6 +365,12 @@ async def test_retry_of_an_unknown_message_is_not_found(gateway: Gateway, item_i
     thread_id = get_thread_id(await stream(gateway, create()))
     retry = types.ThreadRetryAfterItemParams(thread_id=thread_id, item_id=item_id)
     assert (await ask(gateway, types.ThreadsRetryAfterItemReq(params=retry))).status == 404
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "9" * 5_000])
+def test_text_of_a_form_that_is_no_json_stays_a_text(text: str) -> None:
+    schema = {"properties": {"tags": {"type": "array"}}}
+    assert convert_form_values({"tags": text}, schema) == {"tags": text}
 
 
 @pytest.mark.faults
