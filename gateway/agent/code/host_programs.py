@@ -17,7 +17,10 @@ from gateway.ports.code import CallAnswer, HostTools, ProgramCalls, ProgramInter
 from gateway.ports.tools import CallObserver, Toolbox, ToolCallRequest
 
 _NEEDS_A_PERSON = "This call needs an answer of a person. Call the tool by itself, without `mode=code`."
-_DENIED = "The user did not allow this call."
+_DENIED = (
+    "The user did not allow this call, or this host cannot ask them during a program. Then call the tool by itself, "
+    "without `mode=code`."
+)
 
 
 class HostPrograms(HostTools):
