@@ -141,9 +141,7 @@ async def test_structured_value_reaches_the_program_whole_or_as_an_error(
         assert len(shown) < 2_000
 
 
-@pytest.mark.parametrize(
-    ("mode", "shown"), [("legacy", "done"), ("auto", "this host cannot ask them")]
-)
+@pytest.mark.parametrize(("mode", "shown"), [("legacy", "done"), ("auto", "this host cannot ask them")])
 async def test_host_that_cannot_be_asked_in_a_program_is_told_so(
     database_url: str, simulator: Simulator, tmp_path: Path, mode: str, shown: str
 ) -> None:
