@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway gateway_console gateway_runtime tools_server
 
-.PHONY: help run dev test test-quick test-all schedules chaos fuzz check format lock audit sbom wheel release-version image-digests schema node debian-packages previous-release real-servers pre-commit conformance mcpb docs release-schemas eval eval-record bench bench-quick figures clean
+.PHONY: help run dev test test-quick test-all schedules chaos fuzz check format lock audit sbom wheel release-version image-digests schema node debian-packages previous-release real-servers pre-commit conformance mcpb docs release-schemas eval eval-record console-pictures demo bench bench-quick figures clean
 
 run: .venv/.run ## install everything and run it: Postgres, a simulated Groq, the tool server, the gateway, the console
 	@exec $(BIN)/agent-gateway up

@@ -16,6 +16,8 @@ from tests.eventually import eventually
 from tests.gateway_console.running_console import CHROMIUM, needs_chromium
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
+pytestmark = [pytest.mark.node, pytest.mark.faults]
+
 expect.set_options(timeout=30_000)
 
 

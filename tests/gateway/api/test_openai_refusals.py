@@ -125,8 +125,8 @@ async def test_invalid_value_is_refused_under_its_own_name(
 
 
 async def test_route_that_is_not_there_is_refused_with_those_that_are(shared_gateway: Gateway) -> None:
-    error = (await shared_gateway.post("/v1/embeddings", {"input": "x"})).body["error"]
-    assert error["message"].startswith("POST /v1/embeddings: ")
+    error = (await shared_gateway.post("/v1/moderations", {"input": "x"})).body["error"]
+    assert error["message"].startswith("POST /v1/moderations: ")
     assert "chat/completions" in error["message"]
     reply = await shared_gateway.post("/v1/models", {})
     assert (reply.status, "send GET" in reply.body["error"]["message"]) == (405, True)

@@ -94,6 +94,7 @@ async def create_resources(gateway: Gateway) -> dict[str, str]:
     }
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(240)  # some fifty curl processes, one after the other
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 async def test_every_curl_line_works(gateway: Gateway, open_tools_url: str, tmp_path: Path) -> None:

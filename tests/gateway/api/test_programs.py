@@ -14,6 +14,8 @@ from tests.gateway.api.test_questions import get_only_event, read_to_end, send_a
 from tests.gateway.test_mcp_endpoint import connect_host
 from tests.stack import Gateway, Reply, serve_gateway
 
+pytestmark = pytest.mark.faults
+
 SUM = "Add up the numbers in the titles of my pending tasks"
 
 
