@@ -36,6 +36,7 @@ async def wait_for(receiver: OtlpReceiver, name: str, count: int = 1) -> None:
 
 
 async def test_turn_is_one_trace_of_its_caller_by_the_conventions(traced: Gateway, receiver: OtlpReceiver) -> None:
+    receiver.trace_id = TRACE
     reply = await traced.post("/api/v1/chat", chat_body("What is 17 * 23?", conversation_id="new"), headers=CALLER)
     assert reply.status == 200
     await wait_for(receiver, "POST /api/v1/chat")
