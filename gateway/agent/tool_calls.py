@@ -12,6 +12,7 @@ import msgspec
 from gateway.agent.approval import build_approval_request, needs_approval
 from gateway.agent.batch_tool import BATCH, run_batch
 from gateway.agent.branches.recorded_calls import RecordedCalls
+from gateway.agent.code.call_order import CallOrder
 from gateway.agent.code.programs import TurnPrograms
 from gateway.agent.model_context import TurnContext
 from gateway.agent.tool_search import FIND_TOOLS, RUN_PYTHON, search_tools
@@ -94,8 +95,7 @@ class ToolCallScheduler(NestedCalls):
         self._deferred_may_run = asyncio.Event()
         self._tasks = TaskSet("tool call", log_errors=False)
         self._calls: list[asyncio.Task[None]] = []
-        self._last_changing: list[asyncio.Task[None]] = []
-        self._since_changing: list[asyncio.Task[None]] = []
+        self._order = CallOrder()
         self.client_calls = 0
         self.answered_calls = 0
 
@@ -130,13 +130,8 @@ class ToolCallScheduler(NestedCalls):
         asks = spec is not None and is_runnable and not _is_own(spec) and needs_approval(spec, self._approval)
         self._emitter.emit(msgspec.structs.replace(started, needs_approval=True) if asks else started)
         read_only = spec is None or not is_runnable or spec.read_only
-        # The last changing call ends after all calls before it. A wait for each of them would cost n^2 callbacks.
-        earlier = self._last_changing if read_only else self._since_changing
-        if not read_only:
-            self._since_changing = []
-        task = self._spawn(self._run_call(call, spec, arguments, earlier, deferred=not read_only))
-        if not read_only:
-            self._last_changing = [task]
+        earlier = self._order.list_earlier(read_only=read_only)
+        self._spawn(self._run_call(call, spec, arguments, earlier, deferred=not read_only), read_only=read_only)
 
     def _find_answer(self, call: ToolCallStarted, spec: ToolSpec | None) -> ToolFinished | None:
         """Return the result of a call that must not run.
@@ -250,11 +245,10 @@ class ToolCallScheduler(NestedCalls):
         for nested in self._nested:
             await nested.cancel_calls()
 
-    def _spawn(self, call: Coroutine[object, object, None]) -> asyncio.Task[None]:
+    def _spawn(self, call: Coroutine[object, object, None], *, read_only: bool = True) -> None:
         task = self._tasks.spawn(call)
         self._calls.append(task)
-        self._since_changing.append(task)
-        return task
+        self._order.add(task, read_only=read_only)
 
     async def _run_call(
         self,

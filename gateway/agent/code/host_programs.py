@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from gateway.agent.approval import build_approval_request, needs_approval
+from gateway.agent.code.call_order import CallOrder
 from gateway.agent.code.offer import CodeOffer
 from gateway.agent.code.results import NO_CODE, build_program_result, to_call_answer
 from gateway.agent.tool_search import FIND_TOOLS, RUN_PYTHON, ToolSelection, search_tools
@@ -63,10 +64,7 @@ class HostPrograms(HostTools):
 
 
 class _HostCalls(ProgramCalls):
-    """The calls of a host's program.
-
-    A read-only call waits for earlier changing calls, and a changing call for all earlier calls.
-    """
+    """The calls of a host's program."""
 
     def __init__(
         self,
@@ -85,16 +83,13 @@ class _HostCalls(ProgramCalls):
         self._tasks = TaskSet("call of a program")
         self._answers: dict[int, CallAnswer] = {}
         self._slots = asyncio.Semaphore(limit)
-        self._calls: list[asyncio.Task[None]] = []
-        self._changing: list[asyncio.Task[None]] = []
+        self._order = CallOrder()
 
     def begin_call(self, number: int, function: str, arguments: JsonObject) -> None:
         spec = self._specs[self._interface.functions[function]]
-        earlier = list(self._changing if spec.read_only else self._calls)
+        earlier = self._order.list_earlier(read_only=spec.read_only)
         task = self._tasks.spawn(self._run_call(number, spec, arguments, earlier))
-        self._calls.append(task)
-        if not spec.read_only:
-            self._changing = [task]
+        self._order.add(task, read_only=spec.read_only)
 
     async def wait_for_answers(self, numbers: Collection[int]) -> Mapping[int, CallAnswer]:
         await self._tasks.wait()
