@@ -37,14 +37,12 @@ class SignInPages:
         ]
 
     async def show(self, request: Request) -> Response:
-        if not self._limiter.allow(get_source(request.scope)):
-            return _refuse_rate()
         return _render(request, 200)
 
     async def sign_in(self, request: Request) -> Response:
         """Exchange a valid credential for a session with a new id."""
         if not self._limiter.allow(get_source(request.scope)):
-            return _refuse_rate()
+            return PlainTextResponse("Too many requests. Wait a minute.", 429, {"Retry-After": "60"})
         credential = await _read_credential(request)
         if credential is None:
             return _render(request, 400, "The form was not understood.")
@@ -87,7 +85,3 @@ def _render(request: Request, status: int, error: str = "") -> Response:
     query = f"?{request.url.query}" if request.url.query else ""
     action = f"{request.scope.get('root_path', '')}{SIGN_IN_PATH}{query}"
     return HTMLResponse(_PAGE.replace("sign-in-action", escape(action)).replace("<!-- error -->", message), status)
-
-
-def _refuse_rate() -> Response:
-    return PlainTextResponse("Too many requests. Wait a minute.", 429, {"Retry-After": "60"})

