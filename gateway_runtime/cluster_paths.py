@@ -18,7 +18,7 @@ from typing import TypedDict
 
 from gateway_runtime.child_processes import select_variables
 from gateway_runtime.errors import EmbeddedPostgresError
-from gateway_runtime.private_files import check_private_directory, make_data_directory
+from gateway_runtime.private_files import check_private_directory, lock_file, make_data_directory
 
 SYSTEM_USER = "agent-gateway-pg"
 SYSTEM_HOME = Path("/var/lib/agent-gateway")
@@ -190,11 +190,8 @@ def _find_system_user(notes: list[str]) -> pwd.struct_passwd:
         return pwd.getpwnam(SYSTEM_USER)
     useradd = shutil.which("useradd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if useradd is not None:
-        command = [useradd, "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
-        env = select_variables(os.environ)
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=env, check=False)  # noqa: S603
-        with contextlib.suppress(KeyError):
-            user = pwd.getpwnam(SYSTEM_USER)
+        with contextlib.suppress(KeyError, EmbeddedPostgresError):
+            user = _create_system_user(useradd)
             notes.append(
                 f"Postgres does not run as root, so the system user {SYSTEM_USER} was created to run it."
                 f" Remove it with `userdel {SYSTEM_USER}`."
@@ -202,6 +199,17 @@ def _find_system_user(notes: list[str]) -> pwd.struct_passwd:
             return user
     notes.append(f"The user {SYSTEM_USER} could not be created: Postgres runs as the user nobody.")
     return pwd.getpwnam("nobody")
+
+
+def _create_system_user(useradd: str) -> pwd.struct_passwd:
+    command = [useradd, "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
+    env = select_variables(os.environ)
+    # Of two `useradd` at once, the later replaces the user of the earlier with another id.
+    with lock_file(_find_system_home() / ".user.lock"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(SYSTEM_USER)
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=env, check=False)  # noqa: S603
+        return pwd.getpwnam(SYSTEM_USER)
 
 
 def _find_system_home() -> Path:

@@ -6,7 +6,6 @@ fast.
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import shutil
 import signal
@@ -14,13 +13,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from gateway_runtime.cluster_paths import SOCKET_NAME, ClusterPaths
 from gateway_runtime.errors import EmbeddedPostgresError
-from gateway_runtime.private_files import open_private
+from gateway_runtime.private_files import lock_file, open_private
 from gateway_runtime.settings.shipped_files import find_shipped_file
 
 __all__ = [
@@ -115,7 +114,7 @@ class EmbeddedPostgres:
         if self._process is not None and self._process.poll() is not None:
             self._process = None
         if not self.is_running():
-            with _lock_directory(self._paths.directory):
+            with lock_file(self._paths.directory / ".postgres.lock"):
                 self._process = _start_cluster(self._paths, self._settings)
 
     def stop_if_started_here(self) -> None:
@@ -309,14 +308,6 @@ def _accepts_connections(sockets: Path) -> bool:
         except OSError:
             return False
     return True
-
-
-@contextlib.contextmanager
-def _lock_directory(directory: Path) -> Generator[None]:
-    """Let one process at a time decide whether to start Postgres."""
-    with open(directory / ".postgres.lock", "w", opener=open_private) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _stop_with_parent(parent: int) -> Callable[[], None] | None:

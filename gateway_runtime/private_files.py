@@ -3,9 +3,12 @@
 Imports only the standard library, so that commands that need a database start fast.
 """
 
+import fcntl
 import os
 import secrets
 import stat
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,6 +39,18 @@ def open_private(path: str, flags: int) -> int:
     if stat.S_ISREG(status.st_mode) and status.st_mode & _OTHERS and status.st_uid == os.geteuid():
         os.fchmod(descriptor, _FILE_MODE)
     return descriptor
+
+
+@contextmanager
+def lock_file(path: Path) -> Generator[None]:
+    """Hold a lock that other processes wait for.
+
+    Raises:
+        OSError: the file cannot be opened, or is a symbolic link.
+    """
+    with open(path, "w", opener=open_private) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def load_or_create_secret(file: Path, prefix: str = "") -> tuple[str, bool]:

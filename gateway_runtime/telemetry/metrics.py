@@ -4,11 +4,9 @@ Several workers of one port share a directory of memory-mapped files, PROMETHEUS
 answers for all.
 """
 
-import fcntl
 import os
 import re
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from gateway_runtime.private_files import open_private
+from gateway_runtime.private_files import lock_file
 from gateway_runtime.telemetry.families import MetricFamily
 
 _MAX_LABEL_VALUES = 200
@@ -116,7 +114,7 @@ class Metrics:
         encode, content_type = choose_encoder(accept)
         if self._directory is None:
             return encode(self.registry), content_type
-        with _lock_directory(self._directory):
+        with lock_file(self._directory / "lock"):  # other workers read or fold the files
             _fold_ended_workers(self._directory)
             shared = CollectorRegistry()
             cast(Any, MultiProcessCollector)(shared, path=str(self._directory))
@@ -125,14 +123,6 @@ class Metrics:
     def collect(self) -> list[Metric]:
         """Return the metrics of this process alone."""
         return list(self.registry.collect())
-
-
-@contextmanager
-def _lock_directory(directory: Path) -> Generator[None]:
-    """Exclude other workers that read or fold the files."""
-    with open(directory / "lock", "a", opener=open_private) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _fold_ended_workers(directory: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,10 @@ from gateway.store import migrations
 from gateway_runtime import cluster_paths, embedded_postgres
 from tests.conftest import FAST_POSTGRES_SETTINGS, dsn
 from tests.eventually import eventually_blocking
+
+needs_useradd = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("useradd") is None, reason="only root creates system users"
+)
 
 
 @pytest.fixture
@@ -226,7 +231,21 @@ def test_programs_that_postgres_cannot_reach_are_copied_once(data_dir: Path, mon
     assert len(list(home.glob("programs-*"))) == 1
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("useradd") is None, reason="only root creates system users")
+@needs_useradd
+def test_starts_at_the_same_time_create_one_system_user() -> None:
+    name = f"agw-twice-{os.getpid()}"
+    code = (
+        f"from gateway_runtime import cluster_paths as c; c.SYSTEM_USER = {name!r}; print(c._find_system_user([])[2])"
+    )
+    try:
+        starts = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(6)]
+        found = {int(start.communicate(timeout=60)[0]) for start in starts}
+        assert found == {pwd.getpwnam(name).pw_uid}
+    finally:
+        subprocess.run(["userdel", name], check=False, capture_output=True)
+
+
+@needs_useradd
 def test_creation_of_a_system_user_is_noted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"agw-test-{os.getpid()}"
     monkeypatch.setattr(cluster_paths, "SYSTEM_USER", name)
