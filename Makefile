@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway gateway_console gateway_runtime tools_server
 
-.PHONY: help run dev test test-quick test-all schedules chaos fuzz check format lock audit sbom wheel release-version image-digests schema node debian-packages previous-release real-servers pre-commit conformance mcpb docs release-schemas eval eval-record console-pictures demo bench bench-quick figures clean
+.PHONY: help run dev test test-quick test-all schedules chaos fuzz check format lock audit sbom wheel release-version image-digests schema node debian-packages previous-release real-servers pre-commit conformance mcpb docs release-schemas eval eval-record console-pictures demo bench bench-quick profile figures clean
 
 run: .venv/.run ## install everything and run it: Postgres, a simulated Groq, the tool server, the gateway, the console
 	@exec $(BIN)/agent-gateway up
@@ -162,6 +162,10 @@ bench: .venv/.dev ## compare the gateway with its peers, and write benchmarks/RE
 
 bench-quick: .venv/.dev ## the same, quickly and without a file
 	$(BIN)/python -m benchmarks --quick $(ARGS)
+
+# py-spy reads the gateway's stacks from outside, as root or where processes may be traced. ARGS="--only burst --seconds 30".
+profile: .venv/.dev .tools/.installed ## a flame graph of the gateway under a workload: build/profile.svg
+	$(BIN)/python -m benchmarks.profiling $(ARGS)
 
 # Figures on names and sizes in the code. ARGS="--names" lists what to change, ARGS="--against 8781ab0" compares.
 figures: .venv/.dev ## figures on names and sizes in the code

@@ -23,6 +23,7 @@ from benchmarks.subjects import (
     Baseline,
     Gateway,
     LiteLLM,
+    PreviousRelease,
     Relay,
     SharedServers,
     Subject,
@@ -66,7 +67,7 @@ async def _run_benchmarks(options: argparse.Namespace) -> None:
         running += subjects
         lines: list[SummaryLine] = []
         for subject in subjects:
-            if isinstance(subject, Gateway) and is_complete:
+            if type(subject) is Gateway and is_complete:
                 up = UpCommand(shared)
                 running.append(up)
                 lines += await measure_start_up(subject, up, rounds)
@@ -75,7 +76,7 @@ async def _run_benchmarks(options: argparse.Namespace) -> None:
             print_line(f"{subject.name}: ready in {subject.ready_seconds:.1f} s")
         results = await _measure_workloads(selected, [*subjects, upstream], rounds)
         if is_complete:
-            gateway = next(subject for subject in subjects if isinstance(subject, Gateway))
+            gateway = next(subject for subject in subjects if type(subject) is Gateway)
             lines.append(await measure_followers(gateway))
             lines += await measure_history_and_search(gateway, requests=60 if options.quick else 400)
         if options.only == "workers" or (is_complete and not options.quick):
@@ -89,18 +90,19 @@ async def _run_benchmarks(options: argparse.Namespace) -> None:
 
 
 def _create_subjects(shared: SharedServers, options: argparse.Namespace, skipped: list[str]) -> list[Subject]:
-    classes: list[type[Subject]] = [Gateway, Baseline, LiteLLM, Relay]
+    classes: list[type[Subject]] = [Gateway, PreviousRelease, Baseline, LiteLLM, Relay]
     if options.only == "workers":
         return []
     if options.subjects:
         names = options.subjects.lower().split(",")
         classes = [subject for subject in classes if subject.name.lower() in names]
     elif options.quick:
-        classes.remove(LiteLLM)
-    if LiteLLM in classes and (reason := LiteLLM.install_package()) is not None:
-        classes.remove(LiteLLM)
-        skipped.append(f"LiteLLM was skipped: {reason}.")
-        print_line(skipped[-1])
+        classes = [Gateway, Baseline, Relay]
+    for installed in (LiteLLM, PreviousRelease):
+        if installed in classes and (reason := installed.install_package()) is not None:
+            classes.remove(installed)
+            skipped.append(f"{installed.name} was skipped: {reason}.")
+            print_line(skipped[-1])
     return [subject(shared) for subject in classes]
 
 

@@ -126,6 +126,30 @@ class Gateway(Subject):
         return build_post_request("/api/v1/chat/stream" if stream else "/api/v1/chat", body, {"X-API-Key": API_KEY})
 
 
+class PreviousRelease(Gateway):
+    """The previous release, in an environment of its own."""
+
+    name = "0.1.0"
+    description = "release 0.1.0 of the gateway with the packages of its lock file, otherwise like the gateway"
+    program = ROOT / ".upgrade" / "venv" / "bin" / "agent-gateway"
+
+    @property
+    def data_dir(self) -> Path:
+        return self.shared.directory / self.name
+
+    def get_command(self) -> list[str]:
+        return [str(self.program), "serve"]
+
+    @classmethod
+    def install_package(cls) -> str | None:
+        """Install the release if it is missing.
+
+        Return the reason of a failure, or None.
+        """
+        make = subprocess.run(["make", "--silent", "previous-release"], cwd=ROOT, check=False)
+        return None if make.returncode == 0 and cls.program.exists() else "this clone lacks its commit"
+
+
 class GatewayWorkers(Gateway):
     """The gateway with several workers and a database of its own."""
 
