@@ -58,7 +58,7 @@ format: .venv/.dev ## format the code
 # The lock files contain versions and hashes but no URLs, so they work with any mirror of the package index.
 LOCK := pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" pyproject.toml
 LOCK_TOOLS := pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock"
-REAL := servers hosts hosts-sdk-1
+REAL := servers hosts hosts-sdk-1 telemetry
 lock: | $(UV) ## update the lock files
 	$(UV) $(LOCK) --extra dev -o requirements-dev.lock
 	$(UV) $(LOCK) -c requirements-dev.lock -o requirements.lock
@@ -113,9 +113,9 @@ debian-packages: ## install the Debian packages that some tests use (as root, or
 previous-release: .venv/.dev ## install the previous release for tests/upgrade
 	$(BIN)/python packaging/previous_release.py $(abspath $(UV)) $(PYTHON)
 
-# MCP servers and hosts of others, from npm and PyPI, in .real/ and tests/real_servers/node_modules; without them, these
-# tests are skipped.
-real-servers: .venv/.dev .real/.installed ## install MCP servers and hosts of others, and connect them in tests
+# MCP servers and hosts of others and a back end for traces, from npm and PyPI, in .real/ and
+# tests/real_servers/node_modules; without them, these tests are skipped.
+real-servers: .venv/.dev .real/.installed ## install MCP servers, hosts and a trace back end of others, and connect them in tests
 	$(BIN)/pytest tests/real_servers $(ARGS)
 
 .real/.installed: $(REAL:%=tests/real_servers/requirements-%.lock) tests/real_servers/package-lock.json | $(UV)

@@ -11,6 +11,7 @@ from gateway.domain.messages import ToolSpec
 from gateway.observation import families as f
 from gateway.observation import names as n
 from gateway.observation.content import encode_content
+from gateway.observation.tools import tool_parent
 from gateway.ports.code import (
     ProgramCalls,
     ProgramDiverged,
@@ -57,7 +58,8 @@ class _ObservedSession(ProgramSession):
     async def run(self, code: str, calls: ProgramCalls) -> ProgramResult:
         observer, started_at, outcome = self._observer, time.perf_counter(), "error"
         attributes = {n.OPERATION: "execute_tool", n.TOOL: _NAME, n.TOOL_TYPE: "function"}
-        with observer.open_span(f"execute_tool {_NAME}", attributes) as span:
+        with observer.open_span(f"execute_tool {_NAME}", attributes, parent=tool_parent.get()) as span:
+            outer_parent = tool_parent.set(observer.get_trace_headers())
             if observer.captures_content:
                 span.set_attributes({n.TOOL_ARGUMENTS: encode_content(self._redactor.redact_text(code))})
             try:
@@ -70,6 +72,7 @@ class _ObservedSession(ProgramSession):
                 outcome = "unknown"
                 raise
             finally:
+                tool_parent.reset(outer_parent)
                 span.set_attributes({n.OUTCOME: outcome})
                 observer.increase_counter(f.TOOL_CALLS, 1, _SERVER, _NAME, outcome)
                 observer.record_value(f.TOOL_DURATION, time.perf_counter() - started_at, _SERVER, _NAME)

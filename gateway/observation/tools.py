@@ -5,6 +5,7 @@ The MCP SDK itself has spans for the requests and their trace context in `_meta`
 
 import time
 from collections.abc import Awaitable
+from contextvars import ContextVar
 from typing import TypeVar
 
 from gateway.common.redaction import Redactor
@@ -14,12 +15,17 @@ from gateway.mcp_client.policy.wrapper import ToolboxWrapper
 from gateway.observation import families as f
 from gateway.observation import names as n
 from gateway.observation.content import encode_content
-from gateway.ports.observer import AttributeValue, Observer, Span
+from gateway.ports.observer import AttributeValue, Observer, Span, TraceHeaders
 from gateway.ports.tools import HostExchange, Toolbox, ToolCallRequest
 
 T = TypeVar("T")
 
 _ANY_SERVER = "any"
+tool_parent: ContextVar[TraceHeaders | None] = ContextVar("tool_parent", default=None)
+"""The span that tool calls belong to: a turn or a program.
+
+A call may start while the model still answers, but it is no part of the model's call.
+"""
 
 
 class ObservedToolbox(ToolboxWrapper):
@@ -37,7 +43,8 @@ class ObservedToolbox(ToolboxWrapper):
         """See `Toolbox.call_tool`."""
         observer, spec, started_at = self._observer, request.spec, time.perf_counter()
         outcome = "error"
-        with observer.open_span(f"execute_tool {spec.name}", _describe_tool(spec)) as span:
+        name = f"execute_tool {spec.name}"
+        with observer.open_span(name, _describe_tool(spec), parent=tool_parent.get()) as span:
             if observer.captures_content:
                 arguments = self._redactor.redact_value(request.arguments)
                 span.set_attributes({n.TOOL_ARGUMENTS: encode_content(arguments)})

@@ -22,6 +22,7 @@ from gateway.observation import names as n
 from gateway.observation.content import encode_content
 from gateway.observation.http import request_format
 from gateway.observation.model import describe_usage
+from gateway.observation.tools import tool_parent
 from gateway.ports.model import ModelCall
 from gateway.ports.observer import AttributeValue, Observer, Span
 from gateway.ports.turns import TurnSlot, TurnSlots, TurnSpending
@@ -66,6 +67,7 @@ class ObservedRunner(Runner):
             links=[headers] if is_resumed and headers else (),
         )
         with span as open_span:
+            tool_parent.set(self._observer.get_trace_headers())
             await super()._run_turn(turn, plan)
             end = turn.log.entries[-1].event if turn.log.has_ended else None
             if isinstance(end, TurnEnd):
