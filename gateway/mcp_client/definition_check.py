@@ -26,7 +26,9 @@ _COMPARED_FIELDS = ("name", "title", "description", "inputSchema", "annotations"
 
 
 class DefinitionChecker:
-    """Compares definitions in the background. `on_checked` is called after each comparison.
+    """Compares definitions in the background.
+
+    `on_checked` is called after each comparison, for each user whose connection caused it; None: all users.
 
     Without a `store` nothing is compared. While the store is unavailable the comparison is retried. `find_offer`
     returns what a server offers now; None if it offers nothing.
@@ -36,24 +38,27 @@ class DefinitionChecker:
         self,
         store: ToolDefinitionStore | None,
         find_offer: Callable[[str], ServerOffer | None],
-        on_checked: Callable[[], None],
+        on_checked: Callable[[str | None], None],
     ) -> None:
         self._store = store
         self._find_offer = find_offer
         self._on_checked = on_checked
         self._changed_tools: dict[str, set[str]] = {}
         self._checked_offers: dict[str, ServerOffer] = {}
-        self._unchecked_servers: set[str] = set()
+        self._unchecked_servers: dict[str, set[str | None]] = {}
         self._checking = SupervisedTask("mcp definitions", self._check_servers, restart=False)
 
     async def cancel_check(self) -> None:
         """Cancel the comparison under way."""
         await self._checking.stop()
 
-    def request_check(self, server: str) -> None:
-        """Compare the tools and instructions of a server soon."""
+    def request_check(self, server: str, user: str | None = None) -> None:
+        """Compare the tools and instructions of a server soon.
+
+        `user`: the one whose own connection has changed.
+        """
         if self._store is not None:
-            self._unchecked_servers.add(server)
+            self._unchecked_servers.setdefault(server, set()).add(user)
             self._checking.start()
 
     def recheck_withheld(self) -> None:
@@ -95,17 +100,19 @@ class DefinitionChecker:
 
     async def _check_servers(self) -> None:
         while self._unchecked_servers:
-            server = self._unchecked_servers.pop()
+            server, users = self._unchecked_servers.popitem()
             offer = self._find_offer(server)
             if offer is None:
                 continue
             try:
                 await self._check_offer(server, offer)
+                for user in {None} if None in users else users:
+                    self._on_checked(user)
             except StorageRefused as error:  # a retry would be refused, too
                 log.error("tool_definitions_not_checked", server=server, error=error.code)
             except GatewayError as error:
                 log.warning("tool_definitions_not_checked", server=server, error=error.code)
-                self._unchecked_servers.add(server)
+                self._unchecked_servers.setdefault(server, set()).update(users)
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _check_offer(self, server: str, offer: ServerOffer) -> None:
@@ -120,7 +127,6 @@ class DefinitionChecker:
             log.warning("tool_definition_changed", server=server, tool=name, held=holds)
         self._changed_tools[server] = changed_tools
         self._checked_offers[server] = offer
-        self._on_checked()
 
 
 def _dump_definition(tool: Tool) -> JsonObject:

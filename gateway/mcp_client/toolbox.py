@@ -83,7 +83,7 @@ class McpToolbox(ServerPool, ServerItems):
         self._notifier = ChangeNotifier()
         self._memories: LruDict[tuple[object, ...], ConnectionMemory] = LruDict(_MAX_MEMORIES)
         pool = ConnectionPool(servers, self._make_connection, drain_seconds=settings.tool_timeout)
-        self._checker = DefinitionChecker(definitions, pool.find_offer, self.reconcile)
+        self._checker = DefinitionChecker(definitions, pool.find_offer, lambda user: self.reconcile(user=user))
         ServerItems.__init__(self, pool, SpecBuilder(pool, self._checker), settings.tool_timeout)
         self._item_sources: frozenset[str] = frozenset()
         self._uses_instructions = settings.mcp_instructions
@@ -97,7 +97,8 @@ class McpToolbox(ServerPool, ServerItems):
         self, server: ServerConfig, principal: Principal | None, capabilities: JsonObject | None
     ) -> ServerConnection:
         is_main = principal is None and capabilities is None
-        memory, on_change = self._find_memory(server), partial(self.reconcile, changed_server=server.name)
+        user = None if principal is None else principal.user
+        memory, on_change = self._find_memory(server), partial(self.reconcile, changed_server=server.name, user=user)
         if capabilities is not None:  # for legacy hosts, which find the tools at the main connection
             protocol = "legacy" if server.protocol == "auto" else server.protocol
             server = server.model_copy(update={"protocol": protocol, "type": memory.get_transport(server)})
@@ -106,7 +107,7 @@ class McpToolbox(ServerPool, ServerItems):
             server,
             identity=self._identity,
             on_change=on_change,
-            on_items_changed=self._notifier.schedule_notification,
+            on_items_changed=partial(self._notifier.schedule_notification, user=user),
             connect_timeout_seconds=_CONNECT_TIMEOUT_SECONDS if is_main else _PERSONAL_CONNECT_TIMEOUT_SECONDS,
             principal=principal,
             memory=memory,
@@ -152,22 +153,32 @@ class McpToolbox(ServerPool, ServerItems):
         """Wait, at most `seconds`, until every server was tried once."""
         await self._pool.wait_until_attempted(seconds)
 
-    def reconcile(self, servers: Sequence[ServerConfig] | None = None, *, changed_server: str | None = None) -> None:
+    def reconcile(
+        self,
+        servers: Sequence[ServerConfig] | None = None,
+        *,
+        changed_server: str | None = None,
+        user: str | None = None,
+    ) -> None:
         """Update connections, definition checks and tool list; notify subscribers.
 
         `servers`: connect to exactly these from now on; unchanged ones keep their connections, and calls in progress at
-        the others may end. `changed_server`: the tools or the state of this one have changed.
+        the others may end. `changed_server`: the tools or the state of this one have changed. `user`: the only one whom
+        the change concerns.
         """
         if servers is not None:
             self._pool.replace_servers(servers)
             self._checker.recheck_withheld()
         if changed_server is not None:
-            self._checker.request_check(changed_server)
+            self._checker.request_check(changed_server, user)
         self._specs = None
         self._user_specs.clear()
         sources = self._list_item_sources()
         has_same_items, self._item_sources = sources == self._item_sources, sources
-        self._notifier.schedule_notification(("tools",) if has_same_items else ("tools", "resources", "prompts"))
+        if has_same_items:
+            self._notifier.schedule_notification(("tools",), user)
+        else:
+            self._notifier.schedule_notification(("tools", "resources", "prompts"))
 
     def _list_item_sources(self) -> frozenset[str]:
         """The available servers that have resources or prompts."""

@@ -312,13 +312,18 @@ class Toolbox(Protocol):
         ...
 
     async def watch_resource(
-        self, uri: str, principal: Principal, on_update: Callable[[str], None], server: str | None = None
+        self,
+        uri: str,
+        principal: Principal,
+        on_update: Callable[[str], None],
+        server: str | None = None,
+        host: HostProfile | None = None,
     ) -> ResourceWatch:
         """Call `on_update` with the URI of each announced update.
 
         This ends when the watch is closed. The URI is that of the resource, or of a part of it. Updates are paced, and
         equal ones joined; after a lost connection one is announced, because the server may have announced some
-        meanwhile.
+        meanwhile. The subscription belongs to the session that serves calls of the `host`.
 
         Raises:
             NotFound: no connected server has the resource, or its server announces no updates.

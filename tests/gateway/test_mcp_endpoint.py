@@ -1,7 +1,7 @@
 """Tests of the gateway's `/mcp` endpoint with hosts of both protocols."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,6 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.types import ElicitRequestParams, ElicitResult, PromptReference, ToolListChangedNotification
 from pydantic import SecretStr
 
-from gateway.common.concurrency import LruDict
 from gateway.simulator import Fault, Simulator
 from tests.eventually import eventually
 from tests.gateway.mcp_client.mcp_servers import TrialServer
@@ -202,35 +201,6 @@ async def test_legacy_host_is_notified_of_new_tools(gateway: Gateway, trial: Tri
             while "extra_echo" not in {tool.name for tool in (await client.list_tools(cache_mode="refresh")).tools}:
                 await changed.wait()
                 changed.clear()
-
-
-async def test_notification_does_not_keep_the_oldest_legacy_session(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first session lists tools again, so it stays when another comes."""
-    notified: asyncio.Queue[str] = asyncio.Queue()
-    monkeypatch.setattr(gateway.state.mcp, "_legacy_sessions", LruDict(2))
-
-    def record_as(name: str) -> Callable[[Any], Awaitable[None]]:
-        async def on_message(message: Any) -> None:
-            if isinstance(message, ToolListChangedNotification):
-                notified.put_nowait(name)
-
-        return on_message
-
-    async with (
-        connect_host(gateway, "legacy", message_handler=record_as("first")) as first,
-        connect_host(gateway, "legacy", message_handler=record_as("second")) as second,
-        connect_host(gateway, "legacy", message_handler=record_as("third")) as third,
-        asyncio.timeout(30),
-    ):
-        for host in (first, second, first):
-            await host.list_tools(cache_mode="refresh")
-        await gateway.state.mcp.notify_changes({"tools"})
-        assert {await notified.get(), await notified.get()} == {"first", "second"}
-        await third.list_tools()
-        await gateway.state.mcp.notify_changes({"tools"})
-        assert {await notified.get(), await notified.get()} == {"first", "third"}
 
 
 async def test_mcp_endpoint_requires_the_api_key(database_url: str, simulator: Simulator, tools_url: str) -> None:

@@ -5,10 +5,8 @@ Authentication, permissions and turns are those of the HTTP API. The approval po
 for the other tools, hosts ask their users before a call.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
-from copy import copy
 from functools import partial
 from uuid import UUID
 
@@ -18,16 +16,8 @@ from mcp.server.apps import EXTENSION_ID as APPS_EXTENSION
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from mcp.server.lowlevel import Server
-from mcp.server.session import ServerSession
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp
-from mcp.server.subscriptions import (
-    InMemorySubscriptionBus,
-    ListenHandler,
-    PromptsListChanged,
-    ResourcesListChanged,
-    ServerEvent,
-    ToolsListChanged,
-)
+from mcp.server.subscriptions import ListenHandler
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers, MutableHeaders, State
 from starlette.types import Message as AsgiMessage
@@ -39,8 +29,9 @@ from gateway.api.deps import add_forwarded_headers
 from gateway.api.mcp.app_resources import AppResources
 from gateway.api.mcp.ask_agent import ASK_AGENT, ask_agent, may_ask_agent
 from gateway.api.mcp.handshake import GatewayServer, HandshakeMiddleware
-from gateway.api.mcp.host import HOST_GONE, Context, HostObserver, get_principal, mcp_errors
+from gateway.api.mcp.host import Context, HostObserver, get_principal, mcp_errors
 from gateway.api.mcp.legacy_sessions import LegacySessionManager
+from gateway.api.mcp.list_changes import ListChangeAnnouncer
 from gateway.api.mcp.pages import cut_page
 from gateway.api.mcp.question_state import QuestionStates
 from gateway.api.mcp.resource_subscriptions import ResourceSubscriptions
@@ -71,12 +62,6 @@ log = get_logger(__name__)
 
 _SESSION_HEADER = "mcp-session-id"
 _MAX_ROUNDS = 10
-_NOTIFY_TIMEOUT_SECONDS = 5.0
-_CHANGES: dict[ChangeKind, Callable[[], ServerEvent]] = {
-    "tools": ToolsListChanged,
-    "resources": ResourcesListChanged,
-    "prompts": PromptsListChanged,
-}
 
 
 class McpEndpoint:
@@ -105,12 +90,11 @@ class McpEndpoint:
         self._forwarder = WorkerForwarder(worker_id, database, self, timeouts)
         self._turn_service = turn_service
         self._toolbox = toolbox
-        self._bus = InMemorySubscriptionBus()
-        self._listening = ListenHandler(self._bus)
+        self._list_changes = ListChangeAnnouncer()
+        self._listening = ListenHandler(self._list_changes.bus)
         self._suspended = SuspendedCalls(self._forwarder.name, question_states)
-        self._legacy_sessions: dict[str, ServerSession] = {}
         self._app_resources = AppResources()
-        self._subscriptions = ResourceSubscriptions(toolbox, self._app_resources, self._bus)
+        self._subscriptions = ResourceSubscriptions(toolbox, self._app_resources, self._list_changes.bus)
         self._log_levels: dict[str, str] = {}
         self._manager = LegacySessionManager(self._create_server(), settings, self._forget_session)
         self._app = StreamableHTTPASGIApp(self._manager)
@@ -154,33 +138,14 @@ class McpEndpoint:
 
         return send_with_worker_name
 
-    async def notify_changes(self, kinds: Collection[ChangeKind]) -> None:
-        """Tell listening hosts and legacy sessions to read lists again."""
-        for kind in sorted(kinds):
-            await self._bus.publish(_CHANGES[kind]())
-        sessions = list(copy(self._legacy_sessions).items())  # a copy, because reading counts as use
-        results = await asyncio.gather(*(self._notify_legacy_session(*entry, kinds) for entry in sessions))
-        if results:
-            log.debug("hosts_notified", hosts=sum(results), lost=len(results) - sum(results))
-
-    async def _notify_legacy_session(self, name: str, session: ServerSession, kinds: Collection[ChangeKind]) -> bool:
-        try:
-            async with asyncio.timeout(_NOTIFY_TIMEOUT_SECONDS):
-                if "tools" in kinds:
-                    await session.send_tool_list_changed()
-                if "resources" in kinds:
-                    await session.send_resource_list_changed()
-                if "prompts" in kinds:
-                    await session.send_prompt_list_changed()
-        except (TimeoutError, *HOST_GONE):
-            self._legacy_sessions.pop(name, None)
-            return False
-        return True
+    async def notify_changes(self, kinds: Collection[ChangeKind], user: str | None = None) -> None:
+        """Tell hosts to read lists again; with a `user`, only that user's."""
+        await self._list_changes.announce(kinds, user)
 
     def _remember_session(self, ctx: Context) -> None:
         """Remember a legacy session that lists something, to notify it of changes."""
         if (name := _get_session_name(ctx)) is not None:
-            self._legacy_sessions[name] = ctx.session
+            self._list_changes.add_session(name, ctx.session, get_principal(ctx).user)
 
     @property
     def session_count(self) -> int:
@@ -188,7 +153,7 @@ class McpEndpoint:
         return len(self._manager)
 
     def _forget_session(self, name: str) -> None:
-        self._legacy_sessions.pop(name, None)
+        self._list_changes.remove_session(name)
         self._log_levels.pop(name, None)
         self._subscriptions.end_session(name)
 
@@ -237,9 +202,10 @@ class McpEndpoint:
 
     async def _listen(self, ctx: Context, params: t.SubscriptionsListenRequestParams) -> t.SubscriptionsListenResult:
         """Serve a listen stream of the current protocol."""
-        if params.notifications.resource_subscriptions:
-            return await self._subscriptions.listen(ctx, params)
-        return await self._listening(ctx, params)
+        with self._list_changes.bus.listening_as(get_principal(ctx).user):
+            if params.notifications.resource_subscriptions:
+                return await self._subscriptions.listen(ctx, params)
+            return await self._listening(ctx, params)
 
     async def _subscribe(self, ctx: Context, params: t.SubscribeRequestParams) -> t.EmptyResult:
         if (name := _get_session_name(ctx)) is not None:

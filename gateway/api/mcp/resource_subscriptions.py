@@ -15,7 +15,7 @@ from mcp.server.subscriptions import (
 )
 
 from gateway.api.mcp.app_resources import AppResources
-from gateway.api.mcp.host import HOST_GONE, Context, get_principal, mcp_errors
+from gateway.api.mcp.host import HOST_GONE, Context, get_principal, mcp_errors, read_profile
 from gateway.common.concurrency import Deadline, TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError, RateLimited
@@ -166,7 +166,7 @@ class ResourceSubscriptions:
         def on_update(updated: str) -> None:
             notify(uri + updated.removeprefix(own_uri))
 
-        return await self._toolbox.watch_resource(own_uri, principal, on_update, server)
+        return await self._toolbox.watch_resource(own_uri, principal, on_update, server, read_profile(ctx))
 
 
 class _StreamBus(SubscriptionBus):

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from gateway.common.concurrency import LruDict
 from gateway.common.mcp_meta import get_ui_resource
 from gateway.domain.errors import NotFound
+from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import (
     JsonObject,
     PendingInput,
@@ -100,10 +101,15 @@ class ItemPermissions(ToolboxWrapper):
         return await self._toolbox.read_resource(uri, principal, server, exchange)
 
     async def watch_resource(
-        self, uri: str, principal: Principal, on_update: Callable[[str], None], server: str | None = None
+        self,
+        uri: str,
+        principal: Principal,
+        on_update: Callable[[str], None],
+        server: str | None = None,
+        host: HostProfile | None = None,
     ) -> ResourceWatch:
         server = await self._find_permitted_server(uri, principal, server)
-        return await self._toolbox.watch_resource(uri, principal, on_update, server)
+        return await self._toolbox.watch_resource(uri, principal, on_update, server, host)
 
     async def _find_permitted_server(self, uri: str, principal: Principal, server: str | None) -> str | None:
         """The server of a resource that the caller may read; None: any."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 
+from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import JsonObject, PendingInput, Principal, ToolResult, ToolSpec
 from gateway.ports.tools import HostExchange, ItemKind, ResourceWatch, ServerStatus, SignIn, Toolbox, ToolCallRequest
 
@@ -36,9 +37,14 @@ class ToolboxWrapper(Toolbox):
         return await self._toolbox.read_resource(uri, principal, server, exchange)
 
     async def watch_resource(
-        self, uri: str, principal: Principal, on_update: Callable[[str], None], server: str | None = None
+        self,
+        uri: str,
+        principal: Principal,
+        on_update: Callable[[str], None],
+        server: str | None = None,
+        host: HostProfile | None = None,
     ) -> ResourceWatch:
-        return await self._toolbox.watch_resource(uri, principal, on_update, server)
+        return await self._toolbox.watch_resource(uri, principal, on_update, server, host)
 
     def announces_updates(self, principal: Principal) -> bool:
         return self._toolbox.announces_updates(principal)

@@ -7,6 +7,7 @@ from functools import partial
 from gateway.common.logging import get_logger
 from gateway.common.mcp_meta import get_ui_resource
 from gateway.domain.errors import McpServerError, NotFound, StorageUnavailable
+from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import JsonObject, Principal
 from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.mcp_client.connection.errors import ToolCallError
@@ -36,7 +37,7 @@ class ServerItems(Toolbox):
         self._pool = pool
         self._spec_builder = spec_builder
         self._timeout = timeout_seconds
-        self._watches = ResourceWatches(pool.get_connection, timeout_seconds)
+        self._watches = ResourceWatches(pool.get_host_connection, timeout_seconds)
 
     async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
         """See `Toolbox.list_server_items`. A server that does not answer is left out."""
@@ -77,11 +78,16 @@ class ServerItems(Toolbox):
             raise
 
     async def watch_resource(
-        self, uri: str, principal: Principal, on_update: Callable[[str], None], server: str | None = None
+        self,
+        uri: str,
+        principal: Principal,
+        on_update: Callable[[str], None],
+        server: str | None = None,
+        host: HostProfile | None = None,
     ) -> ResourceWatch:
         """See `Toolbox.watch_resource`."""
         name = await self._find_resource_server(uri, principal, server)
-        return await self._watches.open_watch(name, uri, principal, on_update)
+        return await self._watches.open_watch(name, uri, principal, on_update, host)
 
     def announces_updates(self, principal: Principal) -> bool:
         """See `Toolbox.announces_updates`."""

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Never
 
 from mcp import Client, MCPError
@@ -14,6 +15,7 @@ from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 from gateway.common.concurrency import Backoff, Deadline, SupervisedTask, TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError, McpServerError, NotFound, Overloaded, RateLimited
+from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import Principal
 from gateway.mcp_client.caller_identity import acting_for
 from gateway.mcp_client.connection.connection import ServerConnection
@@ -29,13 +31,14 @@ _MAX_PENDING_PARTS = 100
 _OPEN_SECONDS = 15.0
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS, _GOOD_WATCH_SECONDS = 0.2, 30.0, 60.0
 _STREAM_ERRORS = (SubscriptionLost, MCPError, TimeoutError, RuntimeError, ValueError)
-FindConnection = Callable[[str, Principal], ServerConnection | None]
+FindConnection = Callable[[], Awaitable[ServerConnection | None]]
+FindHostConnection = Callable[[str, Principal, HostProfile | None], Awaitable[ServerConnection | None]]
 
 
 class ResourceWatches:
     """The open watches of this worker, bounded in number."""
 
-    def __init__(self, find_connection: FindConnection, timeout_seconds: float) -> None:
+    def __init__(self, find_connection: FindHostConnection, timeout_seconds: float) -> None:
         self._find_connection = find_connection
         self._timeout = timeout_seconds
         self._endings = TaskSet("mcp resource watch ends")
@@ -47,7 +50,12 @@ class ResourceWatches:
         return len(self._open)
 
     async def open_watch(
-        self, server: str, uri: str, principal: Principal, on_update: Callable[[str], None]
+        self,
+        server: str,
+        uri: str,
+        principal: Principal,
+        on_update: Callable[[str], None],
+        host: HostProfile | None,
     ) -> ResourceWatch:
         """See `Toolbox.watch_resource`."""
         user = principal.user
@@ -55,7 +63,8 @@ class ResourceWatches:
             raise RateLimited(f"You watch {MAX_USER_WATCHES} resources, which is the maximum: unsubscribe from some.")
         if len(self._open) >= MAX_WATCHES:
             raise Overloaded("Too many resources are watched. Try again shortly.")
-        watch = ServerResourceWatch(server, uri, principal, self._find_connection, on_update, self._on_close)
+        find_connection = partial(self._find_connection, server, principal, host)
+        watch = ServerResourceWatch(server, uri, principal, find_connection, on_update, self._on_close)
         self._open.add(watch)
         self._user_counts[user] += 1
         try:
@@ -177,7 +186,7 @@ class ServerResourceWatch(ResourceWatch):
             self._updates.add(self._uri)
 
     async def _watch_once(self) -> None:
-        connection = self._find_connection(self._server, self._principal)
+        connection = await self._find_connection()
         if connection is None:
             raise NotFound(f"There is no MCP server {self._server[:100]!r}.", param="server")
         client = await connection.wait_for_client()

@@ -1,0 +1,67 @@
+"""The reference server `server-everything` in Node, connected to the gateway."""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+
+import httpx2
+import pytest
+from mcp.shared.subscriptions import ResourceUpdated
+
+from gateway.simulator import Simulator
+from tests.e2e.node import NODE, require_node
+from tests.eventually import eventually
+from tests.gateway.api.test_resource_subscriptions import connect_legacy
+from tests.gateway.test_mcp_endpoint import connect_host
+from tests.stack import find_free_port, serve_gateway
+
+pytestmark = [require_node("@modelcontextprotocol/server-everything"), pytest.mark.node]
+PROGRAM = NODE / "node_modules/@modelcontextprotocol/server-everything/dist/index.js"
+RESOURCE = "demo://resource/static/document/features.md"
+
+
+@pytest.fixture
+async def everything() -> AsyncGenerator[str]:
+    """The server's address."""
+    port = find_free_port()
+    process = await asyncio.create_subprocess_exec(
+        "node",
+        str(PROGRAM),
+        "streamableHttp",
+        env=os.environ | {"PORT": str(port)},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}/mcp"
+    try:
+        async with httpx2.AsyncClient() as http:
+
+            async def is_serving() -> bool:
+                try:
+                    return (await http.get(url)).status_code == 400
+                except httpx2.TransportError:
+                    return False
+
+            await eventually(is_serving)
+        yield url
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_updates_of_a_resource_reach_hosts_of_both_eras(
+    database_url: str, simulator: Simulator, everything: str
+) -> None:
+    async with (
+        serve_gateway(database_url, simulator, everything) as gateway,
+        connect_legacy(gateway) as (legacy, updated),
+        connect_host(gateway, "auto") as current,
+        asyncio.timeout(50),
+    ):
+        await legacy.session.subscribe_resource(RESOURCE)
+        async with current.listen(resource_subscriptions=[RESOURCE]) as changes:
+            assert changes.honored.resource_subscriptions == [RESOURCE]
+            started = await current.call_tool("toggle-subscriber-updates", {})
+            assert "Started" in str(started.content)
+            assert await anext(aiter(changes)) == ResourceUpdated(RESOURCE)
+        assert await updated.get() == RESOURCE
