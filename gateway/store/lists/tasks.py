@@ -16,6 +16,7 @@ _MATCH = """
 owner = :owner AND (cast(:key AS text) IS NULL OR caller->>'key' = :key)
 AND (cast(:conversation_id AS uuid) IS NULL OR conversation_id = :conversation_id)
 AND (cast(:status AS text) IS NULL OR status = :status)
+AND (cast(:signs_in AS boolean) IS NULL OR waits_for_sign_in(id) = :signs_in)
 AND (cast(:since AS timestamptz) IS NULL OR coalesce(completed_at, created_at) >= :since)
 """
 _PAGE = f"""
@@ -24,7 +25,8 @@ WITH listed AS MATERIALIZED (
     WHERE {_MATCH} AND id < :before ORDER BY id DESC LIMIT :limit
 ), sized AS (SELECT id, sum(size) OVER (ORDER BY id DESC) - size AS bytes_before FROM listed)
 SELECT (SELECT count(*) FROM listed), t.id, coalesce(c.external_id, t.conversation_id::text), t.status,
-       t.prompt, t.response, t.options->'echo'->>'message_id', coalesce(t.completed_at, t.created_at)
+       t.status = 'waiting' AND waits_for_sign_in(t.id), t.prompt, t.response, t.options->'echo'->>'message_id',
+       coalesce(t.completed_at, t.created_at)
 FROM sized JOIN turns AS t ON t.id = sized.id LEFT JOIN conversations AS c ON c.id = t.conversation_id
 WHERE bytes_before < {MAX_PAGE_BYTES} ORDER BY t.id DESC
 """  # noqa: S608
@@ -38,11 +40,13 @@ ORDER BY id DESC LIMIT 1
 class TaskFilter(NamedTuple):
     """Conditions of a list; None: any.
 
-    `since` is compared with the time of the last change of status.
+    `signs_in`: whether all open questions of the turn are sign-ins. `since` is compared with the time of the last
+    change of status.
     """
 
     conversation_id: UUID | None = None
     status: str | None = None
+    signs_in: bool | None = None
     since: datetime | None = None
 
 
@@ -55,6 +59,7 @@ class ListedTask(NamedTuple):
     id: UUID
     conversation_id: str | None
     status: str
+    signs_in: bool
     prompt: str
     response: str
     message_id: str | None

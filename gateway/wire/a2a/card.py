@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from gateway.domain.messages import JsonObject, ToolSpec
 
 PROTOCOL_VERSION = "1.0"
+LEGACY_PROTOCOL_VERSION = "0.3"
 _MODES = ["text/plain", "application/json"]
 _CHAT_SKILL = {
     "id": "chat",
@@ -30,6 +31,7 @@ def build_card(
         "supportedInterfaces": [
             {"url": f"{base_url}/a2a", "protocolBinding": "JSONRPC", "protocolVersion": PROTOCOL_VERSION},
             {"url": f"{base_url}/a2a/v1", "protocolBinding": "HTTP+JSON", "protocolVersion": PROTOCOL_VERSION},
+            {"url": f"{base_url}/a2a", "protocolBinding": "JSONRPC", "protocolVersion": LEGACY_PROTOCOL_VERSION},
         ],
         "capabilities": {"streaming": True, "pushNotifications": has_push, "extendedAgentCard": True},
         "defaultInputModes": [*_MODES, "image/*"],

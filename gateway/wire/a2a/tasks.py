@@ -12,9 +12,12 @@ from gateway.ports.listener import EventFold, EventListener
 from gateway.wire.a2a.frames import FrameFormat
 from gateway.wire.turn_summary import TurnSummary
 
+SIGN_IN_STATUS = "signing_in"
+"""Status of a waiting turn all of whose questions are sign-ins."""
 _STATES = {
     "running": "TASK_STATE_WORKING",
     "waiting": "TASK_STATE_INPUT_REQUIRED",
+    SIGN_IN_STATUS: "TASK_STATE_AUTH_REQUIRED",
     "completed": "TASK_STATE_COMPLETED",
     "failed": "TASK_STATE_FAILED",
     "cancelled": "TASK_STATE_CANCELED",
@@ -112,7 +115,10 @@ class TaskWriter(EventFold):
     def _find_status(self) -> str:
         if (end := self._turn.end) is not None:
             return e.get_event_type(end).removeprefix("turn.")
-        return "waiting" if self._turn.is_waiting else "running"
+        if not self._turn.is_waiting:
+            return "running"
+        questions = self._turn.inputs.values()
+        return SIGN_IN_STATUS if all(asked.kind == "authorization" for asked in questions) else "waiting"
 
     def _build_status(self) -> JsonObject:
         has_started = self._turn.started is not None

@@ -11,6 +11,7 @@ from uuid import UUID
 import httpx
 import pytest
 from a2a.client import ClientConfig, create_client
+from a2a.client.card_resolver import parse_agent_card
 from a2a.client.client import Client
 from a2a.client.errors import A2AClientError
 from a2a.types import a2a_pb2 as types
@@ -108,11 +109,12 @@ def fold_stream(responses: list[types.StreamResponse]) -> tuple[str, list[int], 
 async def test_card_names_both_bindings_and_is_the_sdk_s(gateway: Gateway) -> None:
     async with httpx.AsyncClient(base_url=gateway.base_url) as http:
         response = await http.get("/.well-known/agent-card.json")
-    card = ParseDict(response.json(), types.AgentCard())
+    card = parse_agent_card(response.json())
     interfaces = [(item.protocol_binding, item.url, item.protocol_version) for item in card.supported_interfaces]
     assert interfaces == [
         ("JSONRPC", f"{gateway.base_url}/a2a", "1.0"),
         ("HTTP+JSON", f"{gateway.base_url}/a2a/v1", "1.0"),
+        ("JSONRPC", f"{gateway.base_url}/a2a", "0.3"),
     ]
     assert card.capabilities.streaming
     assert not card.capabilities.push_notifications
@@ -346,7 +348,7 @@ async def test_methods_of_json_rpc_need_the_permission_of_their_routes(keyring: 
 @pytest.mark.faults
 async def test_card_of_a_closed_gateway_names_its_credentials(keyring: Keyring) -> None:
     async with httpx.AsyncClient(base_url=keyring.gateway.base_url) as http:
-        card = ParseDict((await http.get("/.well-known/agent-card.json")).json(), types.AgentCard())
+        card = parse_agent_card((await http.get("/.well-known/agent-card.json")).json())
         assert (await http.get("/a2a/v1/tasks")).status_code == 401
     assert set(card.security_schemes) == {"bearer", "apiKey"}
     assert [skill.id for skill in card.skills] == ["chat"]

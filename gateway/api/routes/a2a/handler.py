@@ -25,11 +25,19 @@ from fastapi import Request, Response
 from google.protobuf.json_format import Error as ProtoJsonError
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message as ProtoMessage
+from sse_starlette import EventSourceResponse
 from starlette.datastructures import State
 
 from gateway import __version__
 from gateway.agent.service import TurnHandle
 from gateway.api.deps import get_principal, get_turn_service, run_until_disconnect
+from gateway.api.routes.a2a.legacy import (
+    LegacyRpcFrames,
+    add_legacy_fields,
+    hide_conversion_error,
+    is_legacy_method,
+    read_first_frame,
+)
 from gateway.api.routes.a2a.task_reader import TaskReader, format_page_token, parse_page_token
 from gateway.api.security.permissions import ROUTES, require_permission
 from gateway.api.turn_responses import build_tool_offer, list_model_tools, start_turn, turn_headers
@@ -41,10 +49,10 @@ from gateway.domain.messages import JsonObject, Principal, ToolSpec
 from gateway.ports.webhooks import PushConfig
 from gateway.store.webhooks.push_configs import PushConfigStore
 from gateway.wire.a2a import messages
-from gateway.wire.a2a.card import PROTOCOL_VERSION, build_card
+from gateway.wire.a2a.card import LEGACY_PROTOCOL_VERSION, PROTOCOL_VERSION, build_card
 from gateway.wire.a2a.frames import FrameFormat, JsonRpcFrames, RestFrames
 from gateway.wire.a2a.push import read_push_config, show_push_config
-from gateway.wire.a2a.tasks import TaskHead, TaskWriter, build_listed_task, stream_task
+from gateway.wire.a2a.tasks import SIGN_IN_STATUS, TaskHead, TaskWriter, build_listed_task, stream_task
 from gateway.wire.sse import FrameStream
 
 log = get_logger(__name__)
@@ -57,10 +65,11 @@ _VERSION_HEADER = "a2a-version"
 _PREFIX = "/a2a/v1"
 
 
-async def answer_json_rpc(request: Request) -> Response:
-    """Answer a request of A2A's JSON-RPC."""
-    handler = TurnRequestHandler(request)
-    dispatcher = JsonRpcDispatcher(handler, handler.context_builder)
+async def answer_json_rpc(request: Request, method: object) -> Response:
+    """Answer a request of A2A's JSON-RPC, of protocol 1.0 or 0.3."""
+    version = LEGACY_PROTOCOL_VERSION if is_legacy_method(method) else PROTOCOL_VERSION
+    handler = TurnRequestHandler(request, version)
+    dispatcher = JsonRpcDispatcher(handler, handler.context_builder, enable_v0_3_compat=True)
     return await handler.dispatch_request(dispatcher.handle_requests)
 
 
@@ -77,12 +86,15 @@ async def answer_rest(request: Request, method: str) -> Response:
 class _ContextBuilder(ServerCallContextBuilder):
     """Builds the SDK's context of a request.
 
-    A request without a version is one of 1.0.
+    A request without a version has that of its method.
     """
+
+    def __init__(self, version: str) -> None:
+        self._version = version
 
     def build(self, request: Request) -> ServerCallContext:
         headers = dict(request.headers)
-        headers.setdefault(_VERSION_HEADER, PROTOCOL_VERSION)
+        headers.setdefault(_VERSION_HEADER, self._version)
         return ServerCallContext(state={"headers": headers})
 
 
@@ -93,8 +105,9 @@ class TurnRequestHandler(RequestHandler):
     response in `dispatch_request`.
     """
 
-    def __init__(self, request: Request) -> None:
-        self.context_builder = _ContextBuilder()
+    def __init__(self, request: Request, version: str = PROTOCOL_VERSION) -> None:
+        self.context_builder = _ContextBuilder(version)
+        self._is_legacy = version == LEGACY_PROTOCOL_VERSION
         self._request = request
         self._tasks = TaskReader(request.app.state, get_principal(request))
         self._refusal: Exception | None = None
@@ -107,9 +120,13 @@ class TurnRequestHandler(RequestHandler):
             GatewayError: the request cannot be served, for a reason that is no error of A2A.
         """
         response = await dispatch(self._request)
+        if self._is_legacy and isinstance(response, EventSourceResponse):
+            response = await read_first_frame(response)
         if self._refusal is not None:
             raise self._refusal
-        return self._stream or response
+        if self._stream is not None:
+            return self._stream
+        return hide_conversion_error(response) if self._is_legacy else response
 
     # --- messages
 
@@ -212,7 +229,10 @@ class TurnRequestHandler(RequestHandler):
             page, answer.total_size = await self._tasks.read_page(conditions, limit=size, before=before)
             for task in page.items:
                 head = TaskHead(str(task.id), task.prompt, task.message_id, task.conversation_id, task.changed_at)
-                listed = _parse_message(build_listed_task(head, task.status, task.response), types.Task())
+                listed = _parse_message(
+                    build_listed_task(head, SIGN_IN_STATUS if task.signs_in else task.status, task.response),
+                    types.Task(),
+                )
                 if not params.include_artifacts:
                     listed.ClearField("artifacts")
                 answer.tasks.append(apply_history_length(listed, params))
@@ -248,8 +268,10 @@ class TurnRequestHandler(RequestHandler):
         self, turn: TurnHandle, writer: TaskWriter, after: int, context: ServerCallContext, *, begins_with_task: bool
     ) -> None:
         """Make the stream of a task the response."""
-        is_rpc = "method" in context.state
-        frames: FrameFormat = JsonRpcFrames(context.state["request_id"]) if is_rpc else RestFrames()
+        frames: FrameFormat = RestFrames()
+        if "method" in context.state:
+            rpc_frames = LegacyRpcFrames if self._is_legacy else JsonRpcFrames
+            frames = rpc_frames(context.state["request_id"])
         listener = get_turn_service(self._request).listen_to_turn(turn, after=after)
         chunks = stream_task(listener, writer=writer, frames=frames, begins_with_task=begins_with_task)
         self._stream = FrameStream(chunks, headers=turn_headers(turn), listener=listener)
@@ -319,7 +341,7 @@ class TurnRequestHandler(RequestHandler):
         """Return the card with the tools that the caller may use."""
         with self._check_and_map_errors("GET", f"{_PREFIX}/extendedAgentCard"):
             specs = list_model_tools(self._request, self._principal)
-            return _parse_message(await build_request_card(self._request, specs=specs), types.AgentCard())
+            return _parse_message(await _build_request_card(self._request, specs=specs), types.AgentCard())
 
     # --- parts
 
@@ -356,7 +378,12 @@ class TurnRequestHandler(RequestHandler):
             raise a2a_errors.InternalError from None
 
 
-async def build_request_card(request: Request, *, specs: Iterable[ToolSpec] = ()) -> JsonObject:
+async def build_public_card(request: Request) -> JsonObject:
+    """Build the card that clients of both protocols find."""
+    return add_legacy_fields(await _build_request_card(request))
+
+
+async def _build_request_card(request: Request, *, specs: Iterable[ToolSpec] = ()) -> JsonObject:
     """Build the card for a request.
 
     Its addresses are the public ones, else those of the request.

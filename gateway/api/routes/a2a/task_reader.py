@@ -20,7 +20,7 @@ from gateway.store.conversations import ConversationStore
 from gateway.store.lists.tasks import ListedTask, TaskFilter, TaskListStore
 from gateway.store.models import Turn
 from gateway.store.turns import TurnStore
-from gateway.wire.a2a.tasks import TaskHead, TaskWriter, find_status
+from gateway.wire.a2a.tasks import SIGN_IN_STATUS, TaskHead, TaskWriter, find_status
 
 
 class TaskReader:
@@ -110,7 +110,9 @@ class TaskReader:
                 since = params.status_timestamp_after.ToDatetime(tzinfo=UTC)
             except (ValueError, OverflowError):
                 raise a2a_errors.InvalidParamsError("statusTimestampAfter: is not a time.") from None
-        return TaskFilter(conversation_id, status, since)
+        if status in ("waiting", SIGN_IN_STATUS):
+            return TaskFilter(conversation_id, "waiting", status == SIGN_IN_STATUS, since)
+        return TaskFilter(conversation_id, status, since=since)
 
 
 @contextmanager

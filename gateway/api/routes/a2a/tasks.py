@@ -38,18 +38,18 @@ async def _answer_rest_request(request: Request, method: str, task_id: str | Non
 async def get_agent_card(request: Request) -> Response:
     """Return the card by which agents find this one."""
     handler = await import_face("gateway.api.routes.a2a.handler", extra="a2a", package="a2a")
-    card = await handler.build_request_card(request)
+    card = await handler.build_public_card(request)
     return JSONResponse(card, headers={"Cache-Control": "public, max-age=300", "Vary": "Host"})
 
 
 @router.post("/a2a", summary="Call a method of A2A", response_class=JSONResponse, responses=_EITHER)
-async def call_method(_body: RpcBody, request: Request) -> Response:
-    """JSON-RPC of the Agent2Agent protocol 1.0.
+async def call_method(body: RpcBody, request: Request) -> Response:
+    """JSON-RPC of the Agent2Agent protocols 1.0 and 0.3.
 
     Its methods send messages, get, list, cancel and follow tasks, and do what the other REST routes do.
     """
     handler = await import_face("gateway.api.routes.a2a.handler", extra="a2a", package="a2a")
-    return await handler.answer_json_rpc(request)
+    return await handler.answer_json_rpc(request, body.get("method"))
 
 
 @router.post(f"{_PREFIX}/message:send", summary="Send a message to the agent", response_class=Response, responses=_JSON)
