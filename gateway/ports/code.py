@@ -1,7 +1,7 @@
 """Sandbox for programs that models write, and the functions that they call."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -99,6 +99,10 @@ class ProgramSession(Protocol):
         ...
 
 
+RunHostTool = Callable[[JsonObject, CallObserver], Awaitable[ToolResult]]
+"""Runs a tool with its arguments. The observer asks the host's user."""
+
+
 class HostTools(Protocol):
     """The tools of an MCP host that lets its model write programs."""
 
@@ -111,10 +115,8 @@ class HostTools(Protocol):
         ...
 
     @abstractmethod
-    async def run_tool(
-        self, name: str, arguments: JsonObject, principal: Principal, observer: CallObserver
-    ) -> ToolResult | None:
-        """Run one of these tools.
+    def prepare_host_tool(self, name: str, principal: Principal) -> RunHostTool | None:
+        """Prepare a call of one of these tools.
 
         None: it is another one, or there is no sandbox.
         """

@@ -5,7 +5,9 @@ It runs in worker processes. The library is imported on first use.
 
 import asyncio
 import importlib.util
-from contextlib import AsyncExitStack
+import math
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
@@ -30,12 +32,15 @@ _MAX_PRINTED_BYTES = 256 * 1024
 _MAX_SESSION_BYTES = 4 * 1024 * 1024
 _MAX_PROBLEM_CHARS = 4_000
 _MAX_STUBS = 2_000
+_MAX_ARGUMENT_BYTES = 256 * 1024
+_MAX_ALL_ARGUMENT_BYTES = 4 * 1024 * 1024
 _MAX_LOGGED_CHARS = 200
 _FILE = "program.py"
 _NOT_INSTALLED = "The package pydantic-monty is not installed: it has no wheel for this platform."
 _BUSY = "All sandboxes are busy. Try again, or call the tools without a program."
 _LOST = "The sandbox ended. Nothing that the program called is undone, and its variables are lost."
 
+_TOO_LARGE = "the arguments of {}() are too large: a call takes {:,} bytes, and all calls of a program {:,}"
 _TOO_DEEP = "(a value that is nested too deeply to be shown)"
 
 
@@ -51,14 +56,24 @@ class SandboxLimits(msgspec.Struct, frozen=True):
     processes: int = 4
 
 
+class SandboxesBusy(Exception):
+    """No worker process became free in time."""
+
+
 class MontySandbox(Sandbox):
-    """A pool of worker processes, which starts on first use."""
+    """A pool of worker processes, which starts on first use.
+
+    `is_wanted` is set while more programs need a process than there are. Programs that wait for calls then return
+    theirs.
+    """
 
     def __init__(self, limits: SandboxLimits) -> None:
         self._limits = limits
         self._stack = AsyncExitStack()
         self._pool: monty.AsyncMonty | None = None
         self._starting = asyncio.Lock()
+        self.is_wanted = asyncio.Event()
+        self._demand = 0
         self._stubs: LruDict[str, tuple[ToolSpec, str, str]] = LruDict(_MAX_STUBS)
 
     @property
@@ -80,7 +95,35 @@ class MontySandbox(Sandbox):
     def create_session(self, interface: ProgramInterface, *, now: datetime, seed: str) -> ProgramSession:
         return _Session(self, self._limits, interface, now=now, seed=seed)
 
-    async def start_pool(self) -> "monty.AsyncMonty":
+    @asynccontextmanager
+    async def check_out(self, options: Mapping[str, Any]) -> AsyncGenerator["monty.AsyncMontySession"]:
+        """Hold a worker process.
+
+        Raises:
+            SandboxesBusy: none became free in time.
+        """
+        pool = await self._start_pool()
+        self._count_demand(1)
+        try:
+            session = pool.checkout(**options)
+            try:
+                await session.__aenter__()
+            except TimeoutError:
+                raise SandboxesBusy from None
+            async with AsyncExitStack() as stack:
+                stack.push_async_exit(session)
+                yield session
+        finally:
+            self._count_demand(-1)
+
+    def _count_demand(self, change: int) -> None:
+        self._demand += change
+        if self._demand > self._limits.processes:
+            self.is_wanted.set()
+        else:
+            self.is_wanted.clear()
+
+    async def _start_pool(self) -> "monty.AsyncMonty":
         """Return the pool; the first call starts it."""
         async with self._starting:
             if self._pool is None:
@@ -120,15 +163,16 @@ class _Session(ProgramSession):
 
     async def run(self, code: str, calls: ProgramCalls) -> ProgramResult:
         library = await asyncio.to_thread(_import_library)
-        pool = await self._sandbox.start_pool()
+        run = _Run(library, self._sandbox, self._make_options(), calls, self._interface, self._limits.calls)
         try:
-            async with pool.checkout(**self._make_options()) as session:
-                if self._state is not None:
-                    await session.load_session(self._state)
-                result = await self._run_checked(library, session, code, calls)
-                self._state = None if result.is_lost else await _save_variables(library, session)
-        except TimeoutError:
-            return ProgramResult(problem=_BUSY, outcome="rejected")
+            async with run:
+                result = await self._run_checked(library, run, code)
+                self._state = None if result.is_lost else await _save_variables(library, run.session)
+        except SandboxesBusy:
+            if not run.has_begun:
+                return ProgramResult(problem=_BUSY, outcome="rejected")
+            self._state = None
+            return ProgramResult(problem=_LOST, outcome="failed", is_lost=True)
         except library.MontyError as error:
             log.warning("sandbox_crashed", error=type(error).__name__, reason=str(error)[:_MAX_LOGGED_CHARS])
             self._state = None
@@ -150,14 +194,10 @@ class _Session(ProgramSession):
             "os_policy": {"datetime": self._now, "random_start": {"seed": self._seed}, "sleep": "zero"},
         }
 
-    async def _run_checked(
-        self, library: Any, session: "monty.AsyncMontySession", code: str, calls: ProgramCalls
-    ) -> ProgramResult:
-        printed = library.CollectString(max_bytes=_MAX_PRINTED_BYTES)
-        lookup = dict.fromkeys(self._interface.functions, _never_called)
-        run = _Run(library, calls, self._interface, self._limits.calls)
+    async def _run_checked(self, library: Any, run: "_Run", code: str) -> ProgramResult:
+        printed = run.printed
         try:
-            snapshot: Any = await session.feed_start(code, external_lookup=lookup, print_callback=printed)
+            snapshot = await run.start(code, self._state)
             while not isinstance(snapshot, library.MontyComplete):
                 snapshot = await run.continue_from(snapshot)
         except (library.MontySyntaxError, library.MontyTypingError) as error:
@@ -171,15 +211,58 @@ class _Session(ProgramSession):
 
 
 class _Run:
-    """Passes the calls of a running program on, and their answers back."""
+    """Passes the calls of a running program on, and their answers back.
 
-    def __init__(self, library: Any, calls: ProgramCalls, interface: ProgramInterface, max_calls: int) -> None:
+    It holds a worker process. While its calls run, it returns the process to other programs that need one.
+    """
+
+    def __init__(
+        self,
+        library: Any,
+        sandbox: MontySandbox,
+        options: Mapping[str, Any],
+        calls: ProgramCalls,
+        interface: ProgramInterface,
+        max_calls: int,
+    ) -> None:
+        self.has_begun = False
+        self.printed = library.CollectString(max_bytes=_MAX_PRINTED_BYTES)
         self._library = library
+        self._sandbox = sandbox
+        self._options = options
         self._calls = calls
         self._interface = interface
         self._max_calls = max_calls
+        self._callbacks: dict[str, Any] = {
+            "external_lookup": dict.fromkeys(interface.functions, _never_called),
+            "print_callback": self.printed,
+        }
+        self._process = AsyncExitStack()
+        self._session: monty.AsyncMontySession | None = None
         self._numbers: dict[int, int] = {}
         self._count = 0
+        self._argument_bytes = 0
+
+    async def __aenter__(self) -> None:
+        self._session = await self._process.enter_async_context(self._sandbox.check_out(self._options))
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._process.__aexit__(*error)
+
+    @property
+    def session(self) -> "monty.AsyncMontySession":
+        assert self._session is not None
+        return self._session
+
+    async def start(self, code: str, state: bytes | None) -> Any:
+        """Start the program with the variables of earlier ones.
+
+        Return what it waits for.
+        """
+        if state is not None:
+            await self.session.load_session(state)
+        self.has_begun = True
+        return await self.session.feed_start(code, **self._callbacks)
 
     async def continue_from(self, snapshot: Any) -> Any:
         """Answer what the program waits for.
@@ -194,8 +277,41 @@ class _Run:
             problem = self._begin_call(snapshot)
             return await snapshot.resume({"future": ...} if problem is None else {"exception": problem})
         numbers = {self._numbers.pop(call_id): call_id for call_id in sorted(snapshot.pending_call_ids)}
-        answers = await self._calls.wait_for_answers(numbers)
+        answering = asyncio.ensure_future(self._calls.wait_for_answers(numbers))
+        try:
+            snapshot = await self._lend_process(snapshot, answering)
+            answers = await answering
+        finally:
+            answering.cancel()
+            await asyncio.wait((answering,))
         return await snapshot.resume({numbers[number]: _convert(answer) for number, answer in answers.items()})
+
+    async def _lend_process(self, snapshot: Any, answering: asyncio.Future[Any]) -> Any:
+        """Wait for the answers, without a process if others need it.
+
+        Programs that are too large to be saved keep theirs.
+        """
+        wanted = asyncio.ensure_future(self._sandbox.is_wanted.wait())
+        try:
+            await asyncio.wait((answering, wanted), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            wanted.cancel()
+            await asyncio.wait((wanted,))
+        if answering.done():
+            return snapshot
+        try:
+            state = await asyncio.to_thread(snapshot.dump)
+        except self._library.MontyError:
+            await asyncio.wait((answering,))
+            raise
+        if len(state) > _MAX_SESSION_BYTES:
+            return snapshot
+        await self._process.aclose()
+        await asyncio.wait((answering,))
+        if answering.cancelled() or answering.exception() is not None:
+            return snapshot
+        self._session = await self._process.enter_async_context(self._sandbox.check_out(self._options))
+        return await self.session.load_snapshot(state, **self._callbacks)
 
     def _begin_call(self, snapshot: Any) -> Exception | None:
         function = str(snapshot.function_name)
@@ -206,9 +322,15 @@ class _Run:
         if self._count >= self._max_calls:
             return RuntimeError(f"a program makes at most {self._max_calls} calls")
         try:
-            arguments = cast("JsonObject", msgspec.json.decode(msgspec.json.encode(snapshot.kwargs)))
+            encoded = msgspec.json.encode(snapshot.kwargs)
+            arguments = cast("JsonObject", msgspec.json.decode(encoded))
         except (TypeError, ValueError, RecursionError):
             return TypeError(f"the arguments of {function}() must be JSON values")
+        if not _is_finite(snapshot.kwargs):
+            return ValueError(f"the arguments of {function}() must be JSON values, which NaN and infinity are not")
+        self._argument_bytes += len(encoded)
+        if len(encoded) > _MAX_ARGUMENT_BYTES or self._argument_bytes > _MAX_ALL_ARGUMENT_BYTES:
+            return ValueError(_TOO_LARGE.format(function, _MAX_ARGUMENT_BYTES, _MAX_ALL_ARGUMENT_BYTES))
         self._count += 1
         self._numbers[snapshot.call_id] = self._count
         self._calls.begin_call(self._count, function, arguments)
@@ -229,6 +351,21 @@ def _import_library() -> Any:
 async def _never_called(**_arguments: object) -> None:
     """Stand-in for a function of the sandbox."""
     raise AssertionError
+
+
+def _is_finite(value: object) -> bool:
+    """Return whether no number in a value is NaN or infinite."""
+    values = [value]
+    while values:
+        item = values.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            return False
+        if isinstance(item, dict):
+            mapping = cast("dict[object, object]", item)
+            values += (*mapping, *mapping.values())
+        elif isinstance(item, list | tuple | set | frozenset):
+            values += cast("list[object]", item)
+    return True
 
 
 def _convert(answer: CallAnswer) -> dict[str, Any]:
@@ -265,7 +402,7 @@ def _format_value(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     try:
-        return msgspec.json.encode(value).decode()
+        return msgspec.json.encode(value).decode() if _is_finite(value) else repr(value)
     except (TypeError, ValueError):
         return repr(value)
     except RecursionError:

@@ -3,25 +3,44 @@
 import asyncio
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from uuid import uuid4
+from functools import partial
+from uuid import UUID, uuid4
+
+import msgspec
 
 from gateway.agent.approval import build_approval_request, needs_approval
 from gateway.agent.code.call_order import CallOrder
 from gateway.agent.code.offer import CodeOffer
 from gateway.agent.code.results import NO_CODE, build_program_result, to_call_answer
-from gateway.agent.tool_search import FIND_TOOLS, RUN_PYTHON, ToolSelection, search_tools
+from gateway.agent.tool_search import FIND_TOOLS, ToolSelection, search_tools
 from gateway.common.concurrency import TaskSet
 from gateway.domain.errors import GatewayError
 from gateway.domain.events import ToolFinished
-from gateway.domain.messages import JsonObject, PendingInput, Principal, ToolResult, ToolSpec, text_block
-from gateway.ports.code import CallAnswer, HostTools, ProgramCalls, ProgramInterface
+from gateway.domain.messages import (
+    JsonObject,
+    PendingInput,
+    Principal,
+    StoredQuestion,
+    ToolResult,
+    ToolSpec,
+    text_block,
+)
+from gateway.ports.code import CallAnswer, HostTools, ProgramCalls, ProgramInterface, RunHostTool
 from gateway.ports.tools import CallObserver, Toolbox, ToolCallRequest
 
-_NEEDS_A_PERSON = "This call needs an answer of a person. Call the tool by itself, without `mode=code`."
 _DENIED = (
     "The user did not allow this call, or this host cannot ask them during a program. Then call the tool by itself, "
     "without `mode=code`."
 )
+
+
+_TOO_MANY_QUESTIONS = "The tool asked too many questions."
+_MAX_ROUNDS = 10
+_NO_FIELDS: JsonObject = {"type": "object", "properties": {}}
+"""Form of an approval.
+
+Forms of the protocol have flat fields alone, which arguments are not.
+"""
 
 
 class HostPrograms(HostTools):
@@ -36,19 +55,27 @@ class HostPrograms(HostTools):
     def list_specs(self, principal: Principal) -> tuple[ToolSpec, ...]:
         return self._select(principal).tools
 
-    async def run_tool(
-        self, name: str, arguments: JsonObject, principal: Principal, observer: CallObserver
-    ) -> ToolResult | None:
+    def prepare_host_tool(self, name: str, principal: Principal) -> RunHostTool | None:
         selection = self._select(principal)
         if selection.interface is None or name not in {spec.name for spec in selection.tools}:
             return None
         if name == FIND_TOOLS:
-            return search_tools(str(arguments.get("query", "")), selection.hidden, selection.interface)
+            return partial(_search, selection)
+        return partial(self._run_program, selection, selection.interface, principal)
+
+    async def _run_program(
+        self,
+        selection: ToolSelection,
+        interface: ProgramInterface,
+        principal: Principal,
+        arguments: JsonObject,
+        observer: CallObserver,
+    ) -> ToolResult:
         code = arguments.get("code")
-        if name != RUN_PYTHON or not isinstance(code, str):
+        if not isinstance(code, str):
             return ToolResult("error", [text_block(NO_CODE)])
-        calls = _HostCalls(self._toolbox, selection, selection.interface, principal, observer, self._parallel_calls)
-        session = self._offer.sandbox.create_session(selection.interface, now=datetime.now(UTC), seed=uuid4().hex)
+        calls = _HostCalls(self._toolbox, selection, interface, principal, observer, self._parallel_calls)
+        session = self._offer.sandbox.create_session(interface, now=datetime.now(UTC), seed=uuid4().hex)
         try:
             result = await session.run(code, calls)
             await calls.wait_for_all()
@@ -80,7 +107,8 @@ class _HostCalls(ProgramCalls):
         self._interface = interface
         self._principal = principal
         self._observer = observer
-        self._tasks = TaskSet("call of a program")
+        self._tasks = TaskSet("call of a program", log_errors=False)
+        self._running: list[asyncio.Task[None]] = []
         self._answers: dict[int, CallAnswer] = {}
         self._slots = asyncio.Semaphore(limit)
         self._order = CallOrder()
@@ -89,15 +117,21 @@ class _HostCalls(ProgramCalls):
         spec = self._specs[self._interface.functions[function]]
         earlier = self._order.list_earlier(read_only=spec.read_only)
         task = self._tasks.spawn(self._run_call(number, spec, arguments, earlier))
+        self._running.append(task)
         self._order.add(task, read_only=spec.read_only)
 
     async def wait_for_answers(self, numbers: Collection[int]) -> Mapping[int, CallAnswer]:
-        await self._tasks.wait()
+        await self.wait_for_all()
         return {number: self._answers[number] for number in numbers}
 
     async def wait_for_all(self) -> None:
-        """Wait for the calls whose answers the program did not await."""
+        """Wait for all calls, awaited by the program or not.
+
+        Raises the first error of a call that no tool explains.
+        """
         await self._tasks.wait()
+        for call in self._running:
+            call.result()
 
     async def stop(self) -> None:
         """Cancel the calls that still run."""
@@ -114,15 +148,33 @@ class _HostCalls(ProgramCalls):
     async def _call_tool(self, spec: ToolSpec, arguments: JsonObject) -> CallAnswer:
         if needs_approval(spec, "never"):
             (question,) = build_approval_request(spec, arguments).questions
+            question = msgspec.structs.replace(question, schema=_NO_FIELDS)
             if (await self._observer.ask_user(question)).action != "accept":
                 return CallAnswer(error=_DENIED)
+        request = ToolCallRequest(spec, arguments, self._principal, self._observer)
         try:
-            result = await self._toolbox.call_tool(ToolCallRequest(spec, arguments, self._principal, self._observer))
+            for _ in range(_MAX_ROUNDS):
+                result = await self._toolbox.call_tool(request)
+                if isinstance(result, ToolResult):
+                    return self._read_result(spec, result)
+                request = msgspec.structs.replace(request, answers=await self._ask(result))
         except GatewayError as error:
             return CallAnswer(error=error.message)
-        if isinstance(result, PendingInput):
-            return CallAnswer(error=_NEEDS_A_PERSON)
+        return CallAnswer(error=_TOO_MANY_QUESTIONS)
+
+    async def _ask(self, pending: PendingInput) -> list[StoredQuestion]:
+        """Ask the host's user the questions of a call's result."""
+        return [
+            StoredQuestion(UUID(int=0), "", question, pending.state, await self._observer.ask_user(question))
+            for question in pending.questions
+        ]
+
+    def _read_result(self, spec: ToolSpec, result: ToolResult) -> CallAnswer:
         return to_call_answer(
             ToolFinished(call_id="", outcome=result.outcome, content=result.content, structured=result.structured),
             is_structured=spec.name in self._interface.structured,
         )
+
+
+async def _search(selection: ToolSelection, arguments: JsonObject, _observer: CallObserver) -> ToolResult:
+    return search_tools(str(arguments.get("query", "")), selection.hidden, selection.interface)

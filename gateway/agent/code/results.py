@@ -1,6 +1,7 @@
 """Results of programs, and the answers to their calls."""
 
 from gateway.agent.transcript import format_result
+from gateway.common.sanitize import sanitize_text
 from gateway.domain.events import ToolFinished
 from gateway.domain.messages import JsonObject, ToolResult, text_block
 from gateway.ports.code import CallAnswer, ProgramResult
@@ -23,9 +24,9 @@ def build_program_result(result: ProgramResult, max_chars: int) -> ToolResult:
     It has what the program printed, and its value or problem, cut with a note.
     """
     if result.outcome == "rejected":
-        return ToolResult("error", [text_block(f"The program was not run:\n{result.problem}")])
+        return ToolResult("error", [text_block(sanitize_text(f"The program was not run:\n{result.problem}"))])
     parts = [result.printed.rstrip("\n"), result.value, result.problem, _LOST_NOTE if result.is_lost else None]
-    text = "\n".join(part for part in parts if part) or _NO_OUTPUT
+    text = sanitize_text("\n".join(part for part in parts if part)) or _NO_OUTPUT
     if (cut := len(text) - max_chars) > 0:
         text = f"{text[:max_chars]}\n[{cut:,} characters were cut: print less]"
     structured = LOST_VARIABLES if result.is_lost else None

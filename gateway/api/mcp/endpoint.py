@@ -11,6 +11,7 @@ from functools import partial
 from uuid import UUID
 
 import mcp.types as t
+import msgspec
 from mcp import MCPError
 from mcp.server.apps import EXTENSION_ID as APPS_EXTENSION
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -38,7 +39,7 @@ from gateway.api.mcp.resource_subscriptions import ResourceSubscriptions
 from gateway.api.mcp.resource_uris import qualify_duplicates, split_uri
 from gateway.api.mcp.schemas import make_server_key, parse_answers, to_call_result, to_input_required, to_mcp_tool
 from gateway.api.mcp.session_forwarding import WorkerForwarder
-from gateway.api.mcp.suspended_calls import HostCall, SuspendedCalls, find_holder
+from gateway.api.mcp.suspended_calls import HostCall, SendCall, SuspendedCalls, find_holder, prepare_program
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.load import LoadMonitor
 from gateway.common.logging import get_logger
@@ -46,7 +47,7 @@ from gateway.common.mcp_meta import LOG_LEVEL, remove_connection_keys
 from gateway.common.timeouts import Timeouts
 from gateway.config import Settings
 from gateway.domain.errors import Overloaded
-from gateway.domain.messages import JsonObject, Principal, ToolResult, ToolSpec
+from gateway.domain.messages import JsonObject, ToolResult, ToolSpec
 from gateway.ports.code import HostTools
 from gateway.ports.tools import (
     ITEM_NAME_FIELDS,
@@ -158,7 +159,7 @@ class McpEndpoint:
         self._subscriptions.end_session(name)
 
     async def _set_log_level(self, ctx: Context, params: t.SetLevelRequestParams) -> t.EmptyResult:
-        """Remember the lowest level of log messages that a legacy host wants."""
+        """Remember the lowest log level that a legacy host wants."""
         if (name := _get_session_name(ctx)) is not None:
             self._log_levels[name] = params.level
         return t.EmptyResult()
@@ -249,51 +250,55 @@ class McpEndpoint:
             result = to_call_result(
                 *await ask_agent(self._turn_service, params, principal, host, self._settings.gateway_tools)
             )
-        elif self._is_code_mode(ctx) and (
-            made := await self._programs.run_tool(params.name, params.arguments or {}, principal, host)
-        ):
-            result = to_call_result(made)
+        elif self._is_code_mode(ctx) and (run := self._programs.prepare_host_tool(params.name, principal)) is not None:
+            result = await self._finish_call(ctx, params, params.name, host, lambda: prepare_program(params, run))
         else:
-            result = await self._call_server_tool(ctx, params, principal, host, log_level)
+            spec = self._toolbox.find_tool(params.name, principal)
+            if spec is None or not principal.can_use_tool(spec):
+                raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
+            prepare = partial(self._prepare_call, ctx, params, spec, host, log_level)
+            result = await self._finish_call(ctx, params, spec.name, host, prepare)
         await host.wait_until_notified()
         return result
 
     def _is_code_mode(self, ctx: Context) -> bool:
         """Return whether the host's model writes programs."""
         asked = None if ctx.request is None else ctx.request.query_params.get("mode")
-        return asked == "code" if asked is not None else self._settings.mcp_code_mode
+        if asked is not None:
+            return asked == "code"
+        of_key = get_principal(ctx).code
+        return of_key == "only" or (of_key != "off" and self._settings.mcp_code_mode)
 
-    async def _call_server_tool(
+    async def _finish_call(
         self,
         ctx: Context,
         params: t.CallToolRequestParams,
-        principal: Principal,
+        name: str,
         host: HostObserver,
-        log_level: str | None,
+        prepare: Callable[[], SendCall],
     ) -> t.CallToolResult | t.InputRequiredResult:
-        spec = self._toolbox.find_tool(params.name, principal)
-        if spec is None or not principal.can_use_tool(spec):
-            raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
-        call = self._suspended.resume(params.request_state, spec.name, principal)
+        """Continue the call that the host answers, or make a new one."""
+        principal = get_principal(ctx)
+        call = self._suspended.resume(params.request_state, name, principal)
         if call is not None:
             call.answer(host, parse_answers(params, None))
         else:
-            call = self._start_call(ctx, params, spec, host, log_level)
+            call = HostCall(principal.user, prepare(), host, self._suspended.has_room)
         for _ in range(_MAX_ROUNDS):
             result = await call.wait()
             if isinstance(result, ToolResult):
                 return to_call_result(result, is_modern=ctx.protocol_version in MODERN_PROTOCOL_VERSIONS)
             if not call.has_ended:
                 await self._forwarder.start_listening()
-                return to_input_required(self._suspended.suspend(call, result, spec.name, principal))
+                return to_input_required(self._suspended.suspend(call, result, name, principal))
             if not host.is_asked_inline and all(map(host.can_answer, result.questions)):
-                return to_input_required(self._question_states.seal(result, spec.name, principal))
+                return to_input_required(self._question_states.seal(result, name, principal))
             call.repeat([await host.collect_answer(question, result.state) for question in result.questions])
         raise MCPError(t.INTERNAL_ERROR, f"The tool asked questions more than {_MAX_ROUNDS} times.")
 
-    def _start_call(
+    def _prepare_call(
         self, ctx: Context, params: t.CallToolRequestParams, spec: ToolSpec, host: HostObserver, log_level: str | None
-    ) -> HostCall:
+    ) -> SendCall:
         principal = get_principal(ctx)
         state = self._question_states.open(params.request_state, spec.name, principal)
         request = ToolCallRequest(
@@ -307,7 +312,9 @@ class McpEndpoint:
             meta=remove_connection_keys(_get_meta(ctx)) or {},
             log_level=log_level,
         )
-        return HostCall(self._toolbox, request, host, self._suspended.has_room)
+        return lambda observer, answers: self._toolbox.call_tool(
+            msgspec.structs.replace(request, observer=observer, answers=answers or request.answers)
+        )
 
     # --- resources and prompts
 

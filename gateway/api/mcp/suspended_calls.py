@@ -6,7 +6,7 @@ the call's result, and send the call again with the answer. Until then the serve
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -22,7 +22,8 @@ from gateway.api.mcp.question_state import QuestionStates
 from gateway.common.concurrency import Deadline, TaskSet, WorkInterrupted, run_until
 from gateway.common.logging import get_logger
 from gateway.domain.messages import Answer, PendingInput, Principal, Question, StoredQuestion, ToolResult
-from gateway.ports.tools import CallObserver, Toolbox, ToolCallRequest
+from gateway.ports.code import RunHostTool
+from gateway.ports.tools import CallObserver
 
 log = get_logger(__name__)
 
@@ -34,6 +35,10 @@ _STATE = re.compile(r"held-([0-9a-f]{32})\.(.+)", re.DOTALL)
 """Worker that holds the call, and the sealed name of the call."""
 
 
+SendCall = Callable[[CallObserver, Sequence[StoredQuestion]], Awaitable[ToolResult | PendingInput]]
+"""Makes a call, with answers to its last questions."""
+
+
 class HostCall(CallObserver):
     """A call in its own task.
 
@@ -41,16 +46,16 @@ class HostCall(CallObserver):
     A host that can be asked during a call is asked; for another one the questions wait for its next request.
     """
 
-    def __init__(
-        self, toolbox: Toolbox, request: ToolCallRequest, host: HostObserver, has_room: Callable[[str], bool]
-    ) -> None:
-        self.user = request.principal.user
-        self._toolbox = toolbox
-        self._request = msgspec.structs.replace(request, observer=self)
+    def __init__(self, user: str, send: SendCall, host: HostObserver, has_room: Callable[[str], bool]) -> None:
+        self.user = user
+        self._send = send
+        self._answers: Sequence[StoredQuestion] = ()
         self._host = host
         self._has_room = has_room
         self._asked = asyncio.Event()
         self._waiting: dict[str, tuple[Question, asyncio.Future[Answer]]] = {}
+        self._shown: set[str] = set()
+        """Waiting questions that the host knows."""
         self._task = TaskSet("call of MCP host", log_errors=False)
         self._result = self._start()
 
@@ -75,6 +80,7 @@ class HostCall(CallObserver):
             return await answer
         finally:
             self._waiting.pop(key, None)
+            self._shown.discard(key)
 
     def _start(self) -> asyncio.Future[ToolResult | PendingInput]:
         result: asyncio.Future[ToolResult | PendingInput] = asyncio.get_running_loop().create_future()
@@ -83,7 +89,7 @@ class HostCall(CallObserver):
 
     async def _run(self, result: asyncio.Future[ToolResult | PendingInput]) -> None:
         try:
-            result.set_result(await self._toolbox.call_tool(self._request))
+            result.set_result(await self._send(self, self._answers))
         except asyncio.CancelledError:
             result.cancel()
             raise
@@ -100,6 +106,7 @@ class HostCall(CallObserver):
                 await run_until(self._asked.wait(), asyncio.wait((self._result,)))
             if self._result.done():
                 return self._result.result()
+            self._shown.update(self._waiting)
             return PendingInput(tuple(question for question, _ in self._waiting.values()))
         except BaseException:
             await self.cancel()
@@ -112,24 +119,36 @@ class HostCall(CallObserver):
 
     def repeat(self, answers: Sequence[StoredQuestion]) -> None:
         """Send the call again, with answers to the questions of its result."""
-        self._request = msgspec.structs.replace(self._request, answers=answers)
+        self._answers = answers
         self._result = self._start()
 
     def answer(self, host: HostObserver, answers: Sequence[StoredQuestion]) -> None:
         """Deliver answers of the host's next request.
 
-        A question without one is declined.
+        A question without one is declined, unless it was asked after the host's last request.
         """
         self._host = host
-        self._asked.clear()
+        if self._shown.issuperset(self._waiting):
+            self._asked.clear()
         given = {stored.question.key: stored.answer for stored in answers}
         for key, (_, waiting) in self._waiting.items():
-            if not waiting.done():
+            if key in self._shown and not waiting.done():
                 waiting.set_result(given.get(key) or Answer("decline"))
 
     async def cancel(self) -> None:
         """Cancel the call."""
         await self._task.stop()
+
+
+def prepare_program(params: t.CallToolRequestParams, run: RunHostTool) -> SendCall:
+    """Prepare a program.
+
+    Raises:
+        MCPError: the host has a state, which only calls that wait can have.
+    """
+    if params.request_state is not None:
+        raise MCPError(t.INVALID_PARAMS, "The requestState is not valid: call the tool again.")
+    return lambda observer, _: run(params.arguments or {}, observer)
 
 
 class SuspendedCalls:

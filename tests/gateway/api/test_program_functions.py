@@ -11,7 +11,6 @@ from gateway.simulator import Simulator
 from tests.gateway.api.test_hostile_definitions import serve_hostile
 from tests.gateway.api.test_programs import list_results, run, write_programs
 from tests.gateway.mcp_client.hostile_server import HostileServer, make_tool
-from tests.gateway.test_mcp_endpoint import connect_host
 from tests.stack import serve_gateway
 
 TEXT = {"type": "string"}
@@ -139,20 +138,3 @@ async def test_structured_value_reaches_the_program_whole_or_as_an_error(
         assert outcome == "ok"
         assert shown.startswith(str(length) if length < 1_000 else "The call succeeded, but it has no structured value")
         assert len(shown) < 2_000
-
-
-@pytest.mark.parametrize(("mode", "shown"), [("legacy", "done"), ("auto", "this host cannot ask them")])
-async def test_host_that_cannot_be_asked_in_a_program_is_told_so(
-    database_url: str, simulator: Simulator, tmp_path: Path, mode: str, shown: str
-) -> None:
-    async def accept(_context: Any, _params: Any) -> t.ElicitResult:
-        return t.ElicitResult(action="accept", content={})
-
-    server = HostileServer(make_tool("change"))
-    entry = {"prefix": "", "approval": "always"}
-    async with serve_hostile(database_url, simulator, tmp_path, {"odd": (server, entry)}) as gateway:
-        async with connect_host(gateway, mode, path="/mcp?mode=code", elicitation_callback=accept) as host:
-            (block,) = (await host.call_tool("run_python", {"code": "await change()"})).content
-        assert isinstance(block, t.TextContent)
-        assert shown in block.text
-        assert len(server.calls) == (mode == "legacy")
