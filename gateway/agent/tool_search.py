@@ -13,9 +13,9 @@ import msgspec
 from gateway.agent.batch_tool import build_batch_spec
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import (
-    CodeMode,
     JsonObject,
     Principal,
+    RequestedCode,
     ToolChoice,
     ToolResult,
     ToolSpec,
@@ -57,8 +57,8 @@ class ToolSelection(msgspec.Struct, frozen=True):
     interface: ProgramInterface | None = None
 
 
-AddPrograms = Callable[[ToolSelection, CodeMode | None], ToolSelection]
-"""Adds `run_python` to a selection, as a request's mode says."""
+AddPrograms = Callable[[ToolSelection, RequestedCode], ToolSelection]
+"""Adds `run_python` to a selection, as a mode says."""
 
 
 class ToolSelector:
@@ -92,7 +92,7 @@ class ToolSelector:
             selection = self._with_batch(selection, model)
         selection = msgspec.structs.replace(selection, choice=choice)
         if self._add_programs is not None:
-            selection = self._add_programs(selection, request.code)
+            selection = self._add_programs(selection, choose_code_mode(request, principal))
         return selection, warnings
 
     def _list_requested(
@@ -129,6 +129,11 @@ class ToolSelector:
         if not self._batches or model.parallel_calls or (spec := build_batch_spec(selection.tools)) is None:
             return selection
         return msgspec.structs.replace(selection, tools=(*selection.tools, spec))
+
+
+def choose_code_mode(request: TurnRequest, principal: Principal) -> RequestedCode:
+    """Return the mode of a request, else that of its key."""
+    return principal.code or request.code if request.code in ("key", None) else request.code
 
 
 def check_client_tools(tools: Iterable[ToolSpec]) -> None:

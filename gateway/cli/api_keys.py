@@ -12,7 +12,7 @@ from gateway.cli.database import run_with_database
 from gateway.cli.errors import report_config_errors
 from gateway.common.sanitize import escape_for_terminal
 from gateway.config import ConfigError, Settings
-from gateway.domain.messages import Area, Budget, GatewayTools, KeyLimits
+from gateway.domain.messages import Area, Budget, CodeMode, GatewayTools, KeyLimits
 
 if TYPE_CHECKING:
     from gateway.store.api_keys import KeyStore, NewKey
@@ -23,6 +23,10 @@ T = TypeVar("T")
 _GatewayToolsOption = Annotated[
     GatewayTools | None,
     typer.Option(help="Gateway tools of requests that say nothing. Default: the setting GATEWAY_TOOLS."),
+]
+_CodeOption = Annotated[
+    CodeMode | None,
+    typer.Option(help="Programs of requests that say nothing. Default: the setting CODE_MODE in native requests."),
 ]
 _OPTION_NAMES = {"scopes": "scope", "models": "model", "servers": "server", "tools": "tool"}
 
@@ -51,12 +55,11 @@ def create_key(
     window_seconds: Annotated[int, typer.Option(help="Length of the window, in seconds.")] = 60,
     streams: Annotated[int | None, typer.Option(help="Maximum turns and streams open at once.")] = None,
     tokens_per_day: Annotated[int | None, typer.Option(help="Token budget per day, beside the owner's.")] = None,
-    tokens_per_month: Annotated[
-        int | None, typer.Option(help="Token budget per month, in addition to the owner's.")
-    ] = None,
+    tokens_per_month: Annotated[int | None, typer.Option(help="Token budget per month, beside the owner's.")] = None,
     usd_per_day: Annotated[float | None, typer.Option(help="Cost budget per day, in US dollars.")] = None,
     usd_per_month: Annotated[float | None, typer.Option(help="Cost budget per month, in US dollars.")] = None,
     gateway_tools: _GatewayToolsOption = None,
+    code: _CodeOption = None,
 ) -> None:
     """Create a key and print it once.
 
@@ -87,6 +90,7 @@ def create_key(
         budget=None if budget == Budget() else budget,
         limits=None if requests is None and streams is None else limits,
         gateway_tools=gateway_tools,
+        code=code,
         expires_at=expires_at,
     )
     _print_new_key(*run_with_database(partial(_store_new_key, key)))

@@ -26,6 +26,11 @@ UserRole = Literal["admin", "user", "viewer"]
 Area = Literal["chat", "history", "tools", "servers", "keys", "metrics", "admin"]
 GatewayTools = Literal["auto", "all", "none"]
 CodeMode = Literal["off", "auto", "only"]
+RequestedCode = CodeMode | Literal["key"] | None
+"""Mode of a request.
+
+A request that says nothing gets that of its key. Without one, `key` is off, and None the setting CODE_MODE.
+"""
 """Whether a model may write programs that call the tools."""
 """Gateway tools of requests that say nothing.
 
@@ -59,8 +64,8 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `user` owns what the request creates; `key` names the credential, never its secret. `key` is None if authentication
     is off. `scopes` are the areas that the credential permits; `models`, `servers` and `tools` are globs of what it may
-    use; None permits everything. `budget`, `limits` and `gateway_tools` belong to the credential. `headers` are the
-    request headers to forward to MCP servers; the gateway does not store them.
+    use; None permits everything. `budget`, `limits`, `gateway_tools` and `code` belong to the credential. `headers` are
+    the request headers to forward to MCP servers; the gateway does not store them.
     """
 
     user: str
@@ -74,6 +79,7 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
     budget: Budget | None = None
     limits: KeyLimits | None = None
     gateway_tools: GatewayTools | None = None
+    code: CodeMode | None = None
 
     def has_scope(self, area: Area) -> bool:
         return self.scopes is None or area in self.scopes
@@ -307,7 +313,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     request_hash: str | None = None
     webhook_url: str | None = None
     message_paths: tuple[str, ...] = ()
-    code: CodeMode | None = "off"
+    code: RequestedCode = "key"
 
     @property
     def prompt(self) -> str:

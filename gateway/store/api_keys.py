@@ -14,7 +14,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import Conflict, NotAuthenticated, NotFound
-from gateway.domain.messages import Budget, GatewayTools, KeyLimits, Principal, UserRole
+from gateway.domain.messages import Budget, CodeMode, GatewayTools, KeyLimits, Principal, UserRole
 from gateway.store.audit import make_audit_entry
 from gateway.store.bus import CHANNEL
 from gateway.store.database import Database, count_changed_rows
@@ -51,6 +51,7 @@ class NewKey(msgspec.Struct, frozen=True):
     budget: Budget | None = None
     limits: KeyLimits | None = None
     gateway_tools: GatewayTools | None = None
+    code: CodeMode | None = None
     expires_at: datetime | None = None
 
 
@@ -229,6 +230,7 @@ def principal_from_key(key: ApiKey) -> Principal:
             "budget": key.budget,
             "limits": key.limits,
             "gateway_tools": key.gateway_tools,
+            "code": key.code,
         },
         Principal,
     )
@@ -252,6 +254,7 @@ def _build_key(new: NewKey, by: str, made_with: str | None) -> tuple[ApiKey, str
         budget=None if new.budget is None else msgspec.to_builtins(new.budget),
         limits=None if new.limits is None else msgspec.to_builtins(new.limits),
         gateway_tools=new.gateway_tools,
+        code=new.code,
         created_by=by,
         made_with=made_with,
         created_at=datetime.now(UTC),

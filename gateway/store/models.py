@@ -322,6 +322,7 @@ class ApiKey(Table, table=True):
     budget: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     limits: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     gateway_tools: str | None = Field(default=None, sa_type=Text)
+    code: str | None = Field(default=None, sa_type=Text)
     created_by: str = Field(sa_type=Text)
     made_with: str | None = Field(default=None, sa_type=Text)
     created_at: datetime | None = Field(default=None, sa_column=created_at_column())

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
-from gateway.domain.messages import Area, GatewayTools, UserRole
+from gateway.domain.messages import Area, CodeMode, GatewayTools, UserRole
 from gateway_runtime.requests.model import ItemList, RequestModel
 
 Glob = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
@@ -85,6 +85,7 @@ class KeyView(BaseModel):
     budget: BudgetView | None
     limits: KeyLimitsView | None
     gateway_tools: GatewayTools | None = None
+    code: CodeMode | None = None
     created_by: str
     made_with: str | None = None
     created_at: datetime
@@ -132,6 +133,11 @@ class NewKeyBody(RequestModel):
         default=None,
         description="Gateway tools of requests that say nothing: `auto` is all, or none beside the client's own tools. "
         "Default: the setting GATEWAY_TOOLS.",
+    )
+    code: CodeMode | None = Field(
+        default=None,
+        description="Programs of requests that say nothing, in every format, and of MCP hosts: `auto`, `only` or "
+        "`off`. Default: the setting CODE_MODE in native requests, and none in other formats.",
     )
     expires_at: Annotated[datetime, AfterValidator(_to_utc)] | None = None
 

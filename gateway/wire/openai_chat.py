@@ -63,9 +63,10 @@ class GatewayOptions(RequestModel):
     )
     on_disconnect: Literal["cancel", "continue"] | None = Field(default=None, description="Default: cancel.")
     cache: CacheOptions | None = None
-    code: CodeMode = Field(
-        default="off",
-        description="Programs of the model that call tools: `auto`, `only` or `off`; see the native format.",
+    code: CodeMode | None = Field(
+        default=None,
+        description="Programs of the model that call tools: `auto`, `only` or `off`; see the native format. Default: "
+        "that of the key, else `off`.",
     )
     webhook_url: str | None = Field(
         default=None, max_length=2_000, description="URL that is told of the turn's end and of its questions."
@@ -186,7 +187,7 @@ class ChatCompletionRequest(RequestModel):
             metadata=self.metadata or {},
             warnings=() if self.web_search_options is None else (_NO_WEB_SEARCH,),
             webhook_url=options.webhook_url,
-            code=options.code,
+            code=options.code or "key",
         )
 
     @property

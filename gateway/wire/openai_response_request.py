@@ -81,9 +81,10 @@ class ResponseGatewayOptions(RequestModel):
         default=None,
         description="Gateway tools that may be used. Default: all, and none where the request has tools of its own.",
     )
-    code: CodeMode = Field(
-        default="off",
-        description="Programs of the model that call tools: `auto`, `only` or `off`; see the native format.",
+    code: CodeMode | None = Field(
+        default=None,
+        description="Programs of the model that call tools: `auto`, `only` or `off`; see the native format. Default: "
+        "that of the key, else `off`.",
     )
     webhook_url: str | None = Field(
         default=None, max_length=2_000, description="URL that is told of the turn's end and of its questions."
@@ -226,7 +227,7 @@ class ResponseRequest(RequestModel):
             response_format=self._parse_response_format(),
             metadata=self.metadata or {},
             webhook_url=self.x_gateway.webhook_url if self.x_gateway else None,
-            code=self.x_gateway.code if self.x_gateway else "off",
+            code=(self.x_gateway and self.x_gateway.code) or "key",
             approve=approve,
             warnings=tuple(self._list_warnings()),
             echo=self._build_echo(specs if selected is None else [spec for spec in specs if spec.name in selected]),

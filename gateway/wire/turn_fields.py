@@ -153,7 +153,7 @@ class TurnFields(RequestModel):
     code: CodeMode | None = Field(
         default=None,
         description="Programs of the model that call tools: `auto` where not all tools fit into its request, `only` in "
-        "place of all tools of the gateway, or `off`. Default: CODE_MODE.",
+        "place of all tools of the gateway, or `off`. Default: that of the key, else CODE_MODE.",
     )
     _warnings: tuple[str, ...] = ()
 

@@ -3,7 +3,7 @@
 import msgspec
 
 from gateway.agent.tool_search import RUN_PYTHON, ToolSelection, build_search_spec
-from gateway.domain.messages import CodeMode, JsonObject, ToolSpec
+from gateway.domain.messages import CodeMode, JsonObject, RequestedCode, ToolSpec
 from gateway.ports.code import ProgramInterface, Sandbox
 
 _CODE = "code"
@@ -33,13 +33,13 @@ class CodeOffer(msgspec.Struct, frozen=True):
     default: CodeMode = "off"
     max_stub_chars: int = 6_000
 
-    def add_to(self, selection: ToolSelection, requested: CodeMode | None) -> ToolSelection:
+    def add_to(self, selection: ToolSelection, requested: RequestedCode) -> ToolSelection:
         """Add `run_python` to a turn's tools, as the mode says.
 
         auto: beside the tools that fit into the model's request, if not all do. only: in place of all tools of the
         gateway. A client-side tool of this name hides `run_python`.
         """
-        mode = requested or self.default
+        mode = "off" if requested == "key" else requested or self.default
         specs = tuple(spec for spec in (*selection.tools, *selection.hidden) if not spec.client and spec.server)
         functions = tuple(spec for spec in specs if not spec.helper)
         if mode == "off" or not functions or (mode == "auto" and not selection.hidden):

@@ -13,6 +13,7 @@ from gateway.domain.messages import (
     JSON_DECODE_ERRORS,
     Answer,
     Approval,
+    CodeMode,
     JsonObject,
     Message,
     Question,
@@ -39,6 +40,7 @@ class MessageOptions(RequestModel):
     system: str | None = Field(default=None, max_length=1_000_000)
     tools: Literal["all", "none"] | ItemList[str] | None = None
     approval: Approval | None = None
+    code: CodeMode | None = None
 
 
 def read_options(*metadata: JsonObject) -> MessageOptions:
@@ -75,6 +77,7 @@ def build_turn_request(message: JsonObject, options: MessageOptions, offer: Tool
         conversation_id=message.get("contextId") or "new",
         on_disconnect="continue",
         approval=options.approval or "never",
+        code=options.code or "key",
         echo={"message_id": message_id[:_MAX_SHOWN_LENGTH]},
     )
 

@@ -154,6 +154,7 @@ class RunInput(_RunPart):
             approval=options.approval or "never",
             cache_ttl=options.cache.ttl if options.cache else None,
             webhook_url=options.webhook_url,
+            code=options.code or "key",
             idempotency_key=idempotency_key,
             drop_unsupported=True,
         )

@@ -157,6 +157,7 @@ class PromptBody(RequestModel):
             drop_unsupported=True,
             cache_ttl=options.cache.ttl if options.cache else None,
             webhook_url=options.webhook_url,
+            code=options.code or "key",
         )
 
     def _build_parameters(self) -> Parameters:

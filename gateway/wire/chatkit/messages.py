@@ -26,6 +26,7 @@ def build_turn_request(item: JsonObject, options: MessageOptions, offer: ToolOff
         tool_choice={"type": "function", "function": {"name": choice["id"]}} if choice else None,
         conversation_id=item["thread_id"],
         approval=options.approval or "never",
+        code=options.code or "key",
         echo={ECHO_KEY: item["id"]},
     )
 

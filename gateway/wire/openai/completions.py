@@ -100,7 +100,7 @@ class CompletionRequest(RequestModel):
             approval=options.approval or "never",
             cache_ttl=options.cache.ttl if options.cache else None,
             webhook_url=options.webhook_url,
-            code=options.code,
+            code=options.code or "key",
         )
 
 

@@ -130,6 +130,7 @@ class UIMessagesRequest(RequestModel):
             approval=options.approval or "never",
             cache_ttl=options.cache.ttl if options.cache else None,
             webhook_url=options.webhook_url,
+            code=options.code or "key",
             warnings=tuple(self._list_warnings()),
             idempotency_key=idempotency_key,
             drop_unsupported=True,

@@ -57,7 +57,7 @@ async def send_message(_body: MessageBody, request: Request) -> Response:
     """Start a task, or answer its question with its id.
 
     A task is a turn, and its context a conversation. The answer comes when the task has ended or asks, or at once if
-    the configuration says so. The metadata may have `model`, `system`, `tools` and `approval`.
+    the configuration says so. The metadata may have `model`, `system`, `tools`, `approval` and `code`.
     """
     return await _answer_rest_request(request, "on_message_send")
 

@@ -130,6 +130,7 @@ def _build_new_key(body: NewKeyBody, creator: Principal) -> NewKey:
         budget=None if body.budget is None else msgspec.convert(body.budget.model_dump(), Budget),
         limits=None if body.limits is None else msgspec.convert(body.limits.model_dump(), KeyLimits),
         gateway_tools=body.gateway_tools,
+        code=body.code,
         expires_at=body.expires_at,
     )
 

@@ -30,7 +30,7 @@ async def serve_chatkit(_body: Annotated[JsonObject, Body(examples=[_EXAMPLE])],
     """Answer a request of ChatKit: its `type` and `params`.
 
     A thread is a conversation. Requests with a message, a retry or an action are answered with a stream of events;
-    others with JSON. The `metadata` may have `model`, `system`, `tools` and `approval`.
+    others with JSON. The `metadata` may have `model`, `system`, `tools`, `approval` and `code`.
     """
     server = await import_face("gateway.api.routes.chatkit.server", extra="chatkit", package="chatkit")
     return await server.answer_chatkit(request)
