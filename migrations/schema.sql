@@ -813,6 +813,12 @@ WHERE push.turn_id = turn.id AND (only_id IS NULL OR push.id = only_id) $$;
 
 UPDATE alembic_version SET version_num='gateway_0030' WHERE alembic_version.version_num = 'gateway_0029';
 
+-- Running upgrade gateway_0030 -> gateway_0031
+
+ALTER TABLE api_keys ADD COLUMN code TEXT;
+
+UPDATE alembic_version SET version_num='gateway_0031' WHERE alembic_version.version_num = 'gateway_0030';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;
