@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.processes import ROOT, ServerProcess, find_free_port
 from benchmarks.upstream import MODEL
+from gateway.cli.serve import WORKER_NAME
 from gateway.mcp_client.caller_identity import ISSUER, sign_with_secret
 
 API_KEY = "key-of-the-benchmarks"
@@ -169,8 +170,8 @@ class GatewayWorkers(Gateway):
         """List the process ids of the workers."""
         assert self.process is not None
         pids = self.process.list_server_pids()
-        arguments = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in pids}
-        return [pid for pid in pids if b"--fd" in arguments[pid]] or [self.process.pid]
+        workers = [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == f"{WORKER_NAME}\n"]
+        return workers or [self.process.pid]
 
 
 class Baseline(Subject):

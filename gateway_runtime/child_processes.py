@@ -1,13 +1,17 @@
 """Environment and file descriptors of child processes."""
 
 import contextlib
+import ctypes
 import os
-from collections.abc import Collection, Mapping
+import signal
+import sys
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from gateway_runtime.trusted_certificates import CERTIFICATE_VARIABLES
 
 _FIRST_OTHER_DESCRIPTOR = 3
+_SET_PARENT_DEATH_SIGNAL, _SET_NAME = 1, 15
 _LOCALE_PREFIX = "LC_"
 BASE_VARIABLES = frozenset(
     {
@@ -45,6 +49,32 @@ def select_variables(environment: Mapping[str, str], names: Collection[str] = ()
         for name, value in environment.items()
         if name in BASE_VARIABLES or name.startswith(_LOCALE_PREFIX) or name.upper() in names
     }
+
+
+def make_parent_death_signal(parent: int, number: signal.Signals) -> Callable[[], None] | None:
+    """Return a function by which a child ends with its parent.
+
+    The kernel sends the child a signal then. None where only Linux's kernel could do it.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # loaded here: a child must not do it between fork and exec
+
+    def request_parent_death_signal() -> None:
+        prctl(_SET_PARENT_DEATH_SIGNAL, number)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), number)
+
+    return request_parent_death_signal
+
+
+def set_process_name(name: str) -> None:
+    """Name a forked process in lists of processes, at most 15 letters.
+
+    Its command line is that of the process that forked it. Only Linux has such names.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_SET_NAME, name.encode())
 
 
 def keep_descriptors_private() -> None:

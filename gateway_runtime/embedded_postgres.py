@@ -5,18 +5,17 @@ fast.
 """
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
+from gateway_runtime.child_processes import make_parent_death_signal
 from gateway_runtime.cluster_paths import SOCKET_NAME, ClusterPaths
 from gateway_runtime.errors import EmbeddedPostgresError
 from gateway_runtime.private_files import lock_file, open_private
@@ -230,7 +229,7 @@ def _start_process(paths: ClusterPaths, settings: Mapping[str, str]) -> subproce
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # else a terminal's Ctrl-C stops it before the gateway has stored its turns
-            preexec_fn=_stop_with_parent(os.getpid()),
+            preexec_fn=make_parent_death_signal(os.getpid(), signal.SIGINT),
         )
     deadline = time.monotonic() + _START_TIMEOUT_SECONDS
     while _read_status(paths.cluster) != "ready" or not _accepts_connections(paths.sockets):
@@ -308,25 +307,6 @@ def _accepts_connections(sockets: Path) -> bool:
         except OSError:
             return False
     return True
-
-
-def _stop_with_parent(parent: int) -> Callable[[], None] | None:
-    """Return a function that ties the child to its parent.
-
-    In the child, it makes the kernel stop the child when its parent ends. Linux only. The signal is SIGINT, which
-    Postgres takes as a fast shutdown.
-    """
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    set_parent_death_signal = 1
-
-    def request_parent_death_signal() -> None:
-        prctl(set_parent_death_signal, signal.SIGINT)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return request_parent_death_signal
 
 
 def _get_last_line(text: str) -> str:

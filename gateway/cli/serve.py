@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from gateway_runtime.tls import ReloadableCertificate, TlsOptions
 
 
+WORKER_NAME = "gateway worker"
+"""The name of a worker's process, where the system has such names."""
+
+
 async def serve_gateway(settings: Settings, fd: int | None) -> None:
     """Serve until a signal stops the process.
 
@@ -27,7 +31,7 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
     from gateway.mcp_client.server_config import load_servers
     from gateway.server.logs import configure_logs
     from gateway_runtime import sockets, tls
-    from gateway_runtime.child_processes import keep_descriptors_private
+    from gateway_runtime.child_processes import keep_descriptors_private, set_process_name
     from gateway_runtime.parent_watchdog import ParentWatchdog
 
     keep_descriptors_private()
@@ -39,6 +43,7 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
     if fd is None:
         listener = sockets.bind_socket(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
     else:
+        set_process_name(WORKER_NAME)
         listener = sockets.socket_from_fd(fd)
     # Imported here because it takes more than a second: errors in the settings above are reported at once.
     gc.disable()  # a collection during the imports finds no garbage

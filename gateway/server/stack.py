@@ -15,11 +15,13 @@ from uuid import UUID
 
 from gateway.config import ConfigError, Settings
 from gateway.mcp_client.server_config import DEFAULT_FILE, load_servers
+from gateway.server import forked_workers
 from gateway.server.child_environment import (
     build_console_environment,
     build_simulator_environment,
     build_tool_server_environment,
 )
+from gateway.server.forked_workers import ForkServer
 from gateway.server.shared_metrics import share_metrics
 from gateway.server.source_watcher import SourceWatcher, list_source_directories
 from gateway.server.startup_report import report_stack_ready, report_workers_ready
@@ -164,6 +166,7 @@ def build_workers(settings: Settings, env: Mapping[str, str], port: SharedPort, 
     They are stopped before the processes that they depend on.
     """
     env = {**env, "GATEWAY_PORT": str(port.port_number)}
+    fork_server = ForkServer(env) if count > 1 and forked_workers.IS_SUPPORTED else None
     return [
         ManagedProcess(
             "the gateway" if count == 1 else f"worker {number}",
@@ -172,6 +175,7 @@ def build_workers(settings: Settings, env: Mapping[str, str], port: SharedPort, 
             stop_timeout_seconds=settings.shutdown_grace_seconds + 0.5,
             port=port,
             replaceable=count > 1,
+            fork_server=fork_server,
         )
         for number in range(1, count + 1)
     ]

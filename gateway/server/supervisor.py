@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 from uuid import UUID, uuid4
 
+from gateway.server.forked_workers import ForkedWorker, ForkServer, ForkServerError
 from gateway.server.source_watcher import SourceWatcher
 from gateway_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from gateway_runtime.parent_watchdog import READY
@@ -27,6 +28,8 @@ _RELEASE_SECONDS = 5.0
 """Time limit of a stop for the release of turns."""
 
 STOPPED, FAILED, MISCONFIGURED = 0, 1, 2
+_FORKED_VARIABLES = ("GATEWAY_PARENT_FD", "GATEWAY_WORKER_ID")
+"""Variables of a worker that its fork server does not have."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class ManagedProcess:
     """A child process.
 
     Lower `stop_rank`s are stopped first; each has `stop_timeout_seconds` before it is killed. With a `port` it is a
-    worker: it serves there once all workers can. A `replaceable` process is restarted even when it ended with exit code
-    0. The stack runs on without an `optional` process.
+    worker: it serves there once all workers can; its `fork_server` starts it, if it has one. A `replaceable` process is
+    restarted even when it ended with exit code 0. The stack runs on without an `optional` process.
     """
 
     name: str
@@ -63,7 +66,8 @@ class ManagedProcess:
     is_ready: bool = False
     reload_pending: bool = False
     worker_id: UUID | None = None
-    process: asyncio.subprocess.Process | None = None
+    fork_server: ForkServer | None = None
+    process: asyncio.subprocess.Process | ForkedWorker | None = None
     parent_socket: socket.socket | None = None
     startup_error: asyncio.Task[str] | None = None
     restart_requested: asyncio.Event = field(default_factory=asyncio.Event)
@@ -203,12 +207,9 @@ class Supervisor:
                 argv, fds = [*argv, "--fd", str(listener.fileno())], (*fds, listener.fileno())
                 process.worker_id = uuid4()
                 env["GATEWAY_WORKER_ID"] = str(process.worker_id)
-            process.process = await asyncio.create_subprocess_exec(
-                *argv,
-                env=env,
-                stdin=child_socket.fileno(),
-                start_new_session=True,
-                pass_fds=fds,
+            process.process = await _fork_worker(process, env, (child_socket.fileno(), *fds))
+            process.process = process.process or await asyncio.create_subprocess_exec(
+                *argv, env=env, stdin=child_socket.fileno(), start_new_session=True, pass_fds=fds
             )
         if process.parent_socket is not None:
             process.parent_socket.close()
@@ -311,11 +312,29 @@ class Supervisor:
             if running:
                 self._report_stop(_describe_wait(running))
             await asyncio.gather(*(_stop_process(process) for process in running))
+        for fork_server in {worker.fork_server for worker in self._workers if worker.fork_server is not None}:
+            await fork_server.close()
         for worker in self._workers:
             if worker.process is not None and worker.process.returncode != STOPPED:  # else it has released them itself
                 self._release_turns(worker)
         if self._releases:
             await asyncio.wait(self._releases, timeout=_RELEASE_SECONDS)
+
+
+async def _fork_worker(
+    process: ManagedProcess, env: Mapping[str, str], descriptors: tuple[int, ...]
+) -> ForkedWorker | None:
+    """Start a worker by its fork server.
+
+    Return None where it has none, or that cannot do it: the worker is then started as a program of its own.
+    """
+    if process.fork_server is None:
+        return None
+    try:
+        return await process.fork_server.start_worker({name: env[name] for name in _FORKED_VARIABLES}, descriptors)
+    except ForkServerError as error:
+        print_line(f"{process.name} shares no memory with others: {error}", sys.stderr)
+        return None
 
 
 def _build_keeper(postgres: EmbeddedPostgres) -> PostgresKeeper:

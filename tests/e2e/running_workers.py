@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from gateway.cli.serve import WORKER_NAME
 from tests.e2e.running_stack import RunningStack, run_serve
 from tests.stack import Client
 
@@ -23,11 +24,7 @@ class Workers(RunningStack):
         return int(self.base_url.rpartition(":")[2])
 
     def pids(self) -> set[int]:
-        return {
-            pid
-            for pid in self.find_descendants()
-            if b"--fd" in read_command_line(pid) and b"serve" in read_command_line(pid)
-        }
+        return {pid for pid in self.find_descendants() if _read_process_name(pid) == WORKER_NAME}
 
     def find_serving_workers(self, *client_ports: int) -> list[int]:
         """Return the workers that serve connections from those client ports."""
@@ -94,6 +91,13 @@ def read_command_line(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return []
+
+
+def _read_process_name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except OSError:
+        return ""
 
 
 def _read_file_links(pid: int) -> list[str]:

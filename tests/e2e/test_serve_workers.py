@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.server import forked_workers
 from tests.e2e.running_stack import START_SECONDS
 from tests.e2e.running_workers import Workers, read_command_line, run_workers
 from tests.eventually import eventually
@@ -37,11 +38,19 @@ async def test_serve_is_healthy_only_once_both_workers_serve(workers: Workers) -
 async def test_postgres_and_the_simulated_groq_are_started_once(workers: Workers) -> None:
     simulators = [pid for pid in workers.find_descendants() if b"gateway.simulator" in read_command_line(pid)]
     assert len(simulators) == 1
-    assert len(workers.find_descendants()) == 4  # two workers, the simulator, the postmaster
+    # Two workers, the simulator, the postmaster, and what forks the workers.
+    assert len(workers.find_descendants()) == 4 + forked_workers.IS_SUPPORTED
     for pid in workers.pids():
         async with workers.connect_to_worker(pid) as client:
             assert (await client.chat("What is 2+2?")).status == 200
     assert await workers.query("SELECT count(*), count(DISTINCT worker_id) FROM turns") == [(2, 2)]
+
+
+async def test_workers_share_the_memory_of_what_they_import(workers: Workers) -> None:
+    for pid in workers.pids():
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
+        assert sizes["Private_Dirty"] < 0.6 * sizes["Rss"]
 
 
 async def test_sighup_stops_no_worker(workers: Workers) -> None:
@@ -57,7 +66,7 @@ async def test_killed_worker_is_replaced_while_the_other_serves(workers: Workers
     freeze_process(workers.process.pid)  # or the replacement might serve already
     try:
         os.kill(killed, signal.SIGKILL)
-        await eventually(lambda: read_thread_states(killed) == {"Z"})  # all of its sockets are closed then
+        await eventually(lambda: read_thread_states(killed) <= {"Z"})  # all of its sockets are closed then
         assert await workers.find_workers_of_new_connections(10) == {other}
     finally:
         workers.process.send_signal(signal.SIGCONT)
@@ -86,6 +95,23 @@ async def test_turns_of_a_killed_worker_are_taken_over_at_once(workers: Workers)
     assert await workers.query("SELECT count(*) FROM turns WHERE attempts > 0") == [(0,)]  # a completed step resets it
     await eventually(lambda: len(workers.pids()) == 2, timeout_seconds=START_SECONDS)
     await eventually(lambda: workers.have_served(2), timeout_seconds=START_SECONDS)
+
+
+async def test_workers_are_replaced_when_their_fork_server_was_killed(workers: Workers) -> None:
+    before = workers.pids()
+    os.kill(workers.find_child("gateway.server.fork_server"), signal.SIGKILL)
+
+    async def are_replaced() -> bool:
+        try:
+            return len(workers.pids() - before) == 2 and await workers.have_served(2)
+        except OSError:  # none of the new ones listens yet
+            return False
+
+    await eventually(are_replaced, timeout_seconds=START_SECONDS)
+    await eventually(lambda: not before & workers.pids())
+    for pid in workers.pids():
+        async with workers.connect_to_worker(pid) as client:
+            assert (await client.chat("What is 2+2?")).status == 200
 
 
 async def test_sigterm_closes_streams_of_all_workers_and_leaves_no_process(workers: Workers) -> None:

@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from gateway.server import forked_workers
 from tests.e2e.running_stack import (
     ROOT,
     START_SECONDS,
@@ -197,7 +198,8 @@ async def test_sigterm_closes_the_stream_and_leaves_the_turn_resumable(directory
 async def test_killed_supervisor_leaves_no_child_process(directory: Path) -> None:
     async with run_stack(directory, WEB_CONCURRENCY="2") as stack:
         pids = stack.find_descendants()
-        assert len(pids) == 5  # two workers, the tool server, the simulated Groq, Postgres
+        # Two workers, the tool server, the simulated Groq, Postgres, and what forks the workers.
+        assert len(pids) == 5 + forked_workers.IS_SUPPORTED
         stack.process.kill()
         await eventually(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()])
 

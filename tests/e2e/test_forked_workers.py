@@ -1,0 +1,68 @@
+"""Workers whose fork server does not do its work."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.server import forked_workers
+from gateway.server.forked_workers import ForkServer, ForkServerError
+from tests.e2e.running_stack import clean_environment
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(not forked_workers.IS_SUPPORTED, reason="workers are forked on Linux only"),
+]
+
+
+@pytest.fixture
+def descriptors(tmp_path: Path) -> tuple[int, int]:
+    return os.open(os.devnull, os.O_RDONLY), os.open(tmp_path / "no socket", os.O_RDONLY | os.O_CREAT)
+
+
+async def test_fork_server_that_ends_at_once_is_an_error(
+    descriptors: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forked_workers, "_COMMAND", (sys.executable, "-c", "import sys; sys.exit(3)"))
+    server = ForkServer(clean_environment())
+    with pytest.raises(ForkServerError):
+        await server.start_worker({}, descriptors)
+    await server.close()
+
+
+async def test_fork_server_that_hangs_is_an_error_and_does_not_stay(
+    descriptors: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = f"hangs for {os.getpid()}"
+    monkeypatch.setattr(forked_workers, "_COMMAND", (sys.executable, "-c", "import time; time.sleep(600)", marker))
+    monkeypatch.setattr(forked_workers, "_START_SECONDS", 1.0)
+    monkeypatch.setattr(forked_workers, "_STOP_SECONDS", 0.1)
+    server = ForkServer(clean_environment())
+    for _ in range(2):
+        with pytest.raises(ForkServerError):
+            await server.start_worker({}, descriptors)
+    await server.close()
+    assert not [entry for entry in Path("/proc").glob("[0-9]*/cmdline") if marker.encode() in _read(entry)]
+
+
+async def test_signals_reach_a_worker_and_its_end_is_reported(descriptors: tuple[int, int]) -> None:
+    """The worker ends by itself, because its descriptor is no socket."""
+    server = ForkServer(clean_environment())
+    first = await server.start_worker({"GATEWAY_WORKER_ID": "1"}, descriptors)
+    second = await server.start_worker({"GATEWAY_WORKER_ID": "2"}, descriptors)
+    second.send_signal(signal.SIGKILL)
+    async with asyncio.timeout(60):
+        assert await second.wait() in (-signal.SIGKILL, 1)
+        assert await first.wait() != 0
+    first.send_signal(signal.SIGTERM)  # it has ended: its number may be another's by now
+    await server.close()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
