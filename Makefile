@@ -58,7 +58,7 @@ format: .venv/.dev ## format the code
 # The lock files contain versions and hashes but no URLs, so they work with any mirror of the package index.
 LOCK := pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" pyproject.toml
 LOCK_TOOLS := pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock"
-REAL := servers hosts hosts-sdk-1 telemetry
+REAL := servers hosts hosts-sdk-1 clients telemetry
 lock: | $(UV) ## update the lock files
 	$(UV) $(LOCK) --extra dev -o requirements-dev.lock
 	$(UV) $(LOCK) -c requirements-dev.lock -o requirements.lock

@@ -58,10 +58,20 @@ async def build_page(example: str, directory: Path) -> None:
     (directory / "page.html").write_text('<!doctype html><meta charset="utf-8"><script defer src="page.js"></script>')
 
 
+_REQUIRE = 'import { createRequire } from "node:module"; const require = createRequire(import.meta.url);'
+"""Start of a bundle whose CommonJS packages import Node's own modules."""
+
+
+async def build_program(example: str, directory: Path) -> Path:
+    """Bundle a program of examples/ for Node."""
+    target = directory / "program.mjs"
+    await bundle(ROOT / "examples" / example, target, "--platform=node", "--format=esm", f"--banner:js={_REQUIRE}")
+    return target
+
+
 async def run_program(example: str, directory: Path, gateway_url: str, *arguments: str) -> str:
     """Bundle and run a program of examples/; return its output."""
-    target = directory / "program.mjs"
-    await bundle(ROOT / "examples" / example, target, "--platform=node", "--format=esm")
+    target = await build_program(example, directory)
     process = await asyncio.create_subprocess_exec(
         *(str(NODE_22), str(target), *arguments),
         env=os.environ | {"GATEWAY_URL": gateway_url},

@@ -13,7 +13,7 @@ from mcp.server.mcpserver import MCPServer
 from pydantic import SecretStr
 
 from gateway.simulator import Simulator
-from tests.e2e.node import NODE_22, bundle, require_node
+from tests.e2e.node import NODE, require_node, run_program
 from tests.e2e.running_stack import ROOT, RunningStack, run_stack
 from tests.stack import SECRET, serve_asgi, serve_gateway
 from tools_server.config import Settings as ToolsSettings
@@ -71,9 +71,54 @@ async def test_sdk_gets_an_answer_from_gateway_tools(stack: RunningStack, name: 
     assert "437" in await run_example(stack, name, "What is 23*19?")
 
 
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("openai_sdk.ts", "openai"),
+        ("anthropic_sdk.ts", "@anthropic-ai/sdk"),
+        ("groq_sdk.ts", "groq-sdk"),
+        ("langchain_chat.ts", "@langchain/openai"),
+    ],
+)
+@require_node("openai")
+async def test_sdk_of_node_gets_an_answer_from_gateway_tools(
+    stack: RunningStack, tmp_path: Path, name: str, package: str
+) -> None:
+    assert (NODE / "node_modules" / package).exists(), "run `make node`"
+    assert "437" in await run_program(name, tmp_path, stack.base_url, "What is 23*19?")
+
+
+@require_node("@ai-sdk/anthropic")
+async def test_each_provider_of_the_ai_sdk_gets_an_answer(stack: RunningStack, tmp_path: Path) -> None:
+    out = (await run_program("ai_sdk.ts", tmp_path, stack.base_url, "What is 23*19?")).splitlines()
+    assert [line.partition(":")[0] for line in out] == ["openai", "openai-compatible", "anthropic"]
+    assert all(re.search(r"437.* \(stop, [1-9]\d* tokens\)$", line) for line in out), out
+
+
+def check_responses(out: str) -> None:
+    assert "Your name is Zoe" in out.splitlines()[-2], out
+    assert out.splitlines().count("completed") == 2, out
+
+
+async def test_responses_of_the_openai_sdk_continue_the_one_before(stack: RunningStack) -> None:
+    check_responses(await run_example(stack, "openai_responses.py", "My name is Zoe.", "What is my name?"))
+
+
+@require_node("openai")
+async def test_responses_of_the_openai_sdk_of_node_continue_the_one_before(stack: RunningStack, tmp_path: Path) -> None:
+    prompts = ("My name is Zoe.", "What is my name?")
+    check_responses(await run_program("openai_responses.ts", tmp_path, stack.base_url, *prompts))
+
+
 async def test_agent_of_the_agents_sdk_runs_its_own_tool(stack: RunningStack) -> None:
     out = await run_example(stack, "openai_agents.py", 'call get_weather with {"city": "Oslo"}')
     assert "sunny in Oslo" in out
+
+
+@require_node("@openai/agents")
+async def test_agent_of_the_agents_sdk_of_node_runs_its_own_tool(stack: RunningStack, tmp_path: Path) -> None:
+    prompt = 'call get_weather with {"city": "Oslo"}'
+    assert "sunny in Oslo" in await run_program("openai_agents.ts", tmp_path, stack.base_url, prompt)
 
 
 async def test_resume_stream_reads_the_remaining_events(stack: RunningStack) -> None:
@@ -103,6 +148,15 @@ async def test_mcp_client_lists_all_tools_and_calls_the_agent(stack: RunningStac
     assert "42" in answer
 
 
+@require_node("@modelcontextprotocol/client")
+async def test_mcp_client_of_node_lists_all_tools_and_calls_the_agent(stack: RunningStack, tmp_path: Path) -> None:
+    out = await run_program("mcp_client.ts", tmp_path, stack.base_url)
+    tools, calculator_result, answer = out.splitlines()
+    assert {"calculator", "weather_forecast", "ask_agent"} <= set(tools.removeprefix("tools: ").split(", "))
+    assert calculator_result == 'calculator: {"expression":"23*19","result":437}'
+    assert "42" in answer
+
+
 @pytest.mark.parametrize(("answer", "state"), [("yes", "ok"), ("no", "denied")])
 async def test_a2a_client_streams_a_task_and_answers_its_question(stack: RunningStack, answer: str, state: str) -> None:
     out = await run_example(stack, "a2a_client.py", f"Add a task to a2a {answer}", stdin=f"{answer}\n")
@@ -113,14 +167,9 @@ async def test_a2a_client_streams_a_task_and_answers_its_question(stack: Running
 
 @require_node("@a2a-js/sdk")
 async def test_a2a_client_of_node_streams_a_task(stack: RunningStack, tmp_path: Path) -> None:
-    await bundle(EXAMPLES / "a2a_client.ts", tmp_path / "client.mjs", "--platform=node", "--format=esm")
-    process = await asyncio.create_subprocess_exec(
-        str(NODE_22), str(tmp_path / "client.mjs"), env={"GATEWAY_URL": stack.base_url}, stdout=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(60):
-        out, _ = await process.communicate()
-    assert "437" in out.decode()
-    assert out.decode().endswith("completed\n")
+    out = await run_program("a2a_client.ts", tmp_path, stack.base_url)
+    assert "437" in out
+    assert out.endswith("completed\n")
 
 
 async def test_chatkit_thread_shows_calls_and_answer(stack: RunningStack) -> None:

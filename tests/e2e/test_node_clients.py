@@ -92,6 +92,17 @@ async def test_a2a_sdk_finds_the_agent_by_its_card(gateway: Gateway, binding: st
     assert [error.partition("Task")[2] for error in result["errors"]] == ["NotCancelableError", "NotFoundError"]
 
 
+@require_node("a2a-0.3")
+async def test_a2a_sdk_of_protocol_0_3_finds_the_agent_by_its_card(gateway: Gateway) -> None:
+    result = await run_script("a2a_0_3.mjs", gateway.base_url, node=NODE_22)
+    assert result["kinds"][0] == "task"
+    assert {"artifact-update", "status-update"} <= set(result["kinds"])
+    assert "437" in result["streamed"]
+    assert (result["got"], result["asked"]) == ("completed", "input-required")
+    assert result["answered"] == ["completed", True]
+    assert result["errors"] == ["TaskNotCancelableJSONRPCError", "TaskNotFoundJSONRPCError"]
+
+
 @require_node("@anthropic-ai/sdk")
 async def test_anthropic_sdk_needs_only_the_base_url(gateway: Gateway) -> None:
     result = await run_script("anthropic.mjs", gateway.base_url)
