@@ -40,6 +40,7 @@ _HELPER_TOOLS = 2
 _MAX_CLIENT_NODES = 50_000
 """Values in the schemas of all client tools of a request."""
 _WORD = re.compile(r"[a-z0-9]+")
+_NAMESAKE = "The gateway's tool {!r} was left out: the request has a tool of that name."
 _NO_ROOM = "The gateway's tools were left out: the {} tools of the request fill the {} that a model takes."
 
 
@@ -93,7 +94,7 @@ class ToolSelector:
         selection = msgspec.structs.replace(selection, choice=choice)
         if self._add_programs is not None:
             selection = self._add_programs(selection, choose_code_mode(request, principal))
-        return selection, warnings
+        return _leave_out_namesakes(selection, warnings)
 
     def _list_requested(
         self, request: TurnRequest, principal: Principal
@@ -129,6 +130,17 @@ class ToolSelector:
         if not self._batches or model.parallel_calls or (spec := build_batch_spec(selection.tools)) is None:
             return selection
         return msgspec.structs.replace(selection, tools=(*selection.tools, spec))
+
+
+def _leave_out_namesakes(selection: ToolSelection, warnings: tuple[str, ...]) -> tuple[ToolSelection, tuple[str, ...]]:
+    """Leave the gateway's helpers out whose names the client's tools have."""
+    client_names = {spec.name for spec in selection.tools if spec.client}
+    namesakes = [spec.name for spec in selection.tools if not spec.client and spec.name in client_names]
+    if not namesakes:
+        return selection, warnings
+    tools = tuple(spec for spec in selection.tools if spec.client or spec.name not in client_names)
+    notes = (_NAMESAKE.format(name) for name in namesakes)
+    return msgspec.structs.replace(selection, tools=tools), (*warnings, *notes)
 
 
 def choose_code_mode(request: TurnRequest, principal: Principal) -> RequestedCode:

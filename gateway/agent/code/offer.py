@@ -2,7 +2,8 @@
 
 import msgspec
 
-from gateway.agent.tool_search import RUN_PYTHON, ToolSelection, build_search_spec
+from gateway.agent.batch_tool import BATCH
+from gateway.agent.tool_search import FIND_TOOLS, RUN_PYTHON, ToolSelection, build_search_spec
 from gateway.domain.messages import CodeMode, JsonObject, RequestedCode, ToolSpec
 from gateway.ports.code import ProgramInterface, Sandbox
 
@@ -16,11 +17,14 @@ _SCHEMA: JsonObject = {
 _INTRODUCTION = """Run a Python program that calls tools as functions, when a task takes several calls or much data.
 Await each call: `result = await name(argument=value)`, with keyword arguments only. `await asyncio.gather(...)` runs
 read-only calls side by side. You get what the program prints, and the value of its last expression: print only what
-you need. Variables live on for the next program of this answer. A call that fails or is not
-allowed raises RuntimeError. The program is checked before it runs. It is a subset of Python 3 with asyncio, datetime,
-json, math, re and random; there are no files, no network, no other modules, and no classes with inheritance."""
+you need. Variables live on for the next program of this answer; use new names for values of other types. A call that
+fails or is not allowed raises RuntimeError. The program is checked before it runs. It is a subset of Python 3 with
+asyncio, datetime, json, math, re and random; there are no files, no network, no other modules, and no classes with
+inheritance."""
 _MORE = "{} more functions exist, which are not shown here: `find_tools` shows them."
 _FUNCTIONS = "Functions:"
+_OWN = frozenset({FIND_TOOLS, BATCH})
+_MAX_HELPERS = 32
 
 
 class CodeOffer(msgspec.Struct, frozen=True):
@@ -37,7 +41,8 @@ class CodeOffer(msgspec.Struct, frozen=True):
         """Add `run_python` to a turn's tools, as the mode says.
 
         auto: beside the tools that fit into the model's request, if not all do. only: in place of all tools of the
-        gateway. A client-side tool of this name hides `run_python`.
+        gateway but those that sign in, or read resources and prompts. A client-side tool of this name hides
+        `run_python`.
         """
         mode = "off" if requested == "key" else requested or self.default
         specs = tuple(spec for spec in (*selection.tools, *selection.hidden) if not spec.client and spec.server)
@@ -56,7 +61,8 @@ class CodeOffer(msgspec.Struct, frozen=True):
             tools = (*selection.tools, spec)
         else:
             search = (build_search_spec(functions),) if hidden_number else ()
-            tools = (*own, *search, spec)
+            helpers = tuple(spec for spec in specs if spec.helper and spec.name not in _OWN)[:_MAX_HELPERS]
+            tools = (*own, *helpers, *search, spec)
         return msgspec.structs.replace(
             selection,
             tools=tools,
