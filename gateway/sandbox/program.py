@@ -326,11 +326,11 @@ class _Run:
             arguments = cast("JsonObject", msgspec.json.decode(encoded))
         except (TypeError, ValueError, RecursionError):
             return TypeError(f"the arguments of {function}() must be JSON values")
+        if len(encoded) > min(_MAX_ARGUMENT_BYTES, _MAX_ALL_ARGUMENT_BYTES - self._argument_bytes):
+            return ValueError(_TOO_LARGE.format(function, _MAX_ARGUMENT_BYTES, _MAX_ALL_ARGUMENT_BYTES))
         if not _is_finite(snapshot.kwargs):
             return ValueError(f"the arguments of {function}() must be JSON values, which NaN and infinity are not")
         self._argument_bytes += len(encoded)
-        if len(encoded) > _MAX_ARGUMENT_BYTES or self._argument_bytes > _MAX_ALL_ARGUMENT_BYTES:
-            return ValueError(_TOO_LARGE.format(function, _MAX_ARGUMENT_BYTES, _MAX_ALL_ARGUMENT_BYTES))
         self._count += 1
         self._numbers[snapshot.call_id] = self._count
         self._calls.begin_call(self._count, function, arguments)
@@ -397,12 +397,14 @@ def _shorten(problem: str) -> str:
 def _format_value(value: object) -> str | None:
     """Write a value as text.
 
-    Strings stay as they are; others are JSON where possible.
+    Strings stay as they are; others are JSON where possible. A long value, which is cut for the model, may have null in
+    place of NaN.
     """
     if value is None or isinstance(value, str):
         return value
     try:
-        return msgspec.json.encode(value).decode() if _is_finite(value) else repr(value)
+        encoded = msgspec.json.encode(value)
+        return encoded.decode() if len(encoded) > _MAX_ARGUMENT_BYTES or _is_finite(value) else repr(value)
     except (TypeError, ValueError):
         return repr(value)
     except RecursionError:

@@ -1,7 +1,7 @@
 """Results of programs, and the answers to their calls."""
 
 from gateway.agent.transcript import format_result
-from gateway.common.sanitize import sanitize_text
+from gateway.common.sanitize import clean_text
 from gateway.domain.events import ToolFinished
 from gateway.domain.messages import JsonObject, ToolResult, text_block
 from gateway.ports.code import CallAnswer, ProgramResult
@@ -24,11 +24,13 @@ def build_program_result(result: ProgramResult, max_chars: int) -> ToolResult:
     It has what the program printed, and its value or problem, cut with a note.
     """
     if result.outcome == "rejected":
-        return ToolResult("error", [text_block(sanitize_text(f"The program was not run:\n{result.problem}"))])
+        return ToolResult("error", [text_block(clean_text(f"The program was not run:\n{result.problem}", max_chars))])
     parts = [result.printed.rstrip("\n"), result.value, result.problem, _LOST_NOTE if result.is_lost else None]
-    text = sanitize_text("\n".join(part for part in parts if part)) or _NO_OUTPUT
-    if (cut := len(text) - max_chars) > 0:
-        text = f"{text[:max_chars]}\n[{cut:,} characters were cut: print less]"
+    text = "\n".join(part for part in parts if part)
+    cut = len(text) - max_chars
+    text = clean_text(text, max_chars) or _NO_OUTPUT
+    if cut > 0:
+        text += f"\n[{cut:,} characters were cut: print less]"
     structured = LOST_VARIABLES if result.is_lost else None
     return ToolResult("ok" if result.outcome == "ok" else "error", [text_block(text)], structured)
 

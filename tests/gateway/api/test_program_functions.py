@@ -87,16 +87,47 @@ async def test_tools_are_called_by_functions_whose_names_are_free(
         assert [call["tool"] for call in reply.get_event_data("tool.call")[1:]] == list(FUNCTIONS)
 
 
+DEEP = "x: list = []\nfor _ in range(3000):\n    x = [x]\n"
+JSON_ALONE = "the arguments of store() must be JSON values"
+BAD_ARGUMENTS = {
+    "nested too deeply": (f"{DEEP}await store(data=x)", JSON_ALONE),
+    "key that is no text": ("await store(data={(1, 2): 3})", JSON_ALONE),
+    "NaN": ("await store(data=float('nan'))", f"{JSON_ALONE}, which NaN and infinity are not"),
+    "infinity in a list": ("await store(data=[{'a': float('-inf')}])", f"{JSON_ALONE}, which NaN and infinity are not"),
+    "too large": ("await store(data='x' * 300_000)", "the arguments of store() are too large"),
+    "too large together": (
+        "for _ in range(40):\n    await store(data='x' * 200_000)",
+        "and all calls of a program 4,194,304",
+    ),
+}
+
+
 @pytest.mark.faults
-async def test_argument_that_is_nested_too_deeply_raises_in_the_program(
+async def test_bad_arguments_raise_in_the_program_and_reach_no_server(
     database_url: str, simulator: Simulator, tmp_path: Path
 ) -> None:
     server = HostileServer(make_tool("store", input_schema={"type": "object", "properties": {"data": {}}}))
     async with serve_hostile(database_url, simulator, tmp_path, {"odd": (server, {"prefix": ""})}) as gateway:
-        deep = "x: list = []\nfor _ in range(3000):\n    x = [x]\n"
-        program = f"{deep}try:\n    await store(data=x)\nexcept TypeError as error:\n    print(error)"
-        assert list_results(await run(gateway, program)) == [("ok", "the arguments of store() must be JSON values")]
-        assert server.calls == []
+        for name, (program, shown) in BAD_ARGUMENTS.items():
+            server.calls.clear()
+            lines = "\n".join(f"    {line}" for line in program.splitlines())
+            reply = await run(gateway, f"try:\n{lines}\nexcept (TypeError, ValueError) as error:\n    print(error)")
+            ((outcome, text),) = list_results(reply)
+            assert (outcome, shown in text) == ("ok", True), (name, text)
+            assert len(server.calls) == (20 if name == "too large together" else 0), name
+
+
+@pytest.mark.faults
+async def test_invisible_characters_of_programs_reach_neither_model_nor_database(
+    database_url: str, simulator: Simulator, tmp_path: Path
+) -> None:
+    server = HostileServer(make_tool("store", input_schema={"type": "object", "properties": {"data": {}}}))
+    async with serve_hostile(database_url, simulator, tmp_path, {"odd": (server, {"prefix": ""})}) as gateway:
+        hidden = "chr(0) + chr(0x200b) + chr(0xE0041)"
+        reply = await run(gateway, f"await store(data={hidden} + 'x')\nprint({hidden} + 'shown')\n{hidden} + 'end'")
+        assert list_results(reply) == [("ok", "shown\nend")]
+        assert reply.get_event_data("turn.completed")
+        assert len(server.calls) == 1
 
 
 async def test_server_s_tool_of_the_same_name_is_a_function_of_programs(

@@ -7,6 +7,7 @@ import mcp.types as t
 import pytest
 from mcp import Client, MCPError
 
+from gateway.mcp_client.policy.access import ToolPermissions
 from gateway.simulator import Simulator
 from tests.auth_helpers import Keyring
 from tests.gateway.api.test_hostile_definitions import serve_hostile
@@ -163,3 +164,22 @@ async def test_key_decides_whether_its_hosts_see_programs(
         headers = await Keyring(gateway).create_key("ada", code=code)
         async with connect_host(gateway, "auto", path=f"/mcp{query}", headers=headers) as host:
             assert ("run_python" in {tool.name for tool in (await host.list_tools()).tools}) == listed
+
+
+async def test_unexpected_error_in_a_call_of_a_host_s_program_is_an_error_without_its_text(
+    database_url: str, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_arguments: Any) -> None:
+        raise RuntimeError("secret: hunter2")
+
+    entries = {"odd": (HostileServer(make_tool("change")), {"prefix": ""})}
+    async with (
+        serve_hostile(database_url, simulator, tmp_path, entries) as gateway,
+        connect(gateway, "auto") as host,
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(ToolPermissions, "call_tool", fail)
+            with pytest.raises(MCPError) as caught:
+                await run_program(host, "await change()")
+            assert "hunter2" not in str(caught.value)
+        assert await run_program(host, "await change()") == "done"
