@@ -183,7 +183,8 @@ class ToolCallScheduler(NestedCalls):
     def retry_interrupted(self, call: ToolCallStarted) -> None:
         """Repeat an interrupted call if that is safe.
 
-        A takeover interrupted it. If it is not repeatable, its outcome is unknown.
+        A takeover interrupted it. If it is not repeatable, its outcome is unknown. Programs keep their order, because
+        a later one reads the variables of an earlier one.
         """
         spec = self._find_spec(call)
         if (answer := self._find_answer(call, spec)) is not None:
@@ -195,7 +196,9 @@ class ToolCallScheduler(NestedCalls):
             return
         arguments = call.arguments if isinstance(call.arguments, dict) else None
         repeated_call = ToolCall(call.call_id, call.tool, "")
-        self._spawn(self._run_call(repeated_call, spec, arguments, [], deferred=False))
+        is_program = spec.helper and spec.name == RUN_PYTHON
+        earlier = self._order.list_earlier(read_only=False) if is_program else []
+        self._spawn(self._run_call(repeated_call, spec, arguments, earlier, deferred=False), read_only=not is_program)
 
     def resume_with_answers(self, call: ToolCallStarted, inputs: list[StoredQuestion]) -> None:
         """Continue a call whose questions were answered.

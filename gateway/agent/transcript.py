@@ -3,6 +3,7 @@
 The next model call and the database use the messages.
 """
 
+import itertools
 from typing import assert_never, cast
 from uuid import UUID
 
@@ -293,11 +294,22 @@ class Transcript(EventFold):
         step = self._call_steps.get(call_id)
         return None if step is None else step.results.get(call_id)
 
-    def has_open_program_calls(self, parent_call_id: str) -> bool:
-        """Return whether a call of a program has no result."""
+    def list_open_program_calls(self, parent_call_id: str) -> list[e.ToolCallStarted]:
+        """List the calls of a program that have no result."""
         step = self._call_steps[parent_call_id]
         calls = (call for call in step.program_calls.values() if call.parent_call_id == parent_call_id)
-        return any(call.call_id not in step.results for call in calls)
+        return [call for call in calls if call.call_id not in step.results]
+
+    def has_program_calls(self, parent_call_id: str) -> bool:
+        """Return whether a program has made a call."""
+        calls = self._call_steps[parent_call_id].program_calls.values()
+        return any(call.parent_call_id == parent_call_id for call in calls)
+
+    def has_earlier_open_program(self, call_id: str) -> bool:
+        """Return whether an earlier program of the step has no result."""
+        step = self._call_steps[call_id]
+        earlier = itertools.takewhile(lambda call: call.call_id != call_id, step.calls.values())
+        return any(call.tool == RUN_PYTHON and call.call_id not in step.results for call in earlier)
 
     def list_finished_programs(self) -> list[tuple[e.ToolCallStarted, e.ToolFinished]]:
         """List the programs that have ended, in order, with their results."""

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from gateway.agent.tool_search import FIND_TOOLS
+from gateway.agent.tool_search import FIND_TOOLS, RUN_PYTHON
 from gateway.agent.transcript import Transcript
 from gateway.common.arguments import normalize_arguments
 from gateway.domain.branches import OnNewCall
@@ -59,7 +59,9 @@ class RecordedCalls:
         if spec is not None and spec.helper and spec.name == FIND_TOOLS:
             return True
         if self._on_new_call == "run_read_only":
-            return spec is None or spec.read_only  # without a tool, the call only gets an error
+            if spec is None or (spec.helper and spec.name == RUN_PYTHON):
+                return True  # the call only gets an error, or a program, whose calls are decided on one by one
+            return spec.read_only
         return self._on_new_call == "run"
 
 

@@ -12,7 +12,7 @@ from gateway.agent.approval import build_approval_request, needs_approval
 from gateway.agent.code.call_order import CallOrder
 from gateway.agent.code.offer import CodeOffer
 from gateway.agent.code.results import NO_CODE, build_program_result, to_call_answer
-from gateway.agent.tool_search import FIND_TOOLS, ToolSelection, search_tools
+from gateway.agent.tool_search import FIND_TOOLS, RUN_PYTHON, ToolSelection, search_tools
 from gateway.common.concurrency import TaskSet
 from gateway.domain.errors import GatewayError
 from gateway.domain.events import ToolFinished
@@ -61,7 +61,7 @@ class HostPrograms(HostTools):
             return None
         if name == FIND_TOOLS:
             return partial(_search, selection)
-        return partial(self._run_program, selection, selection.interface, principal)
+        return partial(self._run_program, selection, selection.interface, principal) if name == RUN_PYTHON else None
 
     async def _run_program(
         self,

@@ -5,7 +5,7 @@ A program that was interrupted, or that waited for a person, runs again from its
 it from the turn's events, so none is made twice. See docs/adr/0029.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from datetime import UTC, datetime
 from typing import cast
 from uuid import UUID
@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.agent.code.results import LOST_VARIABLES, NO_CODE, build_program_result, to_call_answer
 from gateway.agent.model_context import TurnContext
-from gateway.domain.events import ToolCallStarted
+from gateway.domain.events import ToolCallStarted, ToolFinished
 from gateway.domain.messages import JsonObject, ToolCall, ToolResult, text_block
 from gateway.ports.code import (
     CallAnswer,
@@ -28,7 +28,12 @@ from gateway.ports.code import (
 from gateway.ports.turns import NestedCalls
 
 _CODE = "code"
-_DIVERGED = "The program could not be continued: it made other calls than before. Its calls so far have taken effect."
+_DIVERGED = (
+    "The program could not be continued: its tools have changed, or it made other calls than before. Its calls so far "
+    "have taken effect."
+)
+
+_NOT_MADE_AGAIN = "The program ended without this call, which may or may not have taken effect."
 
 StartCalls = Callable[[str], NestedCalls]
 """Makes the scheduler of a program's calls.
@@ -52,24 +57,43 @@ class TurnPrograms:
     async def run(self, call: ToolCall, arguments: JsonObject, start_calls: StartCalls) -> ToolResult | None:
         """Run a program to its end.
 
-        None: it waits for a person.
+        None: it waits for a person, or an earlier program of its step does.
         """
+        if self._turn.transcript.has_earlier_open_program(call.id):
+            return None
         code = arguments.get(_CODE)
         if not isinstance(code, str):
             return ToolResult("error", [text_block(NO_CODE)])
+        transcript, nested = self._turn.transcript, start_calls(call.id)
+        calls = _Calls(call.id, self._turn, self._interface, nested)
         try:
-            session, calls = await self._get_session(call.id), start_calls(call.id)
-            result = await session.run(code, _Calls(call.id, self._turn, self._interface, calls))
-            await calls.wait_for_results()
-            if self._turn.transcript.has_open_program_calls(call.id):
+            session = await self._get_session(call.id)
+            result = await session.run(code, calls)
+            await nested.wait_for_results()
+            if result.outcome == "rejected" and transcript.has_program_calls(call.id):
+                raise ProgramDiverged  # its first run was valid: the tools have changed since
+            self._end_calls(call.id, except_of=calls.made)
+            if transcript.list_open_program_calls(call.id):
                 raise ProgramSuspended
         except ProgramSuspended:
             self._session = None
             return None
         except ProgramDiverged:
             self._session = None
+            await nested.wait_for_results()
+            self._end_calls(call.id)
             return ToolResult("error", [text_block(_DIVERGED)], LOST_VARIABLES)
         return build_program_result(result, self._max_result_chars)
+
+    def _end_calls(self, program_id: str, *, except_of: Container[str] = ()) -> None:
+        """End open calls that the program did not make again.
+
+        Nothing would ever use the answers to their questions.
+        """
+        for call in self._turn.transcript.list_open_program_calls(program_id):
+            if call.call_id not in except_of:
+                note = text_block(_NOT_MADE_AGAIN)
+                self._turn.emit(ToolFinished(call_id=call.call_id, outcome="unknown", content=[note]))
 
     async def _get_session(self, call_id: str) -> ProgramSession:
         """Return the session, with the variables of the turn's earlier programs.
@@ -114,9 +138,11 @@ class _Calls(ProgramCalls):
         self._turn = turn
         self._interface = interface
         self._calls = calls
+        self.made: set[str] = set()
 
     def begin_call(self, number: int, function: str, arguments: JsonObject) -> None:
         tool, call_id = self._interface.functions[function], self._make_id(number)
+        self.made.add(call_id)
         known = self._turn.transcript.find_call(call_id)
         if known is not None and known.tool != tool:
             raise ProgramDiverged
