@@ -3,10 +3,8 @@
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("gateway", "gateway_console", "gateway_runtime", "tools_server")
@@ -91,6 +89,29 @@ LIBRARY_USERS: dict[str, tuple[str, ...]] = {
 }
 
 
+def check_each(paths: Iterable[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+    """Make one test of a check of many files.
+
+    A test for each file would be five thousand tests.
+    """
+    files = tuple(paths)
+
+    def make_test(check: Callable[[Path], None]) -> Callable[[], None]:
+        def test() -> None:
+            problems: list[str] = []
+            for path in files:
+                try:
+                    check(path)
+                except AssertionError as error:
+                    problems.append(f"{path.relative_to(ROOT)}: {error}")
+            assert not problems, "\n".join(problems)
+
+        test.__doc__ = check.__doc__
+        return test
+
+    return make_test
+
+
 def get_module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -125,7 +146,7 @@ def find_rule(module: str, rules: dict[str, set[str]]) -> set[str] | None:
     return next((allowed for prefix, allowed in rules.items() if is_within(module, (prefix,))), None)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=get_module_name)
+@check_each(MODULES)
 def test_module_imports_only_allowed_packages(path: Path) -> None:
     module = get_module_name(path)
     own_imports = {name for name in list_imports(path) if is_within(name, PACKAGES)} - {"gateway", module}
@@ -137,7 +158,7 @@ def test_module_imports_only_allowed_packages(path: Path) -> None:
         assert not {name for name in own_imports if is_within(name, ("tools_server",))}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=get_module_name)
+@check_each(MODULES)
 def test_library_is_imported_only_by_allowed_packages(path: Path) -> None:
     module = get_module_name(path)
     for name in list_imports(path):
@@ -146,9 +167,7 @@ def test_library_is_imported_only_by_allowed_packages(path: Path) -> None:
             assert is_within(module, LIBRARY_USERS[library]), f"{module} imports {library}"
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in MODULES if find_rule(get_module_name(p), ALLOWED_LIBRARIES) is not None], ids=get_module_name
-)
+@check_each(path for path in MODULES if find_rule(get_module_name(path), ALLOWED_LIBRARIES) is not None)
 def test_core_packages_import_only_allowed_libraries(path: Path) -> None:
     allowed = find_rule(get_module_name(path), ALLOWED_LIBRARIES)
     assert allowed is not None
@@ -157,9 +176,7 @@ def test_core_packages_import_only_allowed_libraries(path: Path) -> None:
         assert library in PACKAGES or library in allowed or library in sys.stdlib_module_names, name
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in MODULES if not is_within(get_module_name(p), ("gateway.ports",))], ids=get_module_name
-)
+@check_each(path for path in MODULES if not is_within(get_module_name(path), ("gateway.ports",)))
 def test_protocols_are_defined_in_ports(path: Path) -> None:
     """Protocols of the gateway are defined in `gateway/ports/` only."""
     if path.is_relative_to(ROOT / "gateway"):
@@ -167,9 +184,7 @@ def test_protocols_are_defined_in_ports(path: Path) -> None:
         assert "Protocol" not in names
 
 
-@pytest.mark.parametrize(
-    "folder", sorted({path.parent for path in MODULES}), ids=lambda folder: str(folder.relative_to(ROOT))
-)
+@check_each(sorted({path.parent for path in MODULES}))
 def test_package_docstring_starts_with_one_sentence(folder: Path) -> None:
     docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
     assert docstring
@@ -179,7 +194,7 @@ def test_package_docstring_starts_with_one_sentence(folder: Path) -> None:
 EVENTS = {cls.name for cls in list_classes(ROOT / "gateway" / "domain" / "events.py")}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=get_module_name)
+@check_each(MODULES)
 def test_match_over_events_is_exhaustive(path: Path) -> None:
     """Check that each `match` over events ends in `assert_never`.
 
@@ -198,7 +213,7 @@ def list_matched_classes(match: ast.Match) -> Iterator[str]:
                 yield ast.unparse(pattern.cls).removeprefix("e.")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=get_module_name)
+@check_each(MODULES)
 def test_database_connections_are_opened_in_one_module(path: Path) -> None:
     """A connection without the limits of `gateway_runtime.postgres.connections` may wait for ever."""
     if get_module_name(path) == "gateway_runtime.postgres.connections":
@@ -231,7 +246,7 @@ def _get_method(item: ast.withitem) -> str | None:
     return call.func.attr if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) else None
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+@check_each(MODULES)
 def test_transaction_waits_for_nothing_but_the_database(path: Path) -> None:
     assert list(list_foreign_waits(ast.parse(path.read_text()))) == []
 

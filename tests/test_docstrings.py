@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from gateway.domain import errors
-from tests.test_architecture import MODULES, ROOT, get_module_name, list_imports
+from tests.test_architecture import MODULES, ROOT, check_each, list_imports
 
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?:\(\))?")
 RAISED = re.compile(r"^ +([A-Z]\w+):", re.MULTILINE)
@@ -61,7 +61,7 @@ class Queue:
     assert names == {"mislaid", "urgent", "Queue.pull()", "push_call", "thing"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=get_module_name)
+@check_each(MODULES)
 def test_names_in_backticks_exist(path: Path) -> None:
     unknown = [f"{path.relative_to(ROOT)}:{line} `{name}`" for line, name in list_unknown_names(path.read_text())]
     assert not unknown, ", ".join(unknown)
