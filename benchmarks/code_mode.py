@@ -76,7 +76,7 @@ async def _compare(directory: Path, count: int) -> None:
             for title in _TITLES:
                 await _chat(session, f"Add a task: {title}")
             all_schemas = await _compute_all_schemas(session)
-            searched, program = await _solve(session), await _solve(session, code="only")
+            searched, program = await _solve(session, code="off"), await _solve(session, code="only")
     columns = [f"{cost.tokens:,} tokens, {cost.calls} calls" for cost in (all_schemas, searched, program)]
     ratios = [f"{program.tokens / cost.tokens:.3f}" for cost in (all_schemas, searched)]
     print_line(f"| {count} | {' | '.join((*columns, *ratios))} |")
@@ -85,7 +85,7 @@ async def _compare(directory: Path, count: int) -> None:
 async def _compute_all_schemas(session: aiohttp.ClientSession) -> Cost:
     """Compute the cost if each request had the definitions of all tools."""
     needed = ("list_tasks", "calculator")
-    sent = await _solve(session, tools=list(needed))
+    sent = await _solve(session, tools=list(needed), code="off")
     definitions = [
         {
             "type": "function",

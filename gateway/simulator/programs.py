@@ -45,11 +45,20 @@ def _respond_with_program(context: PromptContext, tool: str) -> Reply | None:
     if context.results and _STUBS not in context.results[-1]:
         return _make_answer(context.results[-1].splitlines()[-1])
     declared = "\n".join([str(context.chat.functions[tool].get("description")), *context.results])
-    functions = {name: match[1] for name in _NEEDED if (match := re.search(_FUNCTION.format(name), declared))}
+    functions = {name: function for name in _NEEDED if (function := _find_function(context, declared, name))}
     if len(functions) < len(_NEEDED):
         return _search(context, _NEEDED[len(functions)], len(context.results))
     program = _PROGRAM.format(status=_find_status(context), **functions)
     return Reply(calls=[SimulatedCall(tool, {"code": program})])
+
+
+def _find_function(context: PromptContext, declared: str, name: str) -> str | None:
+    """Find a declared function, or a tool of the request.
+
+    Such a tool is a function, too.
+    """
+    match = re.search(_FUNCTION.format(name), declared)
+    return context.find_tool(name) if match is None else match[1]
 
 
 def _respond_with_calls(context: PromptContext) -> Reply | None:

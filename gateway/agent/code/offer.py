@@ -22,6 +22,7 @@ fails or is not allowed raises RuntimeError. The program is checked before it ru
 asyncio, datetime, json, math, re and random; there are no files, no network, no other modules, and no classes with
 inheritance."""
 _MORE = "{} more functions exist, which are not shown here: `find_tools` shows them."
+_VISIBLE = "The other tools of this request are functions, too."
 _FUNCTIONS = "Functions:"
 _OWN = frozenset({FIND_TOOLS, BATCH})
 _MAX_HELPERS = 32
@@ -84,7 +85,13 @@ class CodeOffer(msgspec.Struct, frozen=True):
                 break
             stubs.append(interface.stubs[spec.name])
         hidden = len(shown) - len(stubs)
-        parts = [_INTRODUCTION, *([_MORE.format(hidden)] if hidden else []), *([_FUNCTIONS, *stubs] if stubs else [])]
+        visible = [] if interface.replaces_tools else [_VISIBLE]
+        parts = [
+            _INTRODUCTION,
+            *visible,
+            *([_MORE.format(hidden)] if hidden else []),
+            *([_FUNCTIONS, *stubs] if stubs else []),
+        ]
         spec = ToolSpec(
             RUN_PYTHON,
             "gateway",

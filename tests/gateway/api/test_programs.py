@@ -215,6 +215,10 @@ async def test_programs_need_a_request_or_more_tools_than_fit(
         reply = await gateway.chat_stream(SUM, code="only")
         assert [call["tool"] for call in reply.get_event_data("tool.call")][:2] == ["find_tools", "find_tools"]
         assert "add up to 0" in reply.text
+    async with serve_gateway(database_url, simulator, tools_url, tool_token_budget=1_000) as gateway:
+        reply = await gateway.chat_stream(SUM)  # some functions are tools of the request, and others are declared
+        assert [call["tool"] for call in reply.get_event_data("tool.call")] == ["run_python", "list_tasks"]
+        assert "add up to 0" in reply.text
 
 
 async def test_tools_of_the_client_are_no_functions(gateway: Gateway) -> None:
