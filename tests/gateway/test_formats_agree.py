@@ -263,6 +263,8 @@ def read_thread(log: list[e.Event]) -> Reading:
                 del texts[item_id]
             case {"update": {"type": "workflow.task.added", "task": {"title": tool, "content": arguments}}}:
                 add_call(reading, tool, arguments)
+            case {"type": "thread.item.done", "item": {"type": "client_tool_call"} as item}:
+                add_call(reading, item["name"], json.dumps(item["arguments"]))
             case {"type": "error"}:
                 reading.end = "error"
             case _:

@@ -12,13 +12,16 @@ from gateway.wire.chatkit.widgets import build_answered_widget, build_question_w
 
 ECHO_KEY = "chatkit_item"
 """Key of a user message's id in a turn's echoed data."""
+CALL_ECHO_KEY = "chatkit_call"
+"""Key of the answered client call's item in a turn's echoed data."""
 _MAX_TASK_CHARS = 4_000
 
 
 class ItemHead(NamedTuple):
     """The part of a turn's items that comes from its request.
 
-    `user_item_id` is ChatKit's own; `created_at` of None is now.
+    `user_item_id` is ChatKit's own; `created_at` of None is now. A turn that `continues` another has the result of a
+    client's tool instead of a message. In one that is `followed`, no client call is pending.
     """
 
     turn_id: UUID
@@ -27,6 +30,8 @@ class ItemHead(NamedTuple):
     user_item_id: str | None = None
     created_at: datetime | None = None
     model: str | None = None
+    continues: bool = False
+    followed: bool = False
 
 
 def format_item_id(kind: str, turn_id: UUID, name: int | str) -> str:
@@ -76,7 +81,8 @@ class ItemWriter:
     @property
     def items(self) -> list[JsonObject]:
         """The turn's items, oldest first, with the user's message."""
-        return [self.build_user_item(), *(self._complete_item(item) for item in self._items.values())]
+        user_items = [] if self._head.continues else [self.build_user_item()]
+        return [*user_items, *(self._complete_item(item) for item in self._items.values())]
 
     def build_user_item(self) -> JsonObject:
         head = self._head
@@ -91,7 +97,7 @@ class ItemWriter:
             case e.TextDelta():
                 return self._append_text(event.step, event.text)
             case e.ToolCallStarted():
-                return self._add_task(event)
+                return self._write_client_call(event) if event.client else self._add_task(event)
             case e.ToolFinished():
                 return self._write_result(event)
             case e.InputRequired():
@@ -132,6 +138,21 @@ class ItemWriter:
         self._texts[item_id].append(text)
         events.append(_build_update(item_id, "assistant_message.content_part.text_delta", content_index=0, delta=text))
         return events
+
+    # --- client tools
+
+    def _write_client_call(self, call: e.ToolCallStarted) -> list[JsonObject]:
+        item = self._build_item(
+            "client_tool_call",
+            format_item_id("ctc", self._head.turn_id, call.call_id),
+            status="completed" if self._head.followed else "pending",
+            call_id=call.call_id,
+            name=call.tool,
+            arguments={"arguments": call.arguments} if isinstance(call.arguments, str) else call.arguments,
+        )
+        self._items[item["id"]] = item
+        self._step_ids.setdefault(call.step, set()).add(item["id"])
+        return [{"type": "thread.item.done", "item": item}]
 
     # --- workflows
 

@@ -1,14 +1,43 @@
 """Messages of ChatKit's users."""
 
-from gateway.domain.errors import UnsupportedParameter
-from gateway.domain.messages import JsonObject, Message, TurnRequest
+from typing import Any, cast
+from uuid import UUID
+
+import msgspec
+from msgspec.structs import replace
+
+from gateway.domain.errors import InvalidRequest, UnsupportedParameter
+from gateway.domain.messages import JsonObject, Message, Parameters, ToolSpec, TurnRequest
 from gateway.wire.a2a.messages import MessageOptions
-from gateway.wire.chatkit.items import ECHO_KEY
+from gateway.wire.chatkit.items import CALL_ECHO_KEY, ECHO_KEY
+from gateway.wire.front_ends.tools import read_tools
 from gateway.wire.tool_offer import ToolOffer
 
+MAX_CLIENT_TOOLS = 128
 
-def build_turn_request(item: JsonObject, options: MessageOptions, offer: ToolOffer) -> TurnRequest:
+
+def read_client_tools(metadata: JsonObject) -> tuple[ToolSpec, ...]:
+    """Read the tools that the page runs: `client_tools` of the metadata.
+
+    Raises:
+        InvalidRequest: they are no list of definitions.
+    """
+    tools: Any = metadata.get("client_tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in cast(list[object], tools)):
+        raise InvalidRequest("metadata.client_tools: must be a list of tools.", param="metadata.client_tools")
+    definitions = cast(list[JsonObject], tools)
+    if len(definitions) > MAX_CLIENT_TOOLS:
+        message = f"metadata.client_tools: at most {MAX_CLIENT_TOOLS} are allowed, not {len(definitions)}."
+        raise InvalidRequest(message, param="metadata.client_tools")
+    return read_tools(definitions)
+
+
+def build_turn_request(
+    item: JsonObject, options: MessageOptions, offer: ToolOffer, client_tools: tuple[ToolSpec, ...] = ()
+) -> TurnRequest:
     """Convert a user's message to the request of a turn.
+
+    A thread has one pending client call at a time, so the model is told to make one call at a time.
 
     Raises:
         UnsupportedParameter: the message has attachments.
@@ -22,12 +51,38 @@ def build_turn_request(item: JsonObject, options: MessageOptions, offer: ToolOff
         message_paths=("input.content",),
         model=inference.get("model") or options.model or "",
         system=options.system,
-        tools=offer.select(options.tools, brings_tools=False),
+        parameters=Parameters(parallel_tool_calls=False) if client_tools else Parameters(),
+        tools=offer.select(options.tools, brings_tools=bool(client_tools)),
+        client_tools=client_tools,
         tool_choice={"type": "function", "function": {"name": choice["id"]}} if choice else None,
         conversation_id=item["thread_id"],
         approval=options.approval or "never",
         code=options.code or "key",
         echo={ECHO_KEY: item["id"]},
+    )
+
+
+def build_continuation(request: TurnRequest, call: JsonObject, thread_id: str, turn_id: UUID) -> TurnRequest:
+    """Build the request that continues a turn with the result of its client call.
+
+    `request` is that of the turn, and `call` the answered item.
+    """
+    output: object = call.get("output")
+    content = output if isinstance(output, str) else msgspec.json.encode(output).decode()
+    return replace(
+        request,
+        messages=(Message("tool", content, tool_call_id=call["call_id"]),),
+        message_paths=("params.result",),
+        tool_choice=None,
+        conversation_id=thread_id,
+        parent_turn_id=turn_id,
+        origin=None,
+        follow_ups=(),
+        on_disconnect="cancel",
+        idempotency_key=None,
+        warnings=(),
+        webhook_url=None,
+        echo={CALL_ECHO_KEY: call["id"]},
     )
 
 

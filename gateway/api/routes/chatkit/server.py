@@ -37,8 +37,8 @@ from gateway.domain.errors import GatewayError, InvalidRequest, NotFound, Unsupp
 from gateway.domain.messages import JsonObject
 from gateway.store.context.titles import shorten_title
 from gateway.wire.a2a.messages import read_options
-from gateway.wire.chatkit.items import ECHO_KEY, ItemHead, ItemWriter
-from gateway.wire.chatkit.messages import build_turn_request, read_prompt
+from gateway.wire.chatkit.items import ECHO_KEY, ItemHead, ItemWriter, parse_item_turn
+from gateway.wire.chatkit.messages import build_continuation, build_turn_request, read_client_tools, read_prompt
 from gateway.wire.chatkit.widgets import ANSWER_ACTION, convert_form_values, parse_answer_payload
 
 log = get_logger(__name__)
@@ -81,7 +81,8 @@ async def answer_chatkit(request: Request) -> Response:
     require_permission(principal, _PERMISSIONS.get(parsed.type, _CHAT))
     if getattr(getattr(parsed.params, "input", None), "attachments", None):
         raise UnsupportedParameter("params.input.attachments: send text; there are none here.", param="params.input")
-    context = RequestContext(request, principal, read_options(parsed.metadata))
+    options, client_tools = read_options(parsed.metadata), read_client_tools(parsed.metadata)
+    context = RequestContext(request, principal, options, client_tools)
     stream = ThreadStream()
     server = TurnChatServer(ThreadStore(request, principal), stream)
     try:
@@ -113,6 +114,8 @@ class TurnChatServer(ChatKitServer[RequestContext]):
         One that has a turn gets another branch.
         """
         if input_user_message is None:
+            async for event in self._continue_turn(thread, context):
+                yield event
             return
         item: JsonObject = input_user_message.model_dump(mode="json")
         with _public_errors():
@@ -124,17 +127,35 @@ class TurnChatServer(ChatKitServer[RequestContext]):
         async for event in self._follow_answer(turn, writer, 0, context):
             yield event
 
+    async def _continue_turn(
+        self, thread: ThreadMetadata, context: RequestContext
+    ) -> AsyncGenerator[ThreadStreamEvent]:
+        """Start the turn that gets the result of a client's tool."""
+        call = self._threads.answered_call
+        turn_id = parse_item_turn(call.id) if call is not None else None
+        if call is None or turn_id is None:
+            return
+        with _public_errors():
+            conversation = await self._threads.get_thread_conversation(thread.id)
+            await self._threads.get_turn_row(turn_id, conversation)
+            request = await context.request.app.state.turns.load_request(turn_id, context.principal)
+            continuation = build_continuation(request, call.model_dump(mode="json"), thread.id, turn_id)
+            turn = await start_turn(continuation, context.request, context.principal)
+            writer = ItemWriter(ItemHead(turn.id, thread.id, "", continues=True))
+        async for event in self._follow_answer(turn, writer, 0, context):
+            yield event
+
     async def _start_or_repeat_turn(
         self, thread: ThreadMetadata, item: JsonObject, context: RequestContext
     ) -> TurnHandle:
-        request, principal, options = context
+        request, principal, options, client_tools = context
         conversation = await self._threads.get_thread_conversation(thread.id)
         earlier = await self._threads.find_turn_id(conversation, item["id"])
         if earlier is None:
             inference: JsonObject = item.get("inference_options") or {}
             model = inference.get("model") or options.model
             offer = build_tool_offer(request, principal, model, request.headers.get("x-gateway-tools"))
-            return await start_turn(build_turn_request(item, options, offer), request, principal)
+            return await start_turn(build_turn_request(item, options, offer, client_tools), request, principal)
         await self._threads.get_turn_row(earlier, conversation)
         repeated = await request.app.state.turns.load_request(earlier, principal)
         branch = replace(

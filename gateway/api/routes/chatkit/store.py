@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
 from chatkit.store import NotFoundError, Store, StoreItemType
-from chatkit.types import Attachment, Page, ThreadItem, ThreadMetadata
+from chatkit.types import Attachment, ClientToolCallItem, Page, ThreadItem, ThreadMetadata
 from fastapi import Request
 from pydantic import TypeAdapter
 
@@ -17,14 +17,14 @@ from gateway.api.routes.native.conversations import cancel_and_delete
 from gateway.api.turn_folding import fold_stored_events
 from gateway.common.pages import MAX_PAGE_BYTES
 from gateway.domain.errors import InvalidRequest, NotFound
-from gateway.domain.messages import JsonObject, Principal
+from gateway.domain.messages import JsonObject, Principal, ToolSpec
 from gateway.store.conversations import ConversationStore
 from gateway.store.lists.tasks import TaskListStore
 from gateway.store.lists.turn_contents import TurnContentStore, find_followed, select_branch
 from gateway.store.models import Conversation, Turn
 from gateway.store.turns import TurnStore
 from gateway.wire.a2a.messages import MessageOptions
-from gateway.wire.chatkit.items import ECHO_KEY, ItemHead, ItemWriter, parse_item_turn
+from gateway.wire.chatkit.items import CALL_ECHO_KEY, ECHO_KEY, ItemHead, ItemWriter, parse_item_turn
 
 T = TypeVar("T")
 MAX_PAGE_ITEMS = 100
@@ -37,6 +37,7 @@ class RequestContext(NamedTuple):
     request: Request
     principal: Principal
     options: MessageOptions
+    client_tools: tuple[ToolSpec, ...] = ()
 
 
 class ThreadStore(Store[RequestContext]):
@@ -50,6 +51,7 @@ class ThreadStore(Store[RequestContext]):
         self._conversations: ConversationStore = state.conversations
         self._contents: TurnContentStore = state.turn_contents
         self._lists: TaskListStore = state.task_lists
+        self.answered_call: ClientToolCallItem | None = None
 
     def generate_thread_id(self, context: RequestContext) -> str:
         return f"thr_{uuid4().hex}"
@@ -121,6 +123,7 @@ class ThreadStore(Store[RequestContext]):
     ) -> AsyncIterator[JsonObject]:
         nodes = await self._contents.list_nodes(conversation.id)
         branch = select_branch(nodes, find_followed(nodes))
+        last = branch[-1] if branch else None
         if is_descending:
             branch.reverse()
         if after is not None:
@@ -129,7 +132,7 @@ class ThreadStore(Store[RequestContext]):
                 raise NotFoundError("item")
             branch = branch[branch.index(found) :]
         for turn_id in branch:
-            items = (await self.read_turn(turn_id, conversation)).items
+            items = (await self.read_turn(turn_id, conversation, followed=turn_id != last)).items
             for item in reversed(items) if is_descending else items:
                 if after is None:
                     yield item
@@ -152,21 +155,25 @@ class ThreadStore(Store[RequestContext]):
             return await self._lists.find_by_echo(conversation.id, ECHO_KEY, item_id)
         return turn_id
 
-    async def read_turn(self, turn_id: UUID, conversation: Conversation) -> ItemWriter:
+    async def read_turn(self, turn_id: UUID, conversation: Conversation, *, followed: bool = False) -> ItemWriter:
         """Fold a turn of the conversation.
+
+        `followed`: another turn of its branch comes after it.
 
         Raises:
             NotFoundError: the caller has no such turn there.
         """
-        return (await self.read_position(turn_id, conversation))[0]
+        return (await self.read_position(turn_id, conversation, followed=followed))[0]
 
-    async def read_position(self, turn_id: UUID, conversation: Conversation) -> tuple[ItemWriter, int]:
+    async def read_position(
+        self, turn_id: UUID, conversation: Conversation, *, followed: bool = False
+    ) -> tuple[ItemWriter, int]:
         """Fold a turn.
 
         Return the number of its last stored event, too.
         """
         stored = await self.get_turn_row(turn_id, conversation)
-        writer = ItemWriter(_build_head(stored, conversation))
+        writer = ItemWriter(_build_head(stored, conversation)._replace(followed=followed))
         return writer, await fold_stored_events(self._turns, stored, writer.write_event)
 
     async def get_turn_row(self, turn_id: UUID, conversation: Conversation) -> Turn:
@@ -187,7 +194,12 @@ class ThreadStore(Store[RequestContext]):
         """Do nothing: the turn's events have the item."""
 
     async def save_item(self, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
-        """Do nothing: the turn's events have the item."""
+        """Hold a client call whose result has come, for the turn that gets it.
+
+        The turn's events have all other items.
+        """
+        if isinstance(item, ClientToolCallItem):
+            self.answered_call = item
 
     async def delete_thread_item(self, thread_id: str, item_id: str, context: RequestContext) -> None:
         """Do nothing.
@@ -221,7 +233,10 @@ def _build_page(items: list[T], *, has_more: bool) -> Page[T]:
 def _build_head(stored: Turn, conversation: Conversation) -> ItemHead:
     echo: JsonObject = stored.options.get("echo") or {}
     thread_id = conversation.external_id or str(conversation.id)
-    return ItemHead(stored.id, thread_id, stored.prompt, echo.get(ECHO_KEY), stored.created_at, stored.model_name)
+    user_item_id = echo.get(ECHO_KEY)
+    continues = CALL_ECHO_KEY in echo
+    model = stored.model_name
+    return ItemHead(stored.id, thread_id, stored.prompt, user_item_id, stored.created_at, model, continues)
 
 
 def _limit_page(limit: int) -> int:
