@@ -63,7 +63,7 @@ def build_turn_request(
 
 
 def build_continuation(request: TurnRequest, call: JsonObject, thread_id: str, turn_id: UUID) -> TurnRequest:
-    """Build the request that continues a turn with the result of its client call.
+    """Build the request of a turn that gets a result.
 
     `request` is that of the turn, and `call` the answered item.
     """

@@ -194,7 +194,7 @@ class ThreadStore(Store[RequestContext]):
         """Do nothing: the turn's events have the item."""
 
     async def save_item(self, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
-        """Hold a client call whose result has come, for the turn that gets it.
+        """Hold the client call whose result has come.
 
         The turn's events have all other items.
         """
