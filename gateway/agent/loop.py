@@ -11,6 +11,8 @@ import msgspec
 from gateway.agent.code.programs import TurnPrograms
 from gateway.agent.history.summarizer import HistorySummarizer
 from gateway.agent.model_context import ModelContext, TurnContext
+from gateway.agent.sampling.limits import SamplingLimits
+from gateway.agent.sampling.sampler import TurnSampler
 from gateway.agent.structured_output import OutputSchema
 from gateway.agent.tool_calls import ToolCallScheduler
 from gateway.common.logging import get_logger
@@ -46,13 +48,15 @@ _BREAK = "\n\n"
 class LoopLimits(msgspec.Struct, frozen=True):
     """Limits of a turn.
 
-    They are its steps, total tokens, concurrent tool calls, and the characters of a program's result.
+    They are its steps, total tokens, concurrent tool calls, the characters of a program's result, and the model calls
+    that servers ask for.
     """
 
     steps: int = 10
     tokens: int = 200_000
     parallel_calls: int = 8
     result_chars: int = 32_000
+    sampling: SamplingLimits = SamplingLimits()
 
 
 class AgentLoop:
@@ -80,14 +84,16 @@ class AgentLoop:
         if context.overflow is not None:
             context = await self._summarizer.summarize(context.overflow, context, turn)
         programs = self._create_programs(context, turn)
-        finish_reason = await self._resume(context, turn, programs)
+        sampler = TurnSampler(self._model, context, turn, self._limits.sampling)
+        finish_reason = await self._resume(context, turn, programs, sampler)
         if finish_reason is not None or turn.transcript.waits_for_input:
             return finish_reason
         output_schema = await OutputSchema.prepare(context.response_format) if context.response_format else None
         step, limit_reached = turn.transcript.steps + 1, "step_limit"
         last = turn.taken_steps + self._limits.steps
         while step <= last and (context.tools or output_schema is None):
-            calls = self._create_scheduler(step, context, turn, programs)
+            calls = self._create_scheduler(step, context, turn, programs, sampler)
+            sampler.begin_step()
             try:
                 model_call = self._create_model_call(context, turn, step)
                 answer, draft = await self._ask_model(
@@ -100,6 +106,7 @@ class AgentLoop:
                 turn.emit(_step_completed(step, answer))
                 calls.run_deferred()
                 await turn.settle_budget()
+                sampler.end_step()
                 await calls.wait_for_results()
             finally:
                 await calls.cancel_calls()
@@ -130,7 +137,9 @@ class AgentLoop:
         written = turn.transcript.count_written_chars(step) if step is not None else 0
         return self._create_model_call(context, turn, step).estimate_usage(written) if step and written else None
 
-    async def _resume(self, context: ModelContext, turn: TurnContext, programs: TurnPrograms | None) -> str | None:
+    async def _resume(
+        self, context: ModelContext, turn: TurnContext, programs: TurnPrograms | None, sampler: TurnSampler
+    ) -> str | None:
         """Complete the last step of a resumed turn.
 
         Return the finish reason if no step has to follow.
@@ -142,7 +151,7 @@ class AgentLoop:
             turn.emit(TurnResumed())
         if (last_step := transcript.last_step()) is None:
             return None
-        calls = self._create_scheduler(last_step.step, context, turn, programs)
+        calls = self._create_scheduler(last_step.step, context, turn, programs, sampler)
         try:
             for call in transcript.open_calls():
                 calls.settle_open_call(call)
@@ -163,7 +172,12 @@ class AgentLoop:
         return TurnPrograms(self._sandbox, context.interface, turn, max_result_chars=self._limits.result_chars)
 
     def _create_scheduler(
-        self, step: int, context: ModelContext, turn: TurnContext, programs: TurnPrograms | None
+        self,
+        step: int,
+        context: ModelContext,
+        turn: TurnContext,
+        programs: TurnPrograms | None,
+        sampler: TurnSampler,
     ) -> ToolCallScheduler:
         return ToolCallScheduler(
             step,
@@ -172,6 +186,7 @@ class AgentLoop:
             toolbox=self._toolbox,
             principal=context.principal,
             emitter=turn,
+            sampler=sampler,
             limit=self._limits.parallel_calls,
             approval=context.approval,
             recorded_calls=turn.recorded_calls,

@@ -84,6 +84,7 @@ def is_cacheable(finish_reason: str, entries: Iterable[JournalEntry], tools: Ite
             case (
                 e.TurnStarted()
                 | e.HistorySummarized()
+                | e.SamplingCompleted()
                 | e.TextDelta()
                 | e.ReasoningDelta()
                 | e.ToolProgress()

@@ -15,6 +15,8 @@ from gateway.agent.branches.recorded_calls import RecordedCalls
 from gateway.agent.code.call_order import CallOrder
 from gateway.agent.code.programs import TurnPrograms
 from gateway.agent.model_context import TurnContext
+from gateway.agent.sampling.calls import call_with_sampling, sample_inline
+from gateway.agent.sampling.sampler import TurnSampler
 from gateway.agent.tool_search import FIND_TOOLS, RUN_PYTHON, search_tools
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
@@ -68,6 +70,7 @@ class ToolCallScheduler(NestedCalls):
         toolbox: Toolbox,
         principal: Principal,
         emitter: TurnContext,
+        sampler: TurnSampler,
         limit: int,
         approval: Approval = "never",
         hidden: tuple[ToolSpec, ...] = (),
@@ -82,6 +85,7 @@ class ToolCallScheduler(NestedCalls):
         self._toolbox = toolbox
         self._principal = principal
         self._emitter = emitter
+        self._sampler = sampler
         self._approval: Approval = approval
         self._hidden = hidden
         self._recorded_calls = recorded_calls
@@ -312,19 +316,25 @@ class ToolCallScheduler(NestedCalls):
             return await self._run_batch(call, arguments)
         if answers is None and needs_approval(spec, self._approval):
             return build_approval_request(spec, arguments)
-        observer = _EventObserver(call.id, self._emitter)
-        tool_answers = [stored for stored in answers or () if stored.question.kind != "approval"]
-        return await self._toolbox.call_tool(
+        return await self._call_server(
+            call.id,
             ToolCallRequest(
                 spec,
                 arguments,
                 self._principal,
-                observer,
-                answers=tool_answers,
+                answers=answers or (),
                 idempotency_key=make_idempotency_key(self._emitter.id, call.id),
-                require_lease=self._emitter.require_lease,
-            )
+            ),
         )
+
+    async def _call_server(self, call_id: str, request: ToolCallRequest) -> ToolResult | PendingInput:
+        request = msgspec.structs.replace(
+            request,
+            observer=_EventObserver(call_id, request.spec.server, self._emitter, self._sampler),
+            require_lease=self._emitter.require_lease,
+            is_in_turn=True,
+        )
+        return await call_with_sampling(self._toolbox, self._sampler, call_id, request)
 
     def _start_program_calls(self, parent: str) -> "ToolCallScheduler":
         nested = ToolCallScheduler(
@@ -333,6 +343,7 @@ class ToolCallScheduler(NestedCalls):
             toolbox=self._toolbox,
             principal=self._principal,
             emitter=self._emitter,
+            sampler=self._sampler,
             limit=self._limit,
             approval=self._approval,
             recorded_calls=self._recorded_calls,
@@ -343,21 +354,12 @@ class ToolCallScheduler(NestedCalls):
         return nested
 
     async def _run_batch(self, call: ToolCall, arguments: JsonObject) -> ToolResult:
-        observer = _EventObserver(call.id, self._emitter)
-
         async def call_tool(spec: ToolSpec, batch_arguments: JsonObject, number: int) -> ToolResult | PendingInput:
             if needs_approval(spec, self._approval):
                 return build_approval_request(spec, batch_arguments)
-            return await self._toolbox.call_tool(
-                ToolCallRequest(
-                    spec,
-                    batch_arguments,
-                    self._principal,
-                    observer,
-                    idempotency_key=make_idempotency_key(self._emitter.id, call.id, number),
-                    require_lease=self._emitter.require_lease,
-                )
-            )
+            key = make_idempotency_key(self._emitter.id, call.id, number)
+            request = ToolCallRequest(spec, batch_arguments, self._principal, idempotency_key=key)
+            return await self._call_server(call.id, request)
 
         return await run_batch(arguments, self._offered, call_tool, self._limit)
 
@@ -368,8 +370,10 @@ class _EventObserver(CallObserver):
     The events are limited in number and length.
     """
 
-    def __init__(self, call_id: str, emitter: EventEmitter) -> None:
+    def __init__(self, call_id: str, server: str, emitter: EventEmitter, sampler: TurnSampler) -> None:
         self._call_id = call_id
+        self._server = server
+        self._sampler = sampler
         self._emitter = emitter
         self._remaining = MAX_OBSERVED_MESSAGES
 
@@ -382,9 +386,11 @@ class _EventObserver(CallObserver):
         self._emit_bounded(ToolLog(call_id=self._call_id, level=level, message=message[:MAX_OBSERVED_MESSAGE_LENGTH]))
 
     async def ask_user(self, question: Question) -> Answer:
-        if question.kind == "host":  # a chat has no host, which the server was told
-            return Answer("decline")
-        return await self._emitter.ask_inline(self._call_id, question)
+        if question.kind != "host":
+            answer = await self._emitter.ask_inline(self._call_id, question)
+            if question.request is None or answer.action != "accept":
+                return answer
+        return await sample_inline(self._sampler, self._call_id, self._server, question)
 
     def _emit_bounded(self, event: Event) -> None:
         if self._remaining > 0:

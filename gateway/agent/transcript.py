@@ -4,6 +4,7 @@ The next model call and the database use the messages.
 """
 
 import itertools
+from collections import Counter
 from typing import assert_never, cast
 from uuid import UUID
 
@@ -104,6 +105,7 @@ class Transcript(EventFold):
         self._open_inputs: dict[str, str] = {}
         self.loaded_tools: dict[str, None] = {}
         self.history_summary: e.HistorySummarized | None = None
+        self._samplings: Counter[str] = Counter()
         self.usage = Usage()
         self.cost_usd: float | None = 0.0
         self.reasoning_chars = 0
@@ -138,6 +140,9 @@ class Transcript(EventFold):
             case e.HistorySummarized():
                 self.history_summary = event
                 self.add_usage(event.usage, event.cost_usd)
+            case e.SamplingCompleted():
+                self._samplings[event.call_id] += 1
+                self.add_usage(event.usage, event.cost_usd)
             case e.InputRequired():
                 self._open_inputs[event.input_id] = event.call_id
             case e.InputResolved():
@@ -166,6 +171,10 @@ class Transcript(EventFold):
         """Add tokens and cost."""
         self.usage = self.usage + usage
         self.cost_usd = _add_cost(self.cost_usd, cost_usd)
+
+    def count_samplings(self, call_id: str) -> int:
+        """Count the sampling requests of a tool call."""
+        return self._samplings[call_id]
 
     def list_steps(self) -> list[int]:
         """List the numbers of the steps with text or calls."""

@@ -8,6 +8,7 @@ from uuid import UUID
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.runner import Runner
 from gateway.agent.runner_config import RunnerConfig, RunnerStorage
+from gateway.agent.sampling.limits import SamplingLimits
 from gateway.agent.service import TurnService
 from gateway.agent.subscriptions import TurnSubscriptions
 from gateway.agent.workers import LeaseTiming, TurnClaimer, WorkerHeartbeat
@@ -119,6 +120,9 @@ def _build_runner(
         tokens=settings.agent_max_tokens,
         parallel_calls=settings.tool_parallelism,
         result_chars=settings.tool_result_max_chars,
+        sampling=SamplingLimits(
+            settings.mcp_sampling_max_calls, settings.mcp_sampling_max_tokens, settings.agent_max_tokens
+        ),
     )
     return choose_runner(observer, settings, store.redactor)(
         observe_config(RunnerConfig.from_settings(settings, worker_id, llm.tokenizer, tools.code.add_to), observer),

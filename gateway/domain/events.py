@@ -57,6 +57,21 @@ class HistorySummarized(_Event, frozen=True, kw_only=True, tag="history.summariz
     error: ErrorInfo | msgspec.UnsetType = msgspec.UNSET
 
 
+class SamplingCompleted(_Event, frozen=True, kw_only=True, tag="sampling.completed"):
+    """End of a model call for an MCP server.
+
+    The server has got the answer, or with `error`, a refusal. `model` is the turn's.
+    """
+
+    call_id: str
+    server: str
+    model: str
+    usage: Usage
+    cost_usd: float | None = None
+    duration_ms: float = 0.0
+    error: ErrorInfo | msgspec.UnsetType = msgspec.UNSET
+
+
 class ReasoningDelta(_Event, frozen=True, kw_only=True, tag="reasoning.delta"):
     step: int
     text: str
@@ -216,6 +231,7 @@ class TurnCancelled(_Event, frozen=True, kw_only=True, tag="turn.cancelled"):
 Event = (
     TurnStarted
     | HistorySummarized
+    | SamplingCompleted
     | ReasoningDelta
     | TextDelta
     | ToolCallStarted

@@ -3,7 +3,7 @@
 `input_required` of protocol 2026-07-28, and inline elicitation of legacy servers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +21,7 @@ from mcp.types import (
     InputResponse,
     InputResponses,
     ListRootsRequest,
+    ListRootsResult,
 )
 from mcp.types.jsonrpc import URL_ELICITATION_REQUIRED
 from pydantic import TypeAdapter, ValidationError
@@ -45,32 +46,40 @@ class UnsupportedElicitation(Exception):
     """
 
 
-def parse_input_request(result: InputRequiredResult, host: HostProfile | None) -> PendingInput:
+ParseRequest = Callable[[str, CreateMessageRequest | ListRootsRequest], Question | None]
+"""Converts a sampling or roots request; None refuses it."""
+
+
+def parse_input_request(result: InputRequiredResult, parse_request: ParseRequest) -> PendingInput:
     """The server's questions, with its opaque state.
 
     Raises:
-        UnsupportedElicitation: it asks for sampling or roots, which the host does not declare, or too much.
+        UnsupportedElicitation: it asks for sampling or roots that nobody provides, or too much.
     """
     requests = result.input_requests or {}
     if not requests or len(requests) > _MAX_QUESTIONS:
         raise UnsupportedElicitation(f"The server asked {len(requests)} questions at once, so the call was ended.")
     if len(result.request_state or "") > _MAX_STATE_LENGTH:
         raise UnsupportedElicitation("The server's state of the question is too large, so the call was ended.")
-    questions = tuple(_parse_question(key, request, host) for key, request in requests.items())
+    questions = tuple(_parse_question(key, request, parse_request) for key, request in requests.items())
     return PendingInput(questions, result.request_state)
 
 
-def _parse_question(key: str, request: InputRequest, host: HostProfile | None) -> Question:
-    match request:
-        case ElicitRequest():
-            return _make_question(key, request.params)
-        case CreateMessageRequest() if host is not None and host.declares("sampling"):
-            return make_host_request(key, request)
-        case ListRootsRequest() if host is not None and host.declares("roots"):
-            return make_host_request(key, request)
-        case _:
-            message = "The server asked for something other than an answer of a person, so the call was ended."
-            raise UnsupportedElicitation(message)
+def parse_request_for_host(
+    host: HostProfile, key: str, request: CreateMessageRequest | ListRootsRequest
+) -> Question | None:
+    """Convert a request for a host that declares the capability."""
+    capability = "sampling" if isinstance(request, CreateMessageRequest) else "roots"
+    return make_host_request(key, request) if host.declares(capability) else None
+
+
+def _parse_question(key: str, request: InputRequest, parse_request: ParseRequest) -> Question:
+    if isinstance(request, ElicitRequest):
+        return _make_question(key, request.params)
+    if (question := parse_request(key, request)) is None:
+        message = "The server asked for something other than an answer of a person, so the call was ended."
+        raise UnsupportedElicitation(message)
+    return question
 
 
 def make_host_request(key: str, request: CreateMessageRequest | ListRootsRequest) -> Question:
@@ -151,19 +160,30 @@ def _check_form_size(schema: JsonObject) -> None:
         raise UnsupportedElicitation("The form of the server's question is too large, so the call was ended.") from None
 
 
-def make_input_responses(answers: Sequence[StoredQuestion]) -> InputResponses | None:
-    """The answers in the protocol's form."""
-    return {stored.question.key: _make_response(stored, stored.answer) for stored in answers if stored.answer} or None
+def make_input_responses(
+    answers: Sequence[StoredQuestion], roots: ListRootsResult | None = None
+) -> InputResponses | None:
+    """The answers in the protocol's form.
+
+    `roots` is the gateway's own answer to a request for them.
+    """
+    responses = {
+        stored.question.key: _make_response(stored, stored.answer, roots) for stored in answers if stored.answer
+    }
+    return responses or None
 
 
-def _make_response(stored: StoredQuestion, answer: Answer) -> InputResponse:
+def _make_response(stored: StoredQuestion, answer: Answer, roots: ListRootsResult | None) -> InputResponse:
     """The answer in the protocol's form.
 
     Raises:
         UnsupportedElicitation: the host's answer is not one.
     """
-    if stored.question.kind != "host":
+    request = stored.question.request
+    if request is None and stored.question.kind != "host":
         return make_elicit_result(answer)
+    if roots is not None and request is not None and request["method"] == "roots/list":
+        return roots
     try:
         return _INPUT_RESPONSE.validate_python(answer.content)
     except ValidationError:

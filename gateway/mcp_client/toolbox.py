@@ -21,7 +21,6 @@ from gateway.domain.messages import (
 from gateway.mcp_client.builtin_tools import SIGN_IN, make_sign_in_tool
 from gateway.mcp_client.caller_identity import TokenIssuer
 from gateway.mcp_client.change_notifier import ChangeCallback, ChangeNotifier
-from gateway.mcp_client.connection.client_capabilities import GATEWAY_CAPABILITIES
 from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.mcp_client.connection.errors import ToolCallError
 from gateway.mcp_client.connection.negotiation import ConnectionMemory
@@ -111,7 +110,7 @@ class McpToolbox(ServerPool, ServerItems):
             connect_timeout_seconds=_CONNECT_TIMEOUT_SECONDS if is_main else _PERSONAL_CONNECT_TIMEOUT_SECONDS,
             principal=principal,
             memory=memory,
-            capabilities=GATEWAY_CAPABILITIES if capabilities is None else capabilities,
+            capabilities=capabilities,
             max_message_bytes=self._max_message_bytes,
             max_call_seconds=self._max_call_seconds,
             tokens=AccessTokenProvider(

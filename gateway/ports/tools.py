@@ -209,7 +209,8 @@ class ToolCallRequest(msgspec.Struct, frozen=True):
     `idempotency_key`, by default a random one. The result is cut for a model, unless it `is_whole`, for a host. The
     server is told the capabilities of the `host` that the call comes from; without one, those of the gateway.
     `require_lease` runs right before each request to the server. `meta` is a host's `_meta` for the server,
-    and `log_level` the lowest level of the log messages that the host wants; None: the server chooses.
+    and `log_level` the lowest level of the log messages that the host wants; None: the server chooses. A call that
+    `is_in_turn` may have the server's requests for sampling and roots as questions.
     """
 
     spec: ToolSpec
@@ -223,6 +224,7 @@ class ToolCallRequest(msgspec.Struct, frozen=True):
     require_lease: StartCheck = allow_start
     meta: JsonObject = msgspec.field(default_factory=dict[str, Any])
     log_level: str | None = None
+    is_in_turn: bool = False
 
 
 class HostExchange(msgspec.Struct, frozen=True):

@@ -23,6 +23,8 @@ class AgentSettings(BaseSettings):
     mcp_max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=64 * 1024)
     mcp_instructions: bool = True
     mcp_oauth_strict_issuer: bool = False
+    mcp_sampling_max_calls: int = Field(default=5, ge=1, le=100)
+    mcp_sampling_max_tokens: int = Field(default=4_096, ge=1, le=1_000_000)
     tools_server_names: CommaSeparated = ()
     tools_server_port: int = Field(default=8001, ge=0, le=65535)
     tools_server_secret: SecretStr | None = None

@@ -200,6 +200,7 @@ async def stream_plain_text(listener: EventListener) -> AsyncGenerator[bytes]:
                 case (
                     e.TurnStarted()
                     | e.HistorySummarized()
+                    | e.SamplingCompleted()
                     | e.ReasoningDelta()
                     | e.ToolCallStarted()
                     | e.ToolProgress()
@@ -246,6 +247,7 @@ async def stream_legacy_frames(listener: EventListener, *, stored: bool) -> Asyn
                     frames.append(_build_error_frame(end.error.message, end.error.code))
                 case (
                     e.HistorySummarized()
+                    | e.SamplingCompleted()
                     | e.ReasoningDelta()
                     | e.ToolCallStarted()
                     | e.ToolProgress()

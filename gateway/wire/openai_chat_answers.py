@@ -203,7 +203,14 @@ class ChunkWriter:
                 return [self._build_chunk({"reasoning": separator + event.text})] if self._extended else []
             case e.ToolCallStarted() if event.client:
                 return [self._build_chunk(self._build_call_delta(self._turn.calls[event.call_id]))]
-            case e.ToolCallStarted() | e.ToolFinished() | e.InputRequired() | e.ModelRetry() | e.HistorySummarized():
+            case (
+                e.ToolCallStarted()
+                | e.ToolFinished()
+                | e.InputRequired()
+                | e.ModelRetry()
+                | e.HistorySummarized()
+                | e.SamplingCompleted()
+            ):
                 if isinstance(event, e.ModelRetry) and event.discard and self._last_reasoned_step:
                     self._last_reasoned_step = _DISCARDED_STEP
                 if not self._extended:

@@ -158,6 +158,7 @@ class ResponseWriter(EventFold):
                 e.TextDelta()
                 | e.ReasoningDelta()
                 | e.HistorySummarized()
+                | e.SamplingCompleted()
                 | e.ToolProgress()
                 | e.ToolLog()
                 | e.ToolFinished()
@@ -190,7 +191,7 @@ class ResponseWriter(EventFold):
                 return self._write_approval(event)
             case e.ToolFinished():
                 return self._write_call_result(event)
-            case e.StepCompleted() | e.HistorySummarized():
+            case e.StepCompleted() | e.HistorySummarized() | e.SamplingCompleted():
                 self._usage = self._usage + event.usage
                 return self._close_item()
             case e.ModelRetry():

@@ -77,7 +77,7 @@ class TurnSummary(EventFold):
                 self.step_ends[event.step] = event
                 if isinstance(event.warning, str):
                     self._step_warnings.append(event.warning)
-            case e.HistorySummarized():
+            case e.HistorySummarized() | e.SamplingCompleted():
                 self.usage = self.usage + event.usage
             case e.ModelRetry():
                 if event.discard:

@@ -23,6 +23,7 @@ _SETTINGS: JsonObject = {
             "title": "Changed definitions",
             "description": "hold: they are not used before an admin has approved them.",
         },
+        "sampling": {"enum": ["off", "ask", "on"], "title": "Use of the model by the server"},
         "share": {"enum": ["all", "user"], "title": "Sign-in", "description": "user: each user signs in."},
         "timeout": {"type": "number", "title": "Timeout of a call in seconds", "minimum": 0.1, "maximum": 3600},
         "allow": {"type": "array", "title": "Tools that are used", "description": "A list of globs."},

@@ -100,6 +100,8 @@ class TurnTimeline:
                 wait.state, wait.tone = f"{event['action']} by {event.get('by') or 'the gateway'}", "plain"
             case "model.retry":
                 self._retry(event)
+            case "sampling.completed":
+                self._add(_build_sampling_entry(event))
             case "history.summarized":
                 usage = _describe_usage(event.get("usage") or {}, event.get("cost_usd"))
                 entry = TimelineEntry("history", "Earlier turns summarized", usage, text=str(event.get("text") or ""))
@@ -254,6 +256,15 @@ def _parse_time(value: object) -> float | None:
         return datetime.fromisoformat(str(value)).timestamp()
     except ValueError:
         return None
+
+
+def _build_sampling_entry(event: JsonObject) -> TimelineEntry:
+    """Build the entry of a server's model call."""
+    usage = _describe_usage(event.get("usage") or {}, event.get("cost_usd"))
+    entry = TimelineEntry("model", f"{event['server']} used the model", usage)
+    if event.get("error"):
+        entry.tone, entry.state = "warning", str(event["error"]["message"])
+    return entry
 
 
 def _describe_usage(usage: JsonObject, cost: float | None) -> str:

@@ -1,14 +1,16 @@
 """The reference server `server-everything` in Node, connected to the gateway."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import httpx2
 import pytest
 from mcp.shared.subscriptions import ResourceUpdated
 
-from gateway.simulator import Simulator
+from gateway.simulator import Fault, Simulator
 from tests.e2e.node import NODE, require_node
 from tests.eventually import eventually
 from tests.gateway.api.test_resource_subscriptions import connect_legacy
@@ -65,3 +67,23 @@ async def test_updates_of_a_resource_reach_hosts_of_both_eras(
             assert "Started" in str(started.content)
             assert await anext(aiter(changes)) == ResourceUpdated(RESOURCE)
         assert await updated.get() == RESOURCE
+
+
+async def test_server_uses_the_model_of_a_turn_and_knows_its_roots(
+    database_url: str, simulator: Simulator, everything: str, tmp_path: Path
+) -> None:
+    file, entry = tmp_path / "mcp.json", {"url": everything, "sampling": "on", "roots": ["file:///srv/project"]}
+    file.write_text(json.dumps({"mcpServers": {"e": entry}}))
+    calls = [
+        {"name": "e_trigger-sampling-request", "arguments": {"prompt": "tell me of whales"}},
+        {"name": "e_get-roots-list", "arguments": {}},
+    ]
+    simulator.faults.add_faults(Fault(kind="tool_calls", match="Please do it", calls=calls))
+    async with serve_gateway(database_url, simulator, None, mcp_config=file, gateway_data_dir=tmp_path) as gateway:
+        await eventually(lambda: gateway.state.toolbox.list_server_statuses()[0].state == "up")
+        reply = await gateway.chat_stream("Please do it")
+    sampled, roots = [event["content"][0]["text"] for event in reply.get_event_data("tool.result")]
+    assert "tell me of whales" in sampled
+    assert '"stopReason": "endTurn"' in sampled
+    assert "file:///srv/project" in roots
+    assert [event["server"] for event in reply.get_event_data("sampling.completed")] == ["e"]

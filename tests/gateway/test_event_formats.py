@@ -35,6 +35,7 @@ BEFORE: dict[type[Any], tuple[e.Event, ...]] = {
     e.TurnStarted: (),
     e.ToolProgress: (STARTED, CALL),
     e.ToolLog: (STARTED, CALL),
+    e.SamplingCompleted: (STARTED, CALL),
     e.ToolFinished: (STARTED, CALL),
     e.InputRequired: (STARTED, CALL),
     e.InputResolved: (STARTED, CALL, QUESTION),
@@ -46,6 +47,7 @@ BEFORE: dict[type[Any], tuple[e.Event, ...]] = {
 EVENTS: dict[str, e.Event] = {
     "turn.started": STARTED,
     "history.summarized": e.HistorySummarized(text="x", turns=1, through_turn_id=str(TURN_ID), usage=Usage()),
+    "sampling.completed": e.SamplingCompleted(call_id="c", server="s", model="m", usage=Usage()),
     "reasoning.delta": e.ReasoningDelta(step=1, text="x"),
     "text.delta": TEXT,
     "tool.call": e.ToolCallStarted(step=1, call_id="c", server="s", tool="t", arguments={}),

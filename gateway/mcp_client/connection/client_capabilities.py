@@ -19,6 +19,8 @@ GATEWAY_CAPABILITIES: JsonObject = {
 
 Its chats ask their users. Some servers list tools with pages (MCP Apps) only to clients that know pages.
 """
+DIRECT_CALL = HostProfile(is_legacy=False, capabilities=GATEWAY_CAPABILITIES)
+"""Profile of callers that are neither turns nor hosts."""
 _HOST_CAPABILITIES = ("elicitation", "extensions", "sampling", "roots")
 
 _calling_host: ContextVar[HostProfile | None] = ContextVar("mcp_calling_host", default=None)

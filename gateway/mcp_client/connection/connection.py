@@ -15,7 +15,7 @@ from gateway.common.concurrency import Backoff, SupervisedTask, wait_or_poll
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.messages import JsonObject, PendingInput, Principal
 from gateway.mcp_client.caller_identity import TokenIssuer, acting_for, add_trace_headers, forward_header
-from gateway.mcp_client.connection.client_capabilities import GATEWAY_CAPABILITIES
+from gateway.mcp_client.connection.client_features import declare_features
 from gateway.mcp_client.connection.errors import describe_error, is_wrong_transport
 from gateway.mcp_client.connection.item_changes import ItemChanges
 from gateway.mcp_client.connection.negotiation import ConnectionMemory
@@ -72,10 +72,10 @@ class ServerConnection:
         memory: ConnectionMemory | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         max_call_seconds: float = 0.0,
-        capabilities: JsonObject = GATEWAY_CAPABILITIES,
+        capabilities: JsonObject | None = None,
     ) -> None:
         self.config = config
-        self.capabilities = capabilities
+        self.capabilities = declare_features(config, capabilities)
         """Client capabilities that its legacy sessions declare."""
         self.instructions = ""
         self.announces_updates = False
@@ -90,7 +90,7 @@ class ServerConnection:
             self._hooks.append(add_trace_headers)
         self._protocol_version: str | None = None
         self._status = ConnectionStatus(config.name, on_change)
-        self._calls = OngoingCalls(config.name)
+        self._calls = OngoingCalls(config)
         self.problems = DefinitionProblems(config.name)
         self._tool_list = ServerToolList(self._status, self.problems, on_change=on_change)
         self._report = ProcessReport()

@@ -5,6 +5,7 @@ import contextlib
 import contextvars
 from collections.abc import Iterable
 
+import msgspec
 from mcp.client import IncomingMessage
 from mcp.client.context import ClientRequestContext
 from mcp.shared.dispatcher import ProgressFnT
@@ -17,6 +18,7 @@ from mcp.types import (
     ElicitRequestParams,
     ElicitResult,
     ErrorData,
+    ListRootsResult,
     LoggingMessageNotificationParams,
     RequestId,
 )
@@ -26,6 +28,7 @@ from gateway.common.concurrency import Deadline, LruDict, WorkInterrupted, run_u
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.messages import Answer, Question
+from gateway.mcp_client.connection.client_features import build_roots, parse_request_for_turn
 from gateway.mcp_client.connection.question_routing import QuestionRouter, TurnsToAsk
 from gateway.mcp_client.elicitation import (
     UnsupportedElicitation,
@@ -33,7 +36,8 @@ from gateway.mcp_client.elicitation import (
     make_host_request,
     make_inline_question,
 )
-from gateway.ports.tools import CallObserver
+from gateway.ports.servers import ServerConfig
+from gateway.ports.tools import CallObserver, ToolCallRequest
 
 log = get_logger(__name__)
 
@@ -51,8 +55,8 @@ class OngoingCalls:
     Its `on_…` methods are the SDK client's callbacks.
     """
 
-    def __init__(self, server: str) -> None:
-        self._server = server
+    def __init__(self, config: ServerConfig) -> None:
+        self._config, self._server = config, config.name
         self._calls: set[OngoingCall] = set()
         self._router: QuestionRouter[OngoingCall] = QuestionRouter()
         self._turns: TurnsToAsk[OngoingCall] = TurnsToAsk(self._router)
@@ -64,14 +68,14 @@ class OngoingCalls:
         self.on_cancelled = self._router.on_cancelled
 
     def track_call(
-        self, tool: str, observer: CallObserver | None, timeout: PausableTimeout, *, takes_turns: bool = False
+        self, request: ToolCallRequest, timeout: PausableTimeout, *, takes_turns: bool = False
     ) -> "OngoingCall":
         """A context manager around one call.
 
         A call that `takes_turns` waits until no other call can ask. The timeout does not count that.
         """
-        needs_turn = takes_turns and self._turns.may_ask(tool)
-        return OngoingCall(tool, observer, timeout, self._calls, self._router, self._turns, needs_turn=needs_turn)
+        needs_turn = takes_turns and self._turns.may_ask(request.spec.tool)
+        return OngoingCall(request, timeout, self._calls, self._router, self._turns, needs_turn=needs_turn)
 
     def on_sent(self, request_id: RequestId, method: str) -> None:
         """The gateway sends a request, in the task of its call."""
@@ -130,16 +134,28 @@ class OngoingCalls:
     async def on_sample(
         self, context: ClientRequestContext, params: CreateMessageRequestParams
     ) -> CreateMessageResult | CreateMessageResultWithTools | ErrorData:
-        """Pass a legacy server's sampling request to its call's host."""
+        """Pass a legacy server's sampling request to its call's host or turn."""
         call = await self._find_asking_call(context)
-        if call is None:
+        question = None if call is None else self._make_sampling_question(call, CreateMessageRequest(params=params))
+        if call is None or question is None:
             return ErrorData(code=_REFUSED_CODE, message="No host of a call samples for this server.")
-        question = make_host_request("sampling", CreateMessageRequest(params=params))
         answer = await call.ask_user(question)
         try:
             return _SAMPLING_RESULT.validate_python(answer.content if answer.action == "accept" else None)
         except ValidationError:
-            return ErrorData(code=_REFUSED_CODE, message="The host of the call refused the sampling request.")
+            return ErrorData(code=_REFUSED_CODE, message="The sampling request was refused.")
+
+    def _make_sampling_question(self, call: "OngoingCall", request: CreateMessageRequest) -> Question | None:
+        if call.request.host is not None:
+            return make_host_request("sampling", request)
+        config = self._config if call.request.is_in_turn else None
+        question = parse_request_for_turn(config, "sampling", request)
+        return question and msgspec.structs.replace(question, held=True)
+
+    async def on_list_roots(self, context: ClientRequestContext) -> ListRootsResult:
+        """Answer a legacy server with the roots of its entry."""
+        log.debug("roots_listed", server=self._server, request=str(context.request_id))
+        return build_roots(self._config)
 
     async def _find_asking_call(self, context: ClientRequestContext) -> "OngoingCall | None":
         """The call that a new question belongs to, if it can ask."""
@@ -173,8 +189,7 @@ class OngoingCall:
 
     def __init__(
         self,
-        tool: str,
-        observer: CallObserver | None,
+        request: ToolCallRequest,
         timeout: PausableTimeout,
         calls: "set[OngoingCall]",
         router: "QuestionRouter[OngoingCall]",
@@ -182,8 +197,9 @@ class OngoingCall:
         *,
         needs_turn: bool,
     ) -> None:
-        self.observer = observer
-        self._tool = tool
+        self.request = request
+        self.observer = request.observer
+        self._tool = request.spec.tool
         self._router = router
         self._turns = turns
         self._needs_turn = needs_turn

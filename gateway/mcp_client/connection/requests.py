@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar, cast
 
 from mcp import Client, MCPError
@@ -21,7 +22,12 @@ from gateway.common.pausable_timeout import PausableTimeout
 from gateway.common.sanitize import clean_text
 from gateway.domain.messages import PendingInput, Principal
 from gateway.mcp_client.caller_identity import acting_for
-from gateway.mcp_client.connection.client_capabilities import calling_for
+from gateway.mcp_client.connection.client_capabilities import DIRECT_CALL, calling_for
+from gateway.mcp_client.connection.client_features import (
+    build_roots,
+    parse_request_for_turn,
+    require_approval_beside_people,
+)
 from gateway.mcp_client.connection.errors import (
     RequestNotSent,
     ToolCallError,
@@ -37,6 +43,7 @@ from gateway.mcp_client.elicitation import (
     find_elicitation_ids,
     make_input_responses,
     parse_input_request,
+    parse_request_for_host,
 )
 from gateway.mcp_client.http.call_lifetime import lasting_exchange
 from gateway.mcp_client.http.start_check import checking_start
@@ -155,11 +162,12 @@ class RequestSender:
         pausable = PausableTimeout(timeout, max_seconds=max(timeout, self._max_call_seconds))
         shares_stream = not self._uses_http() or self._calls.asks_on_shared_stream
         takes_turns = shares_stream and client.protocol_version in _INLINE_QUESTION_VERSIONS
+        roots = None if request.host else build_roots(self._config)
         try:
-            async with pausable, self._calls.track_call(tool, observer, pausable, takes_turns=takes_turns):
+            async with pausable, self._calls.track_call(request, pausable, takes_turns=takes_turns):
                 with (
                     acting_for(request.principal),
-                    calling_for(request.host),
+                    calling_for(request.host or (None if request.is_in_turn else DIRECT_CALL)),
                     checking_start(request.require_lease),
                     lasting_exchange(),
                 ):
@@ -170,13 +178,13 @@ class RequestSender:
                         request.arguments,
                         read_timeout_seconds=_NO_TIMEOUT_SECONDS,
                         progress_callback=make_progress_callback(observer, pausable),
-                        input_responses=make_input_responses(answers),
+                        input_responses=make_input_responses(answers, roots),
                         request_state=answers[0].state if answers else None,
                         meta=_make_meta(request),
                         allow_input_required=True,
                     )
                 if isinstance(result, InputRequiredResult):
-                    return parse_input_request(result, request.host)
+                    return self._parse_input_request(result, request)
                 restore_structure(result)
                 return result
         except TimeoutError:
@@ -194,6 +202,15 @@ class RequestSender:
             )
             broken = "the tool's own output schema" if isinstance(error, OutputMismatch) else "the protocol"
             raise ToolCallError(f"The server's result does not fit {broken}.", did_run=True) from error
+
+    def _parse_input_request(self, result: InputRequiredResult, request: ToolCallRequest) -> PendingInput:
+        """Parse a server's questions to the caller."""
+        if request.host is not None:
+            return parse_input_request(result, partial(parse_request_for_host, request.host))
+        config = self._config if request.is_in_turn else None
+        pending = parse_input_request(result, partial(parse_request_for_turn, config))
+        questions = require_approval_beside_people(pending.questions, self._config.name)
+        return PendingInput(questions, pending.state)
 
     async def _retry_connection(self) -> None:
         """Ask for a connection attempt now: a user may have signed in.

@@ -78,6 +78,7 @@ async def open_session(
             logging_callback=calls.on_log,
             elicitation_callback=calls.on_elicit,
             sampling_callback=calls.on_sample,
+            list_roots_callback=calls.on_list_roots,
             log_level="info",
             client_info=Implementation(name="agent-gateway", version=__version__),
             cache=None,  # users share the connection, and answers may be private to one of them

@@ -24,7 +24,12 @@ from gateway.mcp_client.connection.errors import ToolCallError
 from gateway.mcp_client.definitions.limits import ListLimit
 from gateway.mcp_client.definitions.pages import read_list
 from gateway.mcp_client.definitions.problems import DefinitionProblems
-from gateway.mcp_client.elicitation import UnsupportedElicitation, make_input_responses, parse_input_request
+from gateway.mcp_client.elicitation import (
+    UnsupportedElicitation,
+    make_input_responses,
+    parse_input_request,
+    parse_request_for_host,
+)
 from gateway.mcp_client.uri_templates import UriMatcher
 from gateway.ports.tools import ITEM_NAME_FIELDS, DefinitionKind, HostExchange, InputNeeded, ItemKind
 
@@ -155,7 +160,7 @@ async def _exchange_input(exchange: HostExchange, send: Callable[..., Awaitable[
                 allow_input_required=True,
             )
         if isinstance(result, InputRequiredResult):
-            raise InputNeeded(parse_input_request(result, exchange.host))
+            raise InputNeeded(parse_input_request(result, partial(parse_request_for_host, exchange.host)))
     except UnsupportedElicitation as error:
         raise ToolCallError(str(error), did_run=False) from error
     return result

@@ -119,6 +119,9 @@ def _redact_event(event: e.Event, redactor: Redactor) -> e.Event:
         case e.HistorySummarized():
             error = _redact_error(event.error, redactor) if isinstance(event.error, ErrorInfo) else event.error
             return msgspec.structs.replace(event, text=event.text and redactor.redact_text(event.text), error=error)
+        case e.SamplingCompleted():
+            error = _redact_error(event.error, redactor) if isinstance(event.error, ErrorInfo) else event.error
+            return msgspec.structs.replace(event, error=error)
         case e.TurnFailed() | e.TurnCancelled():
             return msgspec.structs.replace(event, error=_redact_error(event.error, redactor))
         case (

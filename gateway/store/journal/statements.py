@@ -291,6 +291,7 @@ def _build_call_rows(fence: Fence, entries: Iterable[JournalEntry]) -> Iterable[
             case (
                 e.InputResolved()
                 | e.HistorySummarized()
+                | e.SamplingCompleted()
                 | e.TurnStarted()
                 | e.ToolProgress()
                 | e.ToolLog()

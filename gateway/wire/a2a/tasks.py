@@ -95,6 +95,7 @@ class TaskWriter(EventFold):
                 | e.TurnResumed()
                 | e.StepCompleted()
                 | e.HistorySummarized()
+                | e.SamplingCompleted()
             ):
                 return []
             case _:

@@ -95,7 +95,7 @@ class RunWriter(EventFold):
                 events = [*self._close_part(), _build_custom(event)]
                 self._step_message = None  # what follows is in other messages than what the retry makes void
                 return events
-            case e.ToolProgress() | e.ToolLog() | e.HistorySummarized() | e.TurnResumed():
+            case e.ToolProgress() | e.ToolLog() | e.HistorySummarized() | e.SamplingCompleted() | e.TurnResumed():
                 return [_build_custom(event)]
             case e.TurnCompleted():
                 pending = None if self._is_legacy else self._client_calls or None

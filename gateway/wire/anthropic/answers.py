@@ -88,6 +88,7 @@ class MessageWriter(EventFold):
                 | e.InputResolved()
                 | e.TurnResumed()
                 | e.HistorySummarized()
+                | e.SamplingCompleted()
             ):
                 return []
             case _:

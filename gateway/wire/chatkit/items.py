@@ -120,6 +120,7 @@ class ItemWriter:
                 | e.ToolLog()
                 | e.TurnResumed()
                 | e.HistorySummarized()
+                | e.SamplingCompleted()
             ):
                 return []
             case _:

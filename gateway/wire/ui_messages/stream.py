@@ -79,7 +79,7 @@ class UIMessageWriter(EventFold):
                 return [*self._open_step(event.step), *self._close_part(), *self._write_tool_input(event)]
             case e.ToolFinished():
                 return self._write_result(event)
-            case e.ToolProgress() | e.ToolLog() | e.HistorySummarized():
+            case e.ToolProgress() | e.ToolLog() | e.HistorySummarized() | e.SamplingCompleted():
                 return [_build_notice(event)]
             case e.ModelRetry():
                 return [*self._close_part(), *self._discard_calls(event), _build_notice(event)]

@@ -1,9 +1,11 @@
 """Tests of the order and concurrency of a step's tool calls."""
 
 import asyncio
+from typing import cast
 
 import pytest
 
+from gateway.agent.sampling.sampler import TurnSampler
 from gateway.agent.tool_calls import ToolCallScheduler
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.events import ToolCallStarted, ToolFinished
@@ -16,7 +18,15 @@ READ, WRITE = spec("read", read_only=True), spec("write")
 
 def make_scheduler(toolbox: GatedToolbox, turn: RecordingTurn, limit: int = 8) -> ToolCallScheduler:
     offered = {tool.name: tool for tool in toolbox.list_specs()}
-    return ToolCallScheduler(1, offered=offered, toolbox=toolbox, principal=LOCAL_PRINCIPAL, emitter=turn, limit=limit)
+    return ToolCallScheduler(
+        1,
+        offered=offered,
+        toolbox=toolbox,
+        principal=LOCAL_PRINCIPAL,
+        emitter=turn,
+        sampler=cast("TurnSampler", None),  # no server asks
+        limit=limit,
+    )
 
 
 def make_call(tool: str, name: str) -> ToolCall:

@@ -13,7 +13,7 @@ from gateway.api.routes.mcp.server_bodies import ServerCreate, ServerPatch, Serv
 from gateway.common.sanitize import reveal_text, reveal_value
 from gateway.domain.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from gateway.domain.messages import JsonObject, Principal
-from gateway.ports.servers import OAuthClient
+from gateway.ports.servers import OAuthClient, Sampling
 from gateway.ports.tools import INSTRUCTIONS
 
 router = APIRouter(prefix="/api/v1/mcp/servers", tags=["MCP servers"])
@@ -79,6 +79,8 @@ class McpServerView(BaseModel):
     on_change: str
     idempotency: bool
     as_tools: list[Literal["resources", "prompts"]]
+    sampling: Sampling
+    roots: list[str]
     oauth: OAuthClientView | None
     timeout: float | None
     headers: list[str]
@@ -142,6 +144,8 @@ async def list_servers(
             "on_change": config.on_change,
             "idempotency": config.idempotency,
             "as_tools": config.as_tools,
+            "sampling": config.sampling,
+            "roots": config.roots,
             "oauth": config.oauth and _describe_client(config.oauth),
             "timeout": config.timeout,
             "headers": list(config.headers),

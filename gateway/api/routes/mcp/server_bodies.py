@@ -21,6 +21,7 @@ from pydantic import (
 from gateway.common.validation_errors import describe_problem
 from gateway.domain.errors import Conflict, InvalidRequest
 from gateway.domain.messages import Approval, JsonObject
+from gateway.ports.servers import Root, Sampling
 from gateway.wire.request_model import UNION_TAG_PREFIX
 from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
 
@@ -45,6 +46,8 @@ class ServerBody(RequestModel):
 
     Commands are not accepted, and environment variables are not expanded. The addresses that the server's OAuth
     metadata name must be public. `identity` forwards no header with the caller's credentials for the gateway.
+    `sampling`: whether the server may use the model of the turn that calls it, or must `ask` a person each time.
+    `roots`: URIs of the directories that the server is told to work in.
     """
 
     url: str = Field(max_length=2_000)
@@ -60,6 +63,8 @@ class ServerBody(RequestModel):
     on_change: Literal["flag", "hold"] = "flag"
     as_tools: ItemList[Literal["resources", "prompts"]] = Field(default=[], max_length=2)
     idempotency: bool = False
+    sampling: Sampling = "off"
+    roots: ItemList[Root] = Field(default=[], max_length=50)
     oauth: OAuthClientBody | None = None
 
     @field_validator("identity")
@@ -120,6 +125,8 @@ class ServerPatch(RequestModel):
     on_change: str | None = None
     as_tools: ItemList[str] | None = Field(default=None, max_length=2)
     idempotency: bool | None = None
+    sampling: str | None = None
+    roots: ItemList[str] | None = Field(default=None, max_length=50)
     oauth: OAuthClientPatch | None = None
 
     def apply(self, name: str, stored: JsonObject) -> JsonObject:

@@ -1,0 +1,1 @@
+"""Model calls that MCP servers ask for during tool calls."""
