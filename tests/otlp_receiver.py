@@ -1,6 +1,7 @@
 """A plain receiver of OTLP over HTTP, in a thread."""
 
 import gzip
+import ssl
 import threading
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -30,13 +31,14 @@ class ReceivedSpan:
     status_message: str
     start: int
     end: int
+    resource: dict[str, Any]
 
 
 @dataclass
 class OtlpReceiver:
     """Received spans, logs and metrics.
 
-    With a `trace_id`, spans of other traces are left out.
+    With a `trace_id`, spans of other traces are left out. Answers wait until they `may_answer`.
     """
 
     endpoint: str
@@ -46,6 +48,10 @@ class OtlpReceiver:
     headers: list[dict[str, str]] = field(default_factory=list)
     status: int = 200
     trace_id: str | None = None
+    may_answer: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.may_answer.set()
 
     def find(self, name: str, **attributes: Any) -> list[ReceivedSpan]:
         """Find spans by the start of their name, and by attributes.
@@ -76,8 +82,8 @@ class OtlpReceiver:
         if path.endswith("/traces"):
             request = ExportTraceServiceRequest.FromString(body)
             for group in request.resource_spans:
-                service = _read(group.resource.attributes)["service.name"]
-                for span in (_make_span(s, service) for scope in group.scope_spans for s in scope.spans):
+                resource = _read(group.resource.attributes)
+                for span in (_make_span(s, resource) for scope in group.scope_spans for s in scope.spans):
                     # An exporter that gets no answer in time sends a span again, also that of an earlier test.
                     if self.get(span.span_id) is None and self.trace_id in (None, span.trace_id):
                         self.spans.append(span)
@@ -101,10 +107,10 @@ def _read_value(value: Any) -> Any:
     return getattr(value, kind) if kind else None
 
 
-def _make_span(span: Any, service: str) -> ReceivedSpan:
+def _make_span(span: Any, resource: dict[str, Any]) -> ReceivedSpan:
     return ReceivedSpan(
         name=span.name,
-        service=service,
+        service=resource["service.name"],
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
         parent_id=span.parent_span_id.hex(),
@@ -116,12 +122,20 @@ def _make_span(span: Any, service: str) -> ReceivedSpan:
         status_message=span.status.message,
         start=span.start_time_unix_nano,
         end=span.end_time_unix_nano,
+        resource=resource,
     )
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that left is no error."""
+
+
 @contextmanager
-def receive_otlp() -> Generator[OtlpReceiver]:
-    """Listen on a loopback port."""
+def receive_otlp(tls: ssl.SSLContext | None = None) -> Generator[OtlpReceiver]:
+    """Listen on a loopback port, with TLS if there is a context."""
     receiver: OtlpReceiver
 
     class Handler(BaseHTTPRequestHandler):
@@ -130,6 +144,7 @@ def receive_otlp() -> Generator[OtlpReceiver]:
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             receiver.headers.append(dict(self.headers))
+            receiver.may_answer.wait()
             if receiver.status == 200:
                 receiver.take(self.path, body)
             self.send_response(receiver.status)
@@ -139,13 +154,16 @@ def receive_otlp() -> Generator[OtlpReceiver]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    receiver = OtlpReceiver(f"http://127.0.0.1:{server.server_address[1]}")
+    server = _Server(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    receiver = OtlpReceiver(f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         yield receiver
     finally:
+        receiver.may_answer.set()
         server.shutdown()
         server.server_close()
         thread.join()

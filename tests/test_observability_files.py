@@ -71,10 +71,10 @@ async def page(serve_shared_gateway: ServeSharedGateway) -> dict[str, set[str]]:
     gateway = await serve_shared_gateway(metrics=True)
     async with gateway.session.get(f"{gateway.base_url}/metrics") as response:
         families = list(text_string_to_metric_families(await response.text()))
-    labels = {family.prometheus_name: set(family.labels) for family in FAMILIES}
+    labels = {family.prometheus_name: set(family.prometheus_labels) for family in FAMILIES}
     suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
     return FROM_PROMETHEUS | {
-        f"{family.name}{suffix}": labels[family.name] | ({"le"} if suffix == "_bucket" else set())
+        f"{family.name}{suffix}": labels[family.name] | {"job"} | ({"le"} if suffix == "_bucket" else set())
         for family in families
         if family.name in labels
         for suffix in suffixes[family.type]

@@ -25,17 +25,16 @@ from gateway_runtime.memory import return_large_blocks
 from gateway_runtime.parent_watchdog import stop_with_parent
 from gateway_runtime.postgres.keeper import PostgresKeeper
 from gateway_runtime.sockets import bind_socket
-from gateway_runtime.telemetry.signals import TOOLS_SERVICE_NAME, load_standard_variables, read_signals
+from gateway_runtime.telemetry.signals import load_standard_variables, read_signals
 from tools_server.config import ConfigError, Settings, list_renamed_settings, load_settings
 from tools_server.http_server import HttpServer, log_tls_doubt
 from tools_server.log import configure_logging
 
 if TYPE_CHECKING:
-    from gateway_runtime.telemetry.tracing import Tracing
+    from gateway_runtime.telemetry.observer import Telemetry
     from tools_server.server import ToolServer
 
 _BACKLOG = 2048
-_FLUSH_SECONDS = 1.0
 log = structlog.stdlib.get_logger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -108,57 +107,59 @@ async def run_server(
     """
     # Imported here because they take most of a second: a broken setting or a taken port is reported before that.
     gc.disable()  # imports leave no garbage, and collecting would take a fifth of their time
+    from tools_server.common.telemetry import create_telemetry, observe_messages, run_telemetry
     from tools_server.http_tools.secrets import SecretCipher
     from tools_server.migrations import upgrade_when_available
-    from tools_server.server import create_app, create_server
+    from tools_server.server import VERSION, create_server
     from tools_server.tasks.store import TaskStore
 
     gc.freeze()
     gc.enable()
-    tracing = start_tracing()
+    telemetry = create_telemetry(settings, VERSION)
     url = settings.postgres_url or (postgres.server.build_url() if postgres else "")
     store = TaskStore(url)
     mcp = create_server(settings, store)
+    if telemetry is not None:
+        observe_messages(mcp, settings, telemetry, over_stdio=listener is None)
     SecretCipher(settings).load()
     upgrade = partial(upgrade_when_available, settings.direct_postgres_url or url)
     migrations = SupervisedTask("migrations", upgrade, restart=False)
     migrations.start()
     try:
-        if listener is None:
-            async with mcp.run_definitions():
-                await _serve_stdio(mcp, postgres.stop if postgres else None)
-        else:
-            _warn_about_tokens(settings)
-            if settings.gateway_parent_fd is not None:
-                stop_with_parent(settings.gateway_parent_fd)
-            app = create_app(mcp, settings, tracing)
-            server = HttpServer(
-                app,
-                mcp.close_listen_streams,
-                tls_options,
-                settings.tls_files,
-                keep_alive_seconds=settings.tools_server_keep_alive_seconds,
-            )
-            server.reload_certificate_at_hangup()
-            await server.serve(sockets=[listener])
+        async with run_telemetry(settings, telemetry, VERSION):
+            await _serve(mcp, settings, telemetry, postgres, listener, tls_options)
     finally:
         await migrations.stop()
         await store.close()
-        if tracing is not None:
-            await asyncio.to_thread(tracing.flush, _FLUSH_SECONDS)
 
 
-def start_tracing() -> "Tracing | None":
-    """Start to record traces, if OpenTelemetry's variables say so.
+async def _serve(
+    mcp: "ToolServer",
+    settings: Settings,
+    telemetry: "Telemetry | None",
+    postgres: PostgresKeeper | None,
+    listener: socket.socket | None,
+    tls_options: tls.TlsOptions,
+) -> None:
+    from tools_server.server import create_app
 
-    The MCP SDK itself has the spans of messages.
-    """
-    if not read_signals(os.environ).traces:
-        return None
-    from gateway_runtime.telemetry.tracing import install_tracing
-    from tools_server.server import VERSION
-
-    return install_tracing(TOOLS_SERVICE_NAME, VERSION)
+    if listener is None:
+        async with mcp.run_definitions():
+            await _serve_stdio(mcp, postgres.stop if postgres else None)
+        return
+    _warn_about_tokens(settings)
+    if settings.gateway_parent_fd is not None:
+        stop_with_parent(settings.gateway_parent_fd)
+    app = create_app(mcp, settings, telemetry)
+    server = HttpServer(
+        app,
+        mcp.close_listen_streams,
+        tls_options,
+        settings.tls_files,
+        keep_alive_seconds=settings.tools_server_keep_alive_seconds,
+    )
+    server.reload_certificate_at_hangup()
+    await server.serve(sockets=[listener])
 
 
 def _warn_about_tokens(settings: Settings) -> None:

@@ -79,6 +79,11 @@ class Settings(PostgresSettings):
     brave_api_key: SecretStr | None = None
     searxng_url: str | None = None
 
+    metrics: bool = False
+    metrics_host: str = "127.0.0.1"
+    tools_metrics_port: int | None = Field(default=None, ge=1, le=65_535)
+    redaction_rules: Path | None = None
+
     log_json: bool | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     debug: bool = False
@@ -226,12 +231,17 @@ class Settings(PostgresSettings):
     @property
     def on_loopback(self) -> bool:
         """Return whether the server listens on a loopback address."""
-        if self.tools_server_host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.tools_server_host).is_loopback
-        except ValueError:
-            return False
+        return _is_loopback(self.tools_server_host)
+
+    @property
+    def metrics_on_loopback(self) -> bool:
+        """Return whether metrics are served at a loopback address."""
+        return _is_loopback(self.metrics_host)
+
+    @property
+    def serves_metrics(self) -> bool:
+        """Return whether `/metrics` is served; it has a port of its own."""
+        return self.metrics and self.tools_metrics_port is not None
 
     @property
     def effective_log_level(self) -> str:
@@ -262,3 +272,12 @@ def list_renamed_settings() -> list[RenamedSetting]:
 def _format_problem(problem: ErrorDetails) -> str:
     name = f"{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
     return f"{name}{problem['msg'].removeprefix('Value error, ')}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -66,7 +66,7 @@ from tools_server.tasks.store import TaskStore
 if TYPE_CHECKING:
     from mcp.server.models import InitializationOptions
 
-    from gateway_runtime.telemetry.tracing import Tracing
+    from gateway_runtime.telemetry.observer import Telemetry
 
 VERSION = "0.2.0"
 _HEALTH_SECONDS = 1.0
@@ -166,6 +166,11 @@ class ToolServer(MCPServer[object]):
             self._legacy_sessions.add(ctx.session._connection)  # pyright: ignore[reportPrivateUsage]
         return await super()._handle_list_tools(ctx, params)
 
+    def has_tool(self, name: str) -> bool:
+        """Return whether a tool of this name is on offer."""
+        is_defined = self._catalog is not None and self._catalog.find(name) is not None
+        return is_defined or self._tool_manager.get_tool(name) is not None
+
     def _tool_input_schema(self, name: str) -> dict[str, Any] | None:
         defined = None if self._catalog is None else self._catalog.find(name)
         return super()._tool_input_schema(name) if defined is None else defined.definition.input_schema
@@ -249,7 +254,7 @@ def _make_state_security(settings: Settings) -> RequestStateSecurity:
     )
 
 
-def create_app(mcp: ToolServer, settings: Settings, tracing: "Tracing | None" = None) -> ASGIApp:
+def create_app(mcp: ToolServer, settings: Settings, telemetry: "Telemetry | None" = None) -> ASGIApp:
     """Create the HTTP application: `/mcp`, `/tools`, `/tools/call` and `/health`."""
     own_origins = [settings.public_origin] if settings.public_origin else []
     own_hosts = [normalize_host_pattern(origin, keep_port=True) for origin in own_origins]
@@ -262,12 +267,12 @@ def create_app(mcp: ToolServer, settings: Settings, tracing: "Tracing | None" = 
         hosts=(*LOOPBACK_HOSTS, *settings.tools_server_allowed_hosts, *own_hosts),
         origins=(*local_origins, *settings.tools_server_allowed_origins, *own_origins),
     )
-    if tracing is None:
+    if telemetry is None:
         return guarded_app
-    from gateway_runtime.telemetry.asgi import TracingMiddleware
+    from gateway_runtime.telemetry.asgi import RequestTelemetryMiddleware
 
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
-    return TracingMiddleware(guarded_app, tracing, paths)
+    return RequestTelemetryMiddleware(guarded_app, telemetry, paths)
 
 
 def _describe_problems(error: ValidationError) -> str:

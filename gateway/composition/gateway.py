@@ -103,7 +103,7 @@ async def build_gateway(
         state.started_at, state.stop = time.monotonic(), partial(_stop, mcp, turn_service)
         if telemetry is not None:
             sources = _list_sources(turn_service, mcp, tools, llm, store, tasks, load)
-            await stack.enter_async_context(run_telemetry(settings, telemetry, sources, state, tasks))
+            await stack.enter_async_context(run_telemetry(settings, telemetry, sources, store.redactor, state, tasks))
         yield
 
 

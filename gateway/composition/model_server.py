@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from gateway.common.concurrency import SupervisedTask, TaskRegistry
-from gateway.common.redaction import Redactor
 from gateway.composition.observed import choose_limiter, choose_model
 from gateway.composition.supervision import supervise
 from gateway.config import Settings
@@ -18,6 +17,7 @@ from gateway.llm.resilient import ResilientModel, RetryPolicy
 from gateway.llm.tokenizers.harmony import HarmonyTokenizer
 from gateway.ports.observer import Observer
 from gateway.ports.tokenizers import Tokenizer
+from gateway_runtime.redaction.redactor import Redactor
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from gateway.agent.budgets import Budgets
 from gateway.agent.conversation_queue import ConversationQueue
 from gateway.agent.runner import Runner
 from gateway.agent.runner_config import RunnerConfig
-from gateway.common.redaction import Redactor
 from gateway.config import Settings
 from gateway.llm.rate_limit.limiter import ModelRateLimiter
 from gateway.llm.resilient import ResilientModel
@@ -22,6 +21,7 @@ from gateway.ports.tools import Toolbox
 from gateway.ports.turns import TurnSlots
 from gateway.store.journal.postgres_journal import PostgresJournal
 from gateway.store.questions import QuestionStore
+from gateway_runtime.redaction.redactor import Redactor
 
 
 def choose_journal(observer: Observer | None) -> Callable[..., PostgresJournal]:

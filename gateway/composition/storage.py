@@ -9,7 +9,6 @@ from uuid import UUID
 
 from gateway.common.concurrency import SupervisedTask, TaskRegistry
 from gateway.common.lease import WorkerLease
-from gateway.common.redaction import Redactor, load_rules
 from gateway.common.timeouts import Timeouts
 from gateway.composition.observed import choose_journal, choose_questions
 from gateway.composition.supervision import supervise
@@ -37,6 +36,7 @@ from gateway.store.webhooks.push_configs import PushConfigStore
 from gateway.store.webhooks.queue import WebhookStore
 from gateway.store.workers import WorkerStore
 from gateway_runtime.postgres.connections import ConnectionTimeouts
+from gateway_runtime.redaction.redactor import Redactor, load_rules
 
 
 @dataclass(frozen=True)

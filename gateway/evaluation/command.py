@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from gateway.common.concurrency import TaskRegistry
-from gateway.common.redaction import load_rules
 from gateway.composition.model_server import build_llm
 from gateway.config import ConfigError, Settings, load_settings
 from gateway.evaluation.agent import CaseRunner
@@ -14,6 +13,7 @@ from gateway.evaluation.cases import Case, Suite
 from gateway.evaluation.checks import find_problems
 from gateway.evaluation.results import CaseScore, SuiteScores
 from gateway.simulator import SimulatorSettings, serve_simulator
+from gateway_runtime.redaction.redactor import load_rules
 
 _PARALLEL_RUNS = 4
 

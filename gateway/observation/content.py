@@ -3,16 +3,11 @@
 They are redacted by the rules of what is stored, and cut.
 """
 
-from typing import Any
-
-import msgspec
-
-from gateway.common.redaction import Redactor
 from gateway.domain.messages import JsonObject, Message, ToolCall, Usage
 from gateway.observation import names as n
 from gateway.ports.model import ModelCall, ModelSink
-
-MAX_CONTENT_CHARS = 32_000
+from gateway_runtime.redaction.redactor import Redactor
+from gateway_runtime.telemetry.content import encode_content
 
 
 class CapturingSink(ModelSink):
@@ -84,9 +79,3 @@ def _describe_message(message: Message, redactor: Redactor) -> JsonObject:
         arguments = redactor.redact_text(call.arguments)
         parts.append({"type": "tool_call", "id": call.id, "name": call.name, "arguments": arguments})
     return {"role": message.role, "parts": parts}
-
-
-def encode_content(value: Any) -> str:
-    """Encode a value as JSON of a bounded length."""
-    text = msgspec.json.encode(value).decode()
-    return text if len(text) <= MAX_CONTENT_CHARS else f"{text[:MAX_CONTENT_CHARS]} [cut]"

@@ -1,6 +1,15 @@
 """The metrics of the gateway. docs/operations.md explains what to watch."""
 
-from gateway_runtime.telemetry.families import LONG_SECONDS, SHORT_SECONDS, TOKEN_COUNTS, MetricFamily
+from gateway.observation import names as n
+from gateway_runtime.telemetry import mcp_messages
+from gateway_runtime.telemetry.families import (
+    AGENT_SECONDS,
+    LONG_SECONDS,
+    MCP_SECONDS,
+    SHORT_SECONDS,
+    TOKEN_COUNTS,
+    MetricFamily,
+)
 
 TURNS = "gateway.turns"
 TURN_DURATION = "gen_ai.invoke_agent.duration"
@@ -42,32 +51,45 @@ TASKS_DOWN = "gateway.tasks.down"
 TASK_RESTARTS = "gateway.task.restarts"
 BUILD = "gateway.build_info"
 
+_MODEL_CALL = (n.OPERATION, n.PROVIDER, n.MODEL, n.RESPONSE_MODEL)
 FAMILIES = (
     MetricFamily(TURNS, "counter", "Turns that ended.", ("outcome", "model", "format", "stop_reason")),
-    MetricFamily(TURN_DURATION, "histogram", "Whole turns.", ("model", "outcome"), "s", LONG_SECONDS),
+    MetricFamily(
+        TURN_DURATION, "histogram", "Whole turns.", (n.AGENT, n.MODEL, "outcome", n.ERROR_TYPE), "s", AGENT_SECONDS
+    ),
     MetricFamily(
         FIRST_TOKEN, "histogram", "Time from a turn's start to its first output.", ("model",), "s", LONG_SECONDS
     ),
     MetricFamily(TOKENS, "counter", "Tokens of ended turns, with failed attempts.", ("model", "type")),
     MetricFamily(COST, "counter", "Cost of ended turns whose model has a known price.", ("model",), "USD"),
     MetricFamily(TAKEOVERS, "counter", "Turns that this worker went on with, by reason.", ("reason",)),
-    MetricFamily(MODEL_DURATION, "histogram", "Model calls.", ("model", "error_type"), "s", LONG_SECONDS),
-    MetricFamily(FIRST_CHUNK, "histogram", "Time to the first chunk of a model call.", ("model",), "s", LONG_SECONDS),
+    MetricFamily(MODEL_DURATION, "histogram", "Model calls.", (*_MODEL_CALL, n.ERROR_TYPE), "s", LONG_SECONDS),
+    MetricFamily(FIRST_CHUNK, "histogram", "Time to the first chunk of a model call.", _MODEL_CALL, "s", LONG_SECONDS),
     MetricFamily(
         OUTPUT_TOKEN_TIME,
         "histogram",
         "Mean time between the tokens of a model call.",
-        ("model",),
+        _MODEL_CALL,
         "s",
         (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64),
     ),
-    MetricFamily(TOKEN_USAGE, "histogram", "Tokens of a model call.", ("model", "type"), "", TOKEN_COUNTS),
+    MetricFamily(
+        TOKEN_USAGE, "histogram", "Tokens of a model call.", (*_MODEL_CALL, n.TOKEN_TYPE), "{token}", TOKEN_COUNTS
+    ),
     MetricFamily(MODEL_RETRIES, "counter", "Repeated model calls.", ("model", "reason")),
     MetricFamily(MODEL_FALLBACKS, "counter", "Model calls that went on with another model.", ("model", "fallback")),
     MetricFamily(MODEL_CIRCUITS, "gauge", "Workers whose circuit breaker is open.", ("model",)),
     MetricFamily(TOOL_CALLS, "counter", "Tool calls.", ("server", "tool", "outcome")),
-    MetricFamily(TOOL_DURATION, "histogram", "Tool calls.", ("server", "tool"), "s", LONG_SECONDS),
-    MetricFamily(MCP_DURATION, "histogram", "Requests to MCP servers.", ("server", "method"), "s", LONG_SECONDS),
+    MetricFamily(TOOL_DURATION, "histogram", "Tool calls.", ("server", n.TOOL, n.ERROR_TYPE), "s", LONG_SECONDS),
+    MetricFamily(
+        MCP_DURATION,
+        "histogram",
+        "Requests to MCP servers.",
+        ("server", n.MCP_METHOD, n.TOOL, n.ERROR_TYPE),
+        "s",
+        MCP_SECONDS,
+    ),
+    mcp_messages.FAMILY,
     MetricFamily(MCP_SERVERS, "gauge", "Workers in which an MCP server has a state.", ("server", "state")),
     MetricFamily(WAITS, "histogram", "Waits of turns.", ("kind",), "s", (*SHORT_SECONDS, 30.0, 60.0, 300.0, 3600.0)),
     MetricFamily(MODEL_QUEUE, "gauge", "Model calls that wait for a rate limit."),
@@ -84,7 +106,7 @@ FAMILIES = (
         HTTP_DURATION,
         "histogram",
         "HTTP requests, until the end of their response.",
-        ("method", "route", "status"),
+        (n.HTTP_METHOD, n.HTTP_SCHEME, n.HTTP_ROUTE, n.HTTP_STATUS),
         "s",
         LONG_SECONDS,
     ),

@@ -58,14 +58,14 @@ class ObservationMiddleware:
                 await self._run_traced(method, scope, receive, send)
         finally:
             self._count_open(kind, -1)
-            status = str(int(scope.get(STARTED_SCOPE_KEY, 0)))
-            seconds = time.perf_counter() - started_at
-            self._observer.record_value(f.HTTP_DURATION, seconds, method, find_route(scope, path), status)
+            status = str(scope.get(STARTED_SCOPE_KEY) or "")
+            seconds, route = time.perf_counter() - started_at, find_route(scope, path)
+            self._observer.record_value(f.HTTP_DURATION, seconds, method, scope["scheme"], route, status)
             if (code := scope.get(ERROR_SCOPE_KEY)) is not None:
                 self._observer.increase_counter(f.REFUSALS, 1, code, status)
 
     async def _run_traced(self, method: str, scope: Scope, receive: Receive, send: Send) -> None:
-        path, attributes = scope["path"], {n.HTTP_METHOD: method, "url.scheme": scope["scheme"]}
+        path, attributes = scope["path"], {n.HTTP_METHOD: method, n.HTTP_SCHEME: scope["scheme"]}
         parent = read_trace_headers(scope)
         with self._observer.open_span(method, attributes, kind="server", parent=parent) as span:
             try:

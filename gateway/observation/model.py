@@ -4,16 +4,16 @@ import time
 from typing import Any
 
 from gateway.agent.loop import ModelSink
-from gateway.common.redaction import Redactor
-from gateway.domain.errors import GatewayError
 from gateway.domain.messages import Usage
 from gateway.llm.rate_limit.limiter import ModelRateLimiter, RateLimitPermit
 from gateway.llm.resilient import ResilientModel
 from gateway.observation import families as f
 from gateway.observation import names as n
 from gateway.observation.content import CapturingSink, describe_messages
+from gateway.observation.error_types import find_error_type
 from gateway.ports.model import ModelAnswer, ModelCall
 from gateway.ports.observer import AttributeValue, Observer, Span
+from gateway_runtime.redaction.redactor import Redactor
 
 
 class ObservedModel(ResilientModel):
@@ -47,28 +47,29 @@ class ObservedModel(ResilientModel):
             try:
                 answer = await super().complete(call, sink)
             except BaseException as error:
-                error_type = error.code if isinstance(error, GatewayError) else type(error).__name__
+                error_type = find_error_type(error)
                 span.fail(error_type)
                 raise
             finally:
                 ended_at = time.perf_counter()
-                observer.record_value(f.MODEL_DURATION, ended_at - started_at, call.model, error_type)
+                labels = ("chat", self._provider, call.model, watch.model)
+                observer.record_value(f.MODEL_DURATION, ended_at - started_at, *labels, error_type)
                 if watch.first_chunk_at is not None:
-                    observer.record_value(f.FIRST_CHUNK, watch.first_chunk_at - started_at, watch.model)
+                    observer.record_value(f.FIRST_CHUNK, watch.first_chunk_at - started_at, *labels)
             if captured is not None:
                 span.set_attributes(captured.describe_output(answer.finish_reason, self._redactor))
             span.set_attributes({**describe_usage(answer.usage), n.FINISH_REASONS: [answer.finish_reason]})
-            span.set_attributes({"gen_ai.response.model": watch.model})
-            self._record_tokens(watch, answer.usage, ended_at)
+            span.set_attributes({n.RESPONSE_MODEL: watch.model})
+            self._record_tokens(watch, labels, answer.usage, ended_at)
             return answer
 
-    def _record_tokens(self, watch: "_SinkWatch", usage: Usage, ended_at: float) -> None:
+    def _record_tokens(self, watch: "_SinkWatch", labels: tuple[str, ...], usage: Usage, ended_at: float) -> None:
         observer = self._observer
-        observer.record_value(f.TOKEN_USAGE, usage.prompt_tokens, watch.model, "input")
-        observer.record_value(f.TOKEN_USAGE, usage.completion_tokens, watch.model, "output")
+        observer.record_value(f.TOKEN_USAGE, usage.prompt_tokens, *labels, "input")
+        observer.record_value(f.TOKEN_USAGE, usage.completion_tokens, *labels, "output")
         if watch.first_chunk_at is not None and usage.completion_tokens > 1:
             seconds = (ended_at - watch.first_chunk_at) / (usage.completion_tokens - 1)
-            observer.record_value(f.OUTPUT_TOKEN_TIME, seconds, watch.model)
+            observer.record_value(f.OUTPUT_TOKEN_TIME, seconds, *labels)
 
 
 class _SinkWatch:

@@ -6,11 +6,9 @@ Their calls are spans below those of the programs.
 import time
 from datetime import datetime
 
-from gateway.common.redaction import Redactor
 from gateway.domain.messages import ToolSpec
 from gateway.observation import families as f
 from gateway.observation import names as n
-from gateway.observation.content import encode_content
 from gateway.observation.tools import tool_parent
 from gateway.ports.code import (
     ProgramCalls,
@@ -22,6 +20,8 @@ from gateway.ports.code import (
     Sandbox,
 )
 from gateway.ports.observer import Observer
+from gateway_runtime.redaction.redactor import Redactor
+from gateway_runtime.telemetry.content import encode_content
 
 _NAME = "run_python"
 _SERVER = "gateway"
@@ -75,7 +75,8 @@ class _ObservedSession(ProgramSession):
                 tool_parent.reset(outer_parent)
                 span.set_attributes({n.OUTCOME: outcome})
                 observer.increase_counter(f.TOOL_CALLS, 1, _SERVER, _NAME, outcome)
-                observer.record_value(f.TOOL_DURATION, time.perf_counter() - started_at, _SERVER, _NAME)
+                error_type = "tool_error" if outcome == "error" else ""
+                observer.record_value(f.TOOL_DURATION, time.perf_counter() - started_at, _SERVER, _NAME, error_type)
             if outcome == "error":
                 span.fail("tool_error")
             return result

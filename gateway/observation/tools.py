@@ -8,15 +8,15 @@ from collections.abc import Awaitable
 from contextvars import ContextVar
 from typing import TypeVar
 
-from gateway.common.redaction import Redactor
-from gateway.domain.errors import GatewayError
 from gateway.domain.messages import JsonObject, PendingInput, Principal, ToolResult, ToolSpec
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
 from gateway.observation import families as f
 from gateway.observation import names as n
-from gateway.observation.content import encode_content
+from gateway.observation.error_types import find_error_type
 from gateway.ports.observer import AttributeValue, Observer, Span, TraceHeaders
 from gateway.ports.tools import HostExchange, Toolbox, ToolCallRequest
+from gateway_runtime.redaction.redactor import Redactor
+from gateway_runtime.telemetry.content import encode_content
 
 T = TypeVar("T")
 
@@ -48,23 +48,24 @@ class ObservedToolbox(ToolboxWrapper):
             if observer.captures_content:
                 arguments = self._redactor.redact_value(request.arguments)
                 span.set_attributes({n.TOOL_ARGUMENTS: encode_content(arguments)})
+            error_type = ""
             try:
                 result = await super().call_tool(request)
-                outcome = "input_required" if isinstance(result, PendingInput) else result.outcome
-            except GatewayError as error:
-                span.fail(error.code)
+                outcome, error_type = _describe_outcome(result)
+            except BaseException as error:
+                error_type = find_error_type(error)
                 raise
             finally:
-                server = spec.server or _ANY_SERVER
+                server, seconds = spec.server or _ANY_SERVER, time.perf_counter() - started_at
                 observer.increase_counter(f.TOOL_CALLS, 1, server, spec.tool, outcome)
-                observer.record_value(f.TOOL_DURATION, time.perf_counter() - started_at, server, spec.tool)
-            self._describe_result(span, result, outcome)
+                observer.record_value(f.TOOL_DURATION, seconds, server, spec.tool, error_type)
+            span.set_attributes({n.OUTCOME: outcome})
+            if error_type:
+                span.fail(error_type)
+            self._describe_content(span, result)
             return result
 
-    def _describe_result(self, span: Span, result: ToolResult | PendingInput, outcome: str) -> None:
-        span.set_attributes({n.OUTCOME: outcome})
-        if outcome in ("error", "denied", "unknown"):
-            span.fail("tool_error" if outcome == "error" else outcome)
+    def _describe_content(self, span: Span, result: ToolResult | PendingInput) -> None:
         if self._observer.captures_content and isinstance(result, ToolResult):
             content = self._redactor.redact_blocks(result.content)
             span.set_attributes({n.TOOL_RESULT: encode_content(content)})
@@ -88,12 +89,15 @@ class ObservedToolbox(ToolboxWrapper):
         return await self._time("prompts/get", server, prompt)
 
     async def _time(self, method: str, server: str | None, answer: Awaitable[T]) -> T:
-        started_at = time.perf_counter()
+        started_at, error_type = time.perf_counter(), ""
         try:
             return await answer
+        except BaseException as error:
+            error_type = find_error_type(error)
+            raise
         finally:
             seconds = time.perf_counter() - started_at
-            self._observer.record_value(f.MCP_DURATION, seconds, server or _ANY_SERVER, method)
+            self._observer.record_value(f.MCP_DURATION, seconds, server or _ANY_SERVER, method, "", error_type)
 
 
 class ObservedServers(ToolboxWrapper):
@@ -108,12 +112,25 @@ class ObservedServers(ToolboxWrapper):
 
     async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
         """See `Toolbox.call_tool`."""
-        started_at = time.perf_counter()
+        started_at, error_type = time.perf_counter(), ""
         try:
-            return await super().call_tool(request)
+            result = await super().call_tool(request)
+            _, error_type = _describe_outcome(result)
+            return result
+        except BaseException as error:
+            error_type = find_error_type(error)
+            raise
         finally:
-            seconds = time.perf_counter() - started_at
-            self._observer.record_value(f.MCP_DURATION, seconds, request.spec.server or _ANY_SERVER, "tools/call")
+            seconds, spec = time.perf_counter() - started_at, request.spec
+            labels = (spec.server or _ANY_SERVER, "tools/call", spec.tool, error_type)
+            self._observer.record_value(f.MCP_DURATION, seconds, *labels)
+
+
+def _describe_outcome(result: ToolResult | PendingInput) -> tuple[str, str]:
+    """Return the outcome of a call, and its type of error."""
+    if isinstance(result, PendingInput):
+        return "input_required", ""
+    return result.outcome, {"ok": "", "error": "tool_error"}.get(result.outcome, result.outcome)
 
 
 def _describe_tool(spec: ToolSpec) -> dict[str, AttributeValue]:

@@ -13,19 +13,19 @@ from gateway.agent.runner import Runner
 from gateway.agent.starting.plan import TurnPlan
 from gateway.agent.turn import ActiveTurn
 from gateway.common.concurrency import Deadline
-from gateway.common.redaction import Redactor
 from gateway.domain.errors import ConversationBusy
 from gateway.domain.events import JournalEntry, TurnCompleted, TurnEnd, TurnFailed
 from gateway.domain.messages import Principal, StoredQuestion, TurnRecord, TurnRequest
 from gateway.observation import families as f
 from gateway.observation import names as n
-from gateway.observation.content import encode_content
 from gateway.observation.http import request_format
 from gateway.observation.model import describe_usage
 from gateway.observation.tools import tool_parent
 from gateway.ports.model import ModelCall
 from gateway.ports.observer import AttributeValue, Observer, Span
 from gateway.ports.turns import TurnSlot, TurnSlots, TurnSpending
+from gateway_runtime.redaction.redactor import Redactor
+from gateway_runtime.telemetry.content import encode_content
 
 _FORMAT_KEY = "format"
 _UUID7_TIME_SHIFT = 80
@@ -98,7 +98,8 @@ class ObservedRunner(Runner):
         observer, model, usage = self._observer, turn.model.id, turn.transcript.usage
         outcome, reason = _describe_outcome(end)
         observer.increase_counter(f.TURNS, 1, outcome, model, wire_format, reason)
-        observer.record_value(f.TURN_DURATION, turn.elapsed_ms() / 1000, model, outcome)
+        error_type = reason if isinstance(end, TurnFailed) else ""
+        observer.record_value(f.TURN_DURATION, turn.elapsed_ms() / 1000, n.AGENT_NAME, model, outcome, error_type)
         if turn.first_token_ms is not None and turn.epoch == 0:
             observer.record_value(f.FIRST_TOKEN, turn.first_token_ms / 1000, model)
         counts = (

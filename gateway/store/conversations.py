@@ -9,7 +9,6 @@ from sqlalchemy import delete, literal, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, select
 
-from gateway.common.redaction import Redactor
 from gateway.domain.branches import NO_TURN
 from gateway.domain.conversation_ids import NEW_NUMBERED_CONVERSATION, is_new_conversation, parse_conversation_id
 from gateway.domain.errors import ConversationBusy, InvalidRequest, NotFound
@@ -24,6 +23,7 @@ from gateway.store.database import Database, count_changed_rows, encode_jsonb
 from gateway.store.journal.redaction import redact_messages
 from gateway.store.journal.statements import IS_FOLLOWED
 from gateway.store.models import Conversation, Turn, TurnEvents
+from gateway_runtime.redaction.redactor import Redactor
 
 ADDED_MESSAGES = "added"
 """Finish reason of a turn that only adds messages, without a model."""

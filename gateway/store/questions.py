@@ -11,7 +11,6 @@ from sqlalchemy import ColumnElement, Select, or_, text, update
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from gateway.common.redaction import Redactor
 from gateway.domain.errors import Conflict, NotFound
 from gateway.domain.messages import Answer, PendingInput, Question, StoredQuestion
 from gateway.ports.store import QuestionRepository
@@ -19,6 +18,7 @@ from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.lists.byte_pages import build_page_query
 from gateway.store.models import AuditLog, Turn, TurnInput
+from gateway_runtime.redaction.redactor import Redactor
 
 MAX_EXPIRED = 100
 _PAGE = build_page_query(

@@ -13,12 +13,12 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import text
 
-from gateway.common.redaction import Redactor
 from gateway.domain.errors import NotFound
 from gateway.domain.spending import BudgetReservation, RequestHold, UsageTotals
 from gateway.ports.store import BudgetRepository, BudgetTransaction
 from gateway.store.database import Database, DatabaseRow
 from gateway.store.journal.statements import FENCE, Fence, Values
+from gateway_runtime.redaction.redactor import Redactor
 
 _TODAY, _THIS_MONTH = "date_trunc('day', now(), 'UTC')", "date_trunc('month', now(), 'UTC')"
 # One statement, or a turn that ends now could be in both sums or in none.

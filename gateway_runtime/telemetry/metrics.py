@@ -39,7 +39,7 @@ class _BoundedFamily:
         self.family = family
         self._values: list[set[str]] = [set() for _ in family.labels]
         self._children: dict[tuple[str, ...], Any] = {}
-        name, labels = family.prometheus_name, family.labels
+        name, labels = family.prometheus_name, family.prometheus_labels
         if family.kind == "counter":
             self._metric: Any = Counter(name, family.help, labels, registry=registry)
         elif family.kind == "histogram":

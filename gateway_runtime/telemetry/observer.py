@@ -70,6 +70,11 @@ class Telemetry:
         if self.tracing is not None:
             self.tracing.record_span(name, attributes, started_at=started_at, parent=parent)
 
+    def describe_current_span(self, attributes: Mapping[str, AttributeValue]) -> None:
+        """Add attributes to the span that is current in this task."""
+        if self.tracing is not None:
+            self.tracing.describe_current_span(attributes)
+
     def get_trace_headers(self) -> dict[str, str]:
         """Return the headers that continue the current span elsewhere."""
         return {} if self.tracing is None else self.tracing.get_headers()

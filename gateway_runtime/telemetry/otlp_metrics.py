@@ -76,8 +76,17 @@ class MetricsExport:
             )
 
 
+def _read_attributes(family: MetricFamily, sample: Sample) -> dict[str, str]:
+    """Return the labels under their names in OpenTelemetry.
+
+    An attribute without a value is left out.
+    """
+    pairs = zip(family.labels, family.prometheus_labels, strict=True)
+    return {attribute: value for attribute, label in pairs if (value := sample.labels[label])}
+
+
 def _make_numbers(family: MetricFamily, samples: list[Sample], start: int, now: int) -> Sum | Gauge:
-    points = [NumberDataPoint(dict(sample.labels), start, now, sample.value) for sample in samples]
+    points = [NumberDataPoint(_read_attributes(family, sample), start, now, sample.value) for sample in samples]
     return Sum(points, _CUMULATIVE, is_monotonic=True) if family.kind == "counter" else Gauge(points)
 
 
@@ -88,7 +97,7 @@ def _make_histogram(family: MetricFamily, samples: list[Sample], start: int, now
     """
     series: dict[tuple[tuple[str, str], ...], dict[str, Any]] = defaultdict(lambda: {"buckets": {}, "sum": 0.0})
     for sample in samples:
-        labels = {name: value for name, value in sample.labels.items() if name != "le"}
+        labels = _read_attributes(family, sample)
         entry = series[tuple(labels.items())]
         if sample.name.endswith("_bucket"):
             entry["buckets"][float(sample.labels["le"])] = sample.value

@@ -8,10 +8,11 @@ import os
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -28,7 +29,11 @@ _CONTENT_VALUES = frozenset({"true", "1", "span_only", "span_and_event"})
 _KINDS = {"internal": SpanKind.INTERNAL, "client": SpanKind.CLIENT, "server": SpanKind.SERVER}
 _SDK_PREFIX = "MCP send "
 """Prefix of the MCP SDK's client spans, unknown to the conventions."""
+_TARGETS = {"tools/call": "gen_ai.tool.name", "prompts/get": "gen_ai.prompt.name"}
+"""Attributes for the targets in the names of the SDK's client spans."""
+_CONTENTS = frozenset({"gen_ai.tool.call.arguments", "gen_ai.tool.call.result"})
 _MAX_NAME_LENGTH = 200
+_MCP_SCOPE = "mcp-python-sdk"
 
 
 class _OpenOtelSpan(OpenSpan):
@@ -49,19 +54,13 @@ class _OpenOtelSpan(OpenSpan):
         self._span.set_status(StatusCode.ERROR)
 
 
-class _CleaningExporter(SpanExporter):
-    """Removes the messages and stack traces of errors.
-
-    They may quote users or name addresses. The MCP SDK writes both. Its names get the
-    form of the conventions. It runs in the exporter's thread.
-    """
-
-    def __init__(self, inner: SpanExporter, report: ExportReport) -> None:
-        self._inner = inner
+class _ReportingSpanExporter(SpanExporter):
+    def __init__(self, report: ExportReport) -> None:
+        self._inner = OTLPSpanExporter()
         self._report = report
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._inner.export([_clean_span(span) for span in spans])
+        result = self._inner.export(spans)
         self._report.record(succeeded=result is SpanExportResult.SUCCESS, count=len(spans))
         return result
 
@@ -69,22 +68,37 @@ class _CleaningExporter(SpanExporter):
         self._inner.shutdown()
 
 
+class _CleaningProcessor(BatchSpanProcessor):
+    """Removes messages and stack traces of errors, and cuts names.
+
+    It does so before a span waits. Errors may quote users or name addresses. The MCP SDK writes both, and names and ids of any length that its peers
+    choose, of which a full queue would hold gigabytes. Its names get the form of the conventions.
+    """
+
+    def on_end(self, span: ReadableSpan) -> None:
+        super().on_end(_clean_span(span))
+
+
 def _clean_span(span: ReadableSpan) -> ReadableSpan:
-    name = span.name.removeprefix(_SDK_PREFIX)[:_MAX_NAME_LENGTH]
-    events = tuple(event for event in span.events if event.name != "exception")
-    if name == span.name and len(events) == len(span.events) and span.status.description is None:
+    is_of_sdk = span.instrumentation_scope is not None and span.instrumentation_scope.name == _MCP_SCOPE
+    if not is_of_sdk and len(span.name) <= _MAX_NAME_LENGTH:
         return span
+    name = span.name.removeprefix(_SDK_PREFIX)[:_MAX_NAME_LENGTH]
     attributes = dict(span.attributes or {})
-    method, _, tool = name.partition(" ")
-    if span.name.startswith(_SDK_PREFIX) and method == "tools/call" and tool:
-        attributes |= {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": tool}
+    if is_of_sdk:
+        attributes = {key: _cut_value(key, value) for key, value in attributes.items()}
+        method, _, target = name.partition(" ")
+        if span.name.startswith(_SDK_PREFIX) and target and method in _TARGETS:
+            attributes[_TARGETS[method]] = target
+            if method == "tools/call":
+                attributes["gen_ai.operation.name"] = "execute_tool"
     return ReadableSpan(
         name=name,
         context=span.context,
         parent=span.parent,
         resource=span.resource,
         attributes=attributes,
-        events=events,
+        events=tuple(event for event in span.events if event.name != "exception"),
         links=span.links,
         kind=span.kind,
         status=Status(span.status.status_code),
@@ -92,6 +106,10 @@ def _clean_span(span: ReadableSpan) -> ReadableSpan:
         end_time=span.end_time,
         instrumentation_scope=span.instrumentation_scope,
     )
+
+
+def _cut_value(key: str, value: object) -> Any:
+    return value[:_MAX_NAME_LENGTH] if isinstance(value, str) and key not in _CONTENTS else value
 
 
 def captures_content(environment: Mapping[str, str]) -> bool:
@@ -108,7 +126,7 @@ class Tracing(TraceReader):
     def __init__(self, service: str, version: str, instance: str | None = None) -> None:
         self.report = ExportReport("traces")
         self._provider = TracerProvider(resource=create_resource(service, version, instance), shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(_CleaningExporter(OTLPSpanExporter(), self.report)))
+        self._provider.add_span_processor(_CleaningProcessor(_ReportingSpanExporter(self.report)))
         if "OTEL_PROPAGATORS" not in os.environ:
             # Baggage may hold anything of the caller's, and would reach every MCP server and the model's server.
             propagate.set_global_textmap(TraceContextTextMapPropagator())
@@ -131,7 +149,7 @@ class Tracing(TraceReader):
 
         Its parent is that of the headers `parent`, else the current span. An exception fails it, without its message.
         """
-        token = otel_context.attach(propagate.extract(dict(parent))) if parent is not None else None
+        token = otel_context.attach(_extract_context(parent)) if parent is not None else None
         try:
             with self._tracer.start_as_current_span(
                 name,
@@ -166,11 +184,15 @@ class Tracing(TraceReader):
 
         `started_at` is a time in seconds since 1970.
         """
-        context = None if parent is None else propagate.extract(dict(parent))
+        context = None if parent is None else _extract_context(parent)
         span = self._tracer.start_span(
             name, context=context, attributes=dict(attributes), start_time=int(started_at * 1e9)
         )
         span.end()
+
+    def describe_current_span(self, attributes: Mapping[str, AttributeValue]) -> None:
+        """Add attributes to the span that is current in this task."""
+        trace.get_current_span().set_attributes(dict(attributes))
 
     def get_headers(self) -> dict[str, str]:
         """Return the headers that continue the current trace."""
@@ -195,8 +217,17 @@ class Tracing(TraceReader):
         thread.join(seconds)
 
 
+def _extract_context(headers: Mapping[str, str]) -> Context:
+    """Return the context that headers name, or the current one.
+
+    Without any propagator (OTEL_PROPAGATORS=none), the API returns None, against its type.
+    """
+    context = cast("Context | None", propagate.extract(dict(headers)))
+    return otel_context.get_current() if context is None else context
+
+
 def _make_link(headers: Mapping[str, str]) -> Link | None:
-    context = trace.get_current_span(propagate.extract(dict(headers))).get_span_context()
+    context = trace.get_current_span(_extract_context(headers)).get_span_context()
     return Link(context) if context.is_valid else None
 
 

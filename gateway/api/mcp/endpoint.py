@@ -16,6 +16,7 @@ from mcp import MCPError
 from mcp.server.apps import EXTENSION_ID as APPS_EXTENSION
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
+from mcp.server.context import ServerMiddleware
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp
 from mcp.server.subscriptions import ListenHandler
@@ -97,7 +98,8 @@ class McpEndpoint:
         self._app_resources = AppResources()
         self._subscriptions = ResourceSubscriptions(toolbox, self._app_resources, self._list_changes.bus)
         self._log_levels: dict[str, str] = {}
-        self._manager = LegacySessionManager(self._create_server(), settings, self._forget_session)
+        self._server = self._create_server()
+        self._manager = LegacySessionManager(self._server, settings, self._forget_session)
         self._app = StreamableHTTPASGIApp(self._manager)
 
     @asynccontextmanager
@@ -178,6 +180,10 @@ class McpEndpoint:
     def _close_listen_streams(self) -> None:
         self._listening.close()
         self._subscriptions.close()
+
+    def add_middleware(self, middleware: ServerMiddleware[JsonObject]) -> None:
+        """Add a middleware around all messages, inside of the SDK's own span."""
+        self._server.middleware.insert(1, middleware)
 
     def _create_server(self) -> Server[JsonObject]:
         server = GatewayServer(

@@ -1,10 +1,10 @@
 """The order of the policy wrappers: the one place that composes them."""
 
-from gateway.common.redaction import Redactor
 from gateway.mcp_client.policy.access import ItemPermissions, ToolDenyList, ToolPermissions
 from gateway.mcp_client.policy.builtin import BuiltinToolRunner
 from gateway.mcp_client.policy.content import ArgumentDepthLimit, RedactingToolbox, SanitizingToolbox
 from gateway.ports.tools import Toolbox
+from gateway_runtime.redaction.redactor import Redactor
 
 
 def apply_policy(

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from gateway.common.redaction import Redactor
 from gateway.common.sanitize import sanitize_text, sanitize_value
 from gateway.domain.errors import McpServerError
 from gateway.domain.messages import (
@@ -24,6 +23,7 @@ from gateway.domain.messages import (
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
 from gateway.ports.tools import CallObserver, HostExchange, ItemKind, Toolbox, ToolCallRequest
 from gateway_runtime.json_schema.validation import MAX_DEPTH, exceeds_depth
+from gateway_runtime.redaction.redactor import Redactor
 
 _IDENTIFIERS = ("server", "uri", "uriTemplate", "prompt")
 """Fields of items that requests must repeat exactly."""

@@ -14,7 +14,6 @@ import msgspec
 
 from gateway.common.concurrency import Deadline, SupervisedTask
 from gateway.common.logging import get_logger
-from gateway.common.redaction import Redactor
 from gateway.domain.errors import (
     Conflict,
     ConversationBusy,
@@ -33,6 +32,7 @@ from gateway.store.journal.queue import JournalQueue, NullEventSource, PendingWr
 from gateway.store.journal.statements import Fence, Row
 from gateway.store.journal.writer import CommitPolicy, Connection, JournalWriter, SlowWriter
 from gateway_runtime.postgres.connections import PostgresConnector
+from gateway_runtime.redaction.redactor import Redactor
 
 log = get_logger(__name__)
 

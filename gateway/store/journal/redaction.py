@@ -5,12 +5,12 @@ from typing import Any, assert_never
 
 import msgspec
 
-from gateway.common.redaction import Redactor
 from gateway.domain import events as e
 from gateway.domain.branches import FollowUp, TurnOrigin
 from gateway.domain.errors import ErrorInfo
 from gateway.domain.events import JournalEntry, encode_event
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Message, ToolSpec, TurnOutcome, TurnRecord
+from gateway_runtime.redaction.redactor import Redactor
 
 
 def redact_record(turn: TurnRecord, redactor: Redactor) -> TurnRecord:

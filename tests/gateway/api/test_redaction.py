@@ -9,11 +9,11 @@ import asyncpg
 import pytest
 import regex
 
-from gateway.common.redaction import Redactor, Rule, load_rules
 from gateway.config import ConfigError, load_settings
 from gateway.domain.messages import Message, ToolCall, TurnOutcome, Usage
 from gateway.simulator import Fault, Simulator
 from gateway.store.journal import redaction
+from gateway_runtime.redaction.redactor import Redactor, Rule, load_rules
 from tests.eventually import eventually
 from tests.stack import Gateway, serve_gateway
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from gateway.common.redaction import Redactor, load_rules
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Principal, ToolResult, ToolSpec, text_block
 from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
 from gateway.ports.tools import ToolCallRequest
+from gateway_runtime.redaction.redactor import Redactor, load_rules
 
 TEXT_WITH_HIDDEN_CHARACTER = "a\u200bb"
 ADA = Principal("ada")

@@ -9,6 +9,8 @@ import pytest
 
 from tests.otlp_receiver import OtlpReceiver, receive_otlp
 
+FLUSH_SECONDS = 30.0
+
 
 @pytest.fixture(scope="session")
 def session_receiver() -> Generator[OtlpReceiver]:
@@ -24,7 +26,11 @@ def receiver(session_receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", session_receiver.endpoint)
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
-    trace_context.install_trace_reader(tracing.install_tracing("agent-gateway", "test"))
+    tracer = tracing.install_tracing("agent-gateway", "test")
+    trace_context.install_trace_reader(tracer)
+    tracer.flush(
+        FLUSH_SECONDS
+    )  # else spans of an earlier test, which may wait for a retry, would arrive during this one
     session_receiver.spans.clear()
     session_receiver.trace_id = None
     yield session_receiver

@@ -50,7 +50,12 @@ async def test_turn_with_a_tool_is_counted_in_every_family_of_it(watched: Gatewa
     model = reply.body["model"]
     turn = {"outcome": "completed", "model": model, "format": "native", "stop_reason": "stop"}
     assert find_value(samples, "gateway_turns_total", **turn) == 1
-    assert find_value(samples, "gen_ai_invoke_agent_duration_seconds_count", model=model, outcome="completed") == 1
+    assert (
+        find_value(
+            samples, "gen_ai_invoke_agent_duration_seconds_count", gen_ai_request_model=model, outcome="completed"
+        )
+        == 1
+    )
     assert find_value(samples, "gateway_turn_time_to_first_token_seconds_count", model=model) == 1
     usage = reply.body["usage"]
     assert find_value(samples, "gateway_tokens_total", model=model, type="input") == usage["prompt_tokens"]
@@ -58,14 +63,28 @@ async def test_turn_with_a_tool_is_counted_in_every_family_of_it(watched: Gatewa
     assert find_value(samples, "gateway_cost_usd_total", model=model) == pytest.approx(reply.body["cost_usd"])
     tool = {"tool": "calculator"}
     assert find_value(samples, "gateway_tool_calls_total", outcome="ok", **tool) == 1
-    assert find_value(samples, "gen_ai_execute_tool_duration_seconds_count", **tool) == 1
-    assert find_value(samples, "mcp_client_operation_duration_seconds_count", method="tools/call") == 1
-    assert find_value(samples, "gen_ai_client_operation_duration_seconds_count", model=model, error_type="") == 2
-    assert find_value(samples, "gen_ai_client_operation_time_to_first_chunk_seconds_count", model=model) == 2
+    assert find_value(samples, "gen_ai_execute_tool_duration_seconds_count", gen_ai_tool_name="calculator") == 1
+    assert find_value(samples, "mcp_client_operation_duration_seconds_count", mcp_method_name="tools/call") == 1
+    assert (
+        find_value(samples, "gen_ai_client_operation_duration_seconds_count", gen_ai_request_model=model, error_type="")
+        == 2
+    )
+    assert (
+        find_value(samples, "gen_ai_client_operation_time_to_first_chunk_seconds_count", gen_ai_response_model=model)
+        == 2
+    )
     assert find_value(samples, "gateway_journal_commit_duration_seconds_count") >= 2
     assert find_value(samples, "gateway_mcp_servers", state="up") == 1
     assert find_value(samples, "gateway_workers") == 1
-    assert find_value(samples, "http_server_request_duration_seconds_count", route="/api/v1/chat", status="200") == 1
+    assert (
+        find_value(
+            samples,
+            "http_server_request_duration_seconds_count",
+            http_route="/api/v1/chat",
+            http_response_status_code="200",
+        )
+        == 1
+    )
 
 
 async def test_every_family_is_on_the_page(watched: Gateway) -> None:
@@ -142,5 +161,5 @@ def test_table_in_operations_has_every_metric_with_its_labels() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     for family in FAMILIES:
         name = family.prometheus_name + ("_total" if family.kind == "counter" else "")
-        labels = ", ".join(f"`{label}`" for label in family.labels) or "-"
+        labels = ", ".join(f"`{label}`" for label in family.prometheus_labels) or "-"
         assert f"| `{name}` | {family.kind} | {labels} | {family.help} |" in page

@@ -13,11 +13,11 @@ from time import thread_time
 from typing import Any, TypeVar, cast
 
 import msgspec
+import structlog
 
-from gateway.common.logging import get_logger
-from gateway.config import ConfigError
+from gateway_runtime.errors import ConfigError
 
-log = get_logger(__name__)
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 T = TypeVar("T")
 

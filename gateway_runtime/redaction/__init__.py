@@ -1,0 +1,1 @@
+"""Redaction of texts by the rules of an administrator."""
