@@ -71,8 +71,9 @@ class _ReportingSpanExporter(SpanExporter):
 class _CleaningProcessor(BatchSpanProcessor):
     """Removes messages and stack traces of errors, and cuts names.
 
-    It does so before a span waits. Errors may quote users or name addresses. The MCP SDK writes both, and names and ids of any length that its peers
-    choose, of which a full queue would hold gigabytes. Its names get the form of the conventions.
+    It does so before a span waits. Errors may quote users or name addresses. The MCP SDK writes both, and names and
+    ids of any length that its peers choose, of which a full queue would hold gigabytes. Its names get the form of the
+    conventions.
     """
 
     def on_end(self, span: ReadableSpan) -> None:
