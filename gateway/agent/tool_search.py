@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from gateway.agent.batch_tool import build_batch_spec
+from gateway.agent.batch_tool import BATCH, build_batch_spec
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import (
     JsonObject,
@@ -30,6 +30,8 @@ from gateway_runtime.json_schema.rules import SchemaTooLarge, measure_value
 FIND_TOOLS = "find_tools"
 RUN_PYTHON = "run_python"
 MAX_TOOLS = 128
+_OWN_TOOLS = (FIND_TOOLS, RUN_PYTHON, BATCH)
+_MAX_SHOWN_NAME = 80
 _MAX_RESULTS = 10
 _MAX_SEARCHED_CHARS = 1_000
 """Of each description."""
@@ -95,6 +97,21 @@ class ToolSelector:
         if self._add_programs is not None:
             selection = self._add_programs(selection, choose_code_mode(request, principal))
         return _leave_out_namesakes(selection, warnings)
+
+    def check_choice(self, request: TurnRequest, principal: Principal) -> None:
+        """Check that a tool which must be called is on offer.
+
+        Raises:
+            InvalidRequest: it is not, so that no answer could satisfy the choice.
+        """
+        choice = request.tool_choice
+        if not isinstance(choice, dict) or choice["type"] != "function":
+            return
+        specs, _ = self._list_requested(request, principal)
+        name = str(choice["function"]["name"])
+        if name not in _OWN_TOOLS and not any(name in (spec.name, *spec.aliases) for spec in specs):
+            message = f"tool_choice: the tool {name[:_MAX_SHOWN_NAME]!r} is not among the tools of this request."
+            raise InvalidRequest(message, param="tool_choice")
 
     def _list_requested(
         self, request: TurnRequest, principal: Principal

@@ -5,10 +5,11 @@ from hashlib import sha256
 
 import msgspec
 
-from gateway.domain.messages import JsonObject, Message, ToolCall
+from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Message, ToolCall
 from gateway.ports.model import ModelCall
 
 _MAX_CALL_ID_LENGTH = 40
+_parse_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def make_chat_body(call: ModelCall, *, official: bool) -> JsonObject:
@@ -105,8 +106,21 @@ def _make_call(call: ToolCall, call_id: str, *, with_extra_content: bool) -> Jso
     body: JsonObject = {
         "id": call_id,
         "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
+        "function": {"name": call.name, "arguments": _normalize_arguments(call.arguments)},
     }
     if with_extra_content and call.extra_content is not None:
         body["extra_content"] = call.extra_content
     return body
+
+
+def _normalize_arguments(arguments: str) -> str:
+    """Return arguments that are the text of a JSON object, else `{}`.
+
+    Groq accepts nothing else, and clients send calls of earlier answers as their model wrote them, for example with an
+    empty text. The result of such a call tells the model what was wrong.
+    """
+    try:
+        _parse_members(arguments)
+    except JSON_DECODE_ERRORS:
+        return "{}"
+    return arguments

@@ -27,6 +27,7 @@ from gateway.domain.images import replace_images
 from gateway.domain.messages import Message, ToolCall, ToolSpec, Usage, matches_any_glob
 from gateway.llm.catalog import Catalog
 from gateway.llm.circuit_breaker import CircuitBreaker, RetryPolicy
+from gateway.llm.short_names import OwnNameSink, ShortNames
 from gateway.llm.stream import check_call_count
 from gateway.llm.tool_repair.coercion import MAX_OPERATIONS
 from gateway.llm.tool_repair.prompted_tools import PromptedToolCallParser, move_tools_into_prompt
@@ -86,6 +87,8 @@ class ResilientModel(Model):
             PromptTooLong: the prompt cannot fit the model's window.
         """
         self._check_context_window(call)
+        if names := ShortNames(call):
+            call, sink = names.shorten_call(call), OwnNameSink(sink, names)
         fallbacks = (model for model in self._fallbacks if matches_any_glob(model, call.allowed_models))
         models = list(dict.fromkeys((call.model, *fallbacks)))
         for number, (model, fallback) in enumerate(zip(models, [*models[1:], None], strict=True), start=1):

@@ -6,7 +6,7 @@ from typing import cast
 import msgspec
 
 from gateway.domain.images import RESULT_IMAGES_PREFIX
-from gateway.domain.messages import JsonObject
+from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject
 
 _SEEING_MODELS = ("qwen/",)
 REASONING_MODELS = ("openai/gpt-oss", "qwen/")
@@ -58,6 +58,62 @@ class ApiError(Exception):
         self.body: JsonObject = {"error": {name: value for name, value in fields.items() if value is not None}}
 
 
+class _FunctionShape(msgspec.Struct):
+    name: str
+
+
+class _ToolShape(msgspec.Struct):
+    function: _FunctionShape | None = None
+
+
+class _CalledFunctionShape(msgspec.Struct):
+    name: str
+    arguments: str = "{}"
+
+
+class _CallShape(msgspec.Struct):
+    id: str
+    function: _CalledFunctionShape
+
+
+class _UrlShape(msgspec.Struct):
+    url: str
+
+
+class _PartShape(msgspec.Struct):
+    type: str
+    image_url: _UrlShape | None = None
+
+
+class _MessageShape(msgspec.Struct):
+    role: str
+    content: str | list[_PartShape] | None = None
+    tool_calls: list[_CallShape] | None = None
+    tool_call_id: str | None = None
+
+
+class _ChoiceShape(msgspec.Struct):
+    function: _FunctionShape
+
+
+class _SchemaShape(msgspec.Struct):
+    schema: JsonObject | None = None
+
+
+class _FormatShape(msgspec.Struct):
+    type: str
+    json_schema: _SchemaShape | None = None
+
+
+class _ChatShape(msgspec.Struct):
+    """The parts of a request that must have a certain shape, or Groq answers 400."""
+
+    messages: list[_MessageShape]
+    tools: list[_ToolShape] = []
+    tool_choice: str | _ChoiceShape | None = None
+    response_format: _FormatShape | None = None
+
+
 class Chat(msgspec.Struct, kw_only=True):
     """The fields of a chat request that the simulator uses."""
 
@@ -81,7 +137,7 @@ class Chat(msgspec.Struct, kw_only=True):
 
     @property
     def functions(self) -> dict[str, JsonObject]:
-        return {tool["function"]["name"]: tool["function"] for tool in self.tools if "function" in tool}
+        return {tool["function"]["name"]: tool["function"] for tool in self.tools if tool.get("function")}
 
     @property
     def max_output_tokens(self) -> int | None:
@@ -131,8 +187,9 @@ def parse_chat_request(body: bytes) -> Chat:
         ApiError: Groq would reject the request.
     """
     try:
+        msgspec.json.decode(body, type=_ChatShape)
         chat = msgspec.json.decode(body, type=Chat)
-    except msgspec.DecodeError as error:
+    except JSON_DECODE_ERRORS as error:
         raise ApiError(400, str(error)) from None
     _check_model(chat.model)
     _check_messages(chat.model, chat.messages)
@@ -218,7 +275,10 @@ def _check_tools(chat: Chat) -> None:
             raise ApiError(400, f"'tools' : function name '{name}' does not match [A-Za-z0-9_-]{{1,64}}", param="tools")
     if chat.reasoning_format == "raw" and (chat.tools or (chat.response_format or {}).get("type") == "json_object"):
         raise ApiError(400, "reasoning_format 'raw' does not go with tools or JSON mode", param="reasoning_format")
-    if (chat.response_format or {}).get("type") == "json_schema" and (chat.tools or chat.stream):
+    response_format = chat.response_format or {}
+    if response_format.get("type") == "json_schema" and not response_format.get("json_schema"):
+        raise ApiError(400, "'response_format.json_schema' : is required", param="response_format")
+    if response_format.get("type") == "json_schema" and (chat.tools or chat.stream):
         raise ApiError(400, "structured outputs do not go with tools or streaming", param="response_format")
     if chat.tool_choice == "required" and not chat.tools:
         raise ApiError(400, "tool_choice is 'required' and there are no tools", param="tool_choice")

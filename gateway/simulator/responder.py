@@ -6,6 +6,7 @@ The choice depends on the last user message and later tool results.
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import cast
 
 import msgspec
@@ -81,13 +82,16 @@ def _respond_summary(context: PromptContext) -> Reply | None:
 _EXPLICIT = re.compile(r"\b(?:call|use|and|then)\s+([A-Za-z0-9_-]+)\s*(?:with\s*)?(?=\{)", re.IGNORECASE)
 
 
+_MAX_EXPLICIT_CALLS = 50
+
+
 def _respond_explicit(context: PromptContext) -> Reply | None:
     """Make the calls in `call TOOL with {json}`.
 
     They are made in order, or at once with `in parallel`.
     """
     calls: list[SimulatedCall] = []
-    for match in _EXPLICIT.finditer(context.prompt):
+    for match in islice(_EXPLICIT.finditer(context.prompt), _MAX_EXPLICIT_CALLS):
         arguments, _ = _read_object(context.prompt, match.end()) if match[1] in context.chat.functions else (None, 0)
         if arguments is not None:
             calls.append(SimulatedCall(match[1], arguments))

@@ -20,6 +20,7 @@ class FunctionBody(RequestModel):
     description: str | None = Field(default=None, max_length=32_768)
     parameters: JsonObject | None = None
     strict: bool | None = None
+    cache_control: object = Field(default=None, exclude=True)
 
 
 class ToolBody(RequestModel):
@@ -27,6 +28,7 @@ class ToolBody(RequestModel):
 
     type: Literal["function"]
     function: FunctionBody
+    cache_control: object = Field(default=None, exclude=True)
 
     def to_tool_spec(self) -> ToolSpec:
         function = self.function

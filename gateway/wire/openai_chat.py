@@ -3,6 +3,7 @@
 The gateway's own fields are in `x_gateway`.
 """
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Literal, cast
 from uuid import UUID
@@ -12,8 +13,9 @@ from pydantic import AliasChoices, ConfigDict, Field, model_validator
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import Approval, CodeMode, JsonObject, Parameters, ToolChoice, ToolSpec, TurnRequest
 from gateway.wire.client_tools import FunctionBody, ToolBody, build_client_tool
-from gateway.wire.openai.chat_messages import MessageBody, to_messages
+from gateway.wire.openai.chat_messages import MessageBody, list_unknown_fields, to_messages
 from gateway.wire.openai_refusals import IGNORED_IF_EMPTY, refuse_unsupported_chat
+from gateway.wire.request_fields import describe_unknown_fields
 from gateway.wire.request_model import ConversationId
 from gateway.wire.tool_offer import ToolOffer
 from gateway.wire.turn_fields import AllowedToolChoice, CacheOptions
@@ -128,6 +130,7 @@ class ChatCompletionRequest(RequestModel):
     service_tier: object = None
     safety_identifier: object = None
     prompt_cache_key: object = None
+    prompt_cache_options: object = None
     prompt_cache_retention: object = None
     verbosity: object = None
     reasoning_format: Literal["parsed", "raw", "hidden"] | None = None
@@ -185,7 +188,7 @@ class ChatCompletionRequest(RequestModel):
             client_tools=self._list_client_tools(),
             response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
             metadata=self.metadata or {},
-            warnings=() if self.web_search_options is None else (_NO_WEB_SEARCH,),
+            warnings=tuple(self._list_warnings()),
             webhook_url=options.webhook_url,
             code=options.code or "key",
         )
@@ -194,6 +197,11 @@ class ChatCompletionRequest(RequestModel):
     def uses_functions(self) -> bool:
         """Whether calls are returned in the older form."""
         return bool(self.functions)
+
+    def _list_warnings(self) -> Iterator[str]:
+        if self.web_search_options is not None:
+            yield _NO_WEB_SEARCH
+        yield from describe_unknown_fields(list_unknown_fields(self.messages))
 
     def _list_client_tools(self) -> tuple[ToolSpec, ...]:
         if self.functions and self.tools:

@@ -6,9 +6,14 @@ Each refusal names the field and what to send instead.
 from typing import Any, cast
 
 from gateway.domain.messages import JsonObject
-from gateway.wire.openai_response_input import get_item_type
+from gateway.wire.openai_response_input import ITEM_TYPES, get_item_type
 from gateway.wire.openai_response_tools import IGNORED_TOOL_TYPES
-from gateway.wire.request_fields import UNSUPPORTED, make_unsupported, refuse_unsupported_field
+from gateway.wire.request_fields import (
+    UNSUPPORTED,
+    UNSUPPORTED_IN_MESSAGES,
+    make_unsupported,
+    refuse_unsupported_field,
+)
 
 _LEAVE_OUT = "leave it out"
 _RESPONSES_ONLY = "leave it out, or send the request to /v1/responses"
@@ -29,6 +34,7 @@ _CHAT_FIELDS = {
     "exclude_domains": UNSUPPORTED["search_settings"].advice,
     "include_domains": UNSUPPORTED["search_settings"].advice,
     "compound_custom": _LEAVE_OUT,
+    "moderation": _LEAVE_OUT,
 }
 IGNORED_IF_EMPTY = frozenset(_CHAT_FIELDS) | {"max_completion_tokens"}
 """Further fields of chat completions that change nothing when empty."""
@@ -50,27 +56,15 @@ _RESPONSE_FIELDS = {
     "max_completion_tokens": "send max_output_tokens",
     "response_format": "send text.format",
     "functions": UNSUPPORTED["functions"].advice,
+    "moderation": _LEAVE_OUT,
     "context_management": "leave it out: old turns are left out where a conversation is longer than the model's window",
 }
+_USER_CONTENT = ("images", "files", "attachments", "parts")
+"""Content of a user's message in the form of other APIs."""
 _OTHER_FORM = "is in the form of another API"
 _MAX_BIASES = 300
 """More are refused by their number."""
-_ITEM_ADVICE = {
-    "file_search_call": "leave it out",
-    "web_search_call": "leave it out",
-}
-_ITEM_TYPES = {
-    "message",
-    "function_call",
-    "function_call_output",
-    "mcp_call",
-    "mcp_approval_response",
-    "mcp_approval_request",
-    "mcp_list_tools",
-    "reasoning",
-    "item_reference",
-    "additional_tools",
-}
+_ITEM_ADVICE = "send messages, function calls and their outputs"
 
 
 def refuse_unsupported_chat(body: Any) -> Any:
@@ -118,18 +112,18 @@ def refuse_unsupported_response(body: Any) -> Any:
     _refuse_probabilities(fields)
     for number, item in enumerate(_list_values(fields.get("input"))):
         kind = get_item_type(cast(JsonObject, item)) if isinstance(item, dict) else "message"
-        if isinstance(kind, str) and kind not in _ITEM_TYPES:
-            advice = _ITEM_ADVICE.get(kind, "send messages, function calls and their outputs")
-            raise make_unsupported(f"input.{number}.type", advice, f"items of the type {kind[:80]!r} are not supported")
+        if isinstance(kind, str) and kind not in ITEM_TYPES:
+            problem = f"items of the type {kind[:80]!r} are not supported"
+            raise make_unsupported(f"input.{number}.type", _ITEM_ADVICE, problem)
     _refuse_tool_types(fields, {"function", "mcp"}, IGNORED_TOOL_TYPES)
     _refuse_choice(fields, {"function", "mcp", "allowed_tools"})
     for path, function in _list_functions(fields):
         if "function" in function:
             raise make_unsupported(f"{path}.function", "send its members beside the type", _OTHER_FORM)
     for number, tool in enumerate(_list_values(fields.get("tools"))):
-        if isinstance(tool, dict) and cast(JsonObject, tool).get("connector_id") is not None:
-            advice = "send the server_label of a configured server"
-            raise make_unsupported(f"tools.{number}.connector_id", advice)
+        for name in ("connector_id", "tunnel_id") if isinstance(tool, dict) else ():
+            if cast(JsonObject, tool).get(name) is not None:
+                raise make_unsupported(f"tools.{number}.{name}", "send the server_label of a configured server")
     return fields
 
 
@@ -150,6 +144,9 @@ def _refuse_choice(fields: JsonObject, supported: set[str]) -> None:
 
 
 def _refuse_message(message: JsonObject, path: str) -> None:
+    for name in _USER_CONTENT if message.get("role") == "user" else ():
+        if message.get(name):
+            raise make_unsupported(f"{path}.{name}", UNSUPPORTED_IN_MESSAGES[name].advice)
     for number, call in enumerate(_list_values(message.get("tool_calls"))):
         kind = cast(JsonObject, call).get("type") if isinstance(call, dict) else None
         if isinstance(kind, str) and kind != "function":

@@ -1,6 +1,6 @@
 """Input items of the Responses API, also those of a stored response."""
 
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, cast, get_args
 
 import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
@@ -37,10 +37,19 @@ class FunctionCallItem(_InputItem):
     extra_content: object = None
 
 
+class CustomCallItem(_InputItem):
+    """Call of a tool of the type `custom`, from a history that another server began."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str = Field(min_length=1, max_length=128)
+    name: str = Field(max_length=128)
+    input: str = ""
+
+
 class FunctionCallOutputItem(_InputItem):
     """Result of a client tool's call."""
 
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str = Field(min_length=1, max_length=128)
     output: str | ItemList[JsonObject]
 
@@ -72,6 +81,19 @@ class IgnoredItem(_InputItem):
     """Output item that is not sent to the model."""
 
     type: Literal["reasoning", "mcp_list_tools", "mcp_approval_request"]
+
+
+class HostedItem(_InputItem):
+    """Call of a tool that ran at OpenAI. It is left out with a warning, like such tools."""
+
+    type: Literal[
+        "web_search_call",
+        "file_search_call",
+        "code_interpreter_call",
+        "image_generation_call",
+        "tool_search_call",
+        "tool_search_output",
+    ]
 
 
 class ReferenceItem(_InputItem):
@@ -108,18 +130,20 @@ def _add_default_type(item: object) -> object:
     return {**fields, "type": get_item_type(fields)}
 
 
-InputItem = Annotated[
+_Item = (
     MessageItem
     | FunctionCallItem
+    | CustomCallItem
     | FunctionCallOutputItem
+    | HostedItem
     | McpCallItem
     | ApprovalItem
     | IgnoredItem
     | ReferenceItem
-    | AdditionalToolsItem,
-    Field(discriminator="type"),
-    BeforeValidator(_add_default_type),
-]
+    | AdditionalToolsItem
+)
+InputItem = Annotated[_Item, Field(discriminator="type"), BeforeValidator(_add_default_type)]
+ITEM_TYPES = frozenset(name for model in get_args(_Item) for name in get_args(model.model_fields["type"].annotation))
 parse_items = TypeAdapter(list[InputItem]).validate_python
 
 
@@ -173,6 +197,9 @@ def to_named_messages(items: str | list[InputItem]) -> list[tuple[Message, str]]
             case FunctionCallItem():
                 call = ToolCall(item.call_id, item.name, item.arguments, extra_content=item.extra_content)
                 _add_call(messages, call, path)
+            case CustomCallItem():
+                arguments = msgspec.json.encode({"input": item.input}).decode()
+                _add_call(messages, ToolCall(item.call_id, item.name, arguments), path)
             case FunctionCallOutputItem():
                 output = item.output if isinstance(item.output, str) else parse_content(item.output, f"{path}.output")
                 messages.append((Message("tool", output, tool_call_id=item.call_id), path))

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gateway.common.urls import strip_url_secrets
+from gateway.common.urls import is_same_endpoint
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import CodeMode, JsonObject, Parameters, ToolChoice, ToolSpec, TurnRequest
 from gateway.wire.client_tools import build_client_tool
@@ -18,6 +18,7 @@ from gateway.wire.openai_response_ids import parse_conversation_id, parse_respon
 from gateway.wire.openai_response_input import (
     AdditionalToolsItem,
     ApprovalItem,
+    HostedItem,
     IgnoredItem,
     InputItem,
     McpCallItem,
@@ -125,6 +126,7 @@ class ResponseRequest(RequestModel):
     service_tier: object = None
     safety_identifier: object = None
     prompt_cache_key: object = None
+    prompt_cache_options: object = None
     prompt_cache_retention: object = None
     top_logprobs: Literal[0] | None = None
     x_gateway: ResponseGatewayOptions | None = None
@@ -244,6 +246,9 @@ class ResponseRequest(RequestModel):
             yield f"Tools of these types are not supported, and were left out: {', '.join(ignored)}."
         if any(isinstance(tool, McpTool) and (tool.headers or tool.authorization) for tool in self._list_tools()):
             yield "The headers and authorization of MCP tools were left out: the gateway has its own credentials."
+        items = self.input if isinstance(self.input, list) else []
+        if hosted := sorted({item.type for item in items if isinstance(item, HostedItem)}):
+            yield f"Items of these types are not supported, and were left out: {', '.join(hosted)}."
 
     def _select_tools(
         self, offer: ToolOffer, specs: tuple[ToolSpec, ...], urls: dict[str, str | None]
@@ -275,6 +280,9 @@ class ResponseRequest(RequestModel):
         name = choice.name
         if isinstance(choice, McpChoice):
             label, tool = choice.server_label, choice.name
+            if tool is None:
+                names = [spec.name for spec in specs if spec.server == label]
+                return {"type": "allowed_tools", "mode": "required", "names": names}
             name = next((s.name for s in specs if s.server == label and tool in (s.tool, s.name)), choice.name)
         return {"type": "function", "function": {"name": name}}
 
@@ -338,13 +346,13 @@ def _find_server(tool: McpTool, urls: dict[str, str | None], path: str) -> str:
     Raises:
         InvalidRequest: the administrator has not configured it.
     """
-    url = None if tool.server_url is None else strip_url_secrets(tool.server_url)
+    url = tool.server_url
     if tool.server_label in urls:
-        if url is not None and url != urls[tool.server_label]:
+        if url is not None and not is_same_endpoint(url, urls[tool.server_label]):
             message = f"{path}.server_url: only the administrator configures servers; omit the URL."
             raise InvalidRequest(message, param=f"{path}.server_url")
         return tool.server_label
-    named = next((name for name, known in urls.items() if url is not None and known == url), None)
+    named = next((name for name, known in urls.items() if is_same_endpoint(url, known)), None)
     if named is None:
         configured = ", ".join(sorted(urls)) or "none"
         message = f"{path}.server_label: {tool.server_label!r} is not configured; configured: {configured}."

@@ -28,6 +28,8 @@ class FunctionTool(RequestModel):
     description: str | None = Field(default=None, max_length=32_768)
     parameters: JsonObject | None = None
     strict: bool | None = None
+    output_schema: object = Field(default=None, exclude=True)
+    allowed_callers: object = Field(default=None, exclude=True, description="Left out: the model itself calls.")
     defer_loading: object = Field(default=None, exclude=True, description="Left out: the model gets all tools.")
 
 
@@ -46,16 +48,19 @@ class ApprovalFilter(RequestModel):
 
 
 class McpTool(RequestModel):
-    """MCP server of the gateway, selected by its name."""
+    """MCP server of the gateway, selected by its name or its URL."""
 
     type: Literal["mcp"]
-    server_label: str = Field(max_length=128)
+    server_label: str = Field(default="", max_length=128, description="Default: the server with the URL.")
     server_url: str | None = Field(default=None, description="Must be the configured URL of the server.")
     server_description: str | None = None
     allowed_tools: ItemList[str] | ToolNames | None = None
     require_approval: Literal["always", "never"] | ApprovalFilter | None = None
     headers: object = Field(default=None, exclude=True, description="Left out: the gateway has its own credentials.")
     authorization: object = Field(default=None, exclude=True, description="Left out, like `headers`.")
+    connector_id: None = Field(default=None, exclude=True)
+    tunnel_id: None = Field(default=None, exclude=True)
+    allowed_callers: object = Field(default=None, exclude=True, description="Left out: the model itself calls.")
     defer_loading: object = Field(default=None, exclude=True, description="Left out: the model gets all tools.")
 
 
@@ -81,11 +86,11 @@ class FunctionChoice(RequestModel):
 
 
 class McpChoice(RequestModel):
-    """Choice of a gateway tool that the model must call."""
+    """Choice of a gateway tool that the model must call: one, or any of a server."""
 
     type: Literal["mcp"]
     server_label: str
-    name: str
+    name: str | None = None
 
 
 class AllowedMcpTool(RequestModel):

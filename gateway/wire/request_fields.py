@@ -5,7 +5,7 @@ the answer and is not supported (`UNSUPPORTED`). Fields that change nothing are 
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, LiteralString, NamedTuple, cast
 
 from pydantic import ValidationError
@@ -296,6 +296,13 @@ def refuse_unsupported_field(
 def make_unsupported(name: str, advice: str, problem: str = "is not supported") -> UnsupportedParameter:
     """Build the error of a field, with advice on its replacement."""
     return UnsupportedParameter(f"{name}: {problem}; {advice}.", param=name)
+
+
+def describe_unknown_fields(names: Collection[str]) -> Iterator[str]:
+    """Yield a warning about ignored fields, if there are any."""
+    if names:
+        shown = ", ".join(name[:_MAX_NAME_LENGTH] for name in sorted(names)[:_MAX_NAMES])
+        yield f"These fields are not known, and were ignored: {shown}{' and more' if len(names) > _MAX_NAMES else ''}."
 
 
 def _find_name(given: str, accepted: Collection[str]) -> str | None:

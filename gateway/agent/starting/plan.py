@@ -79,6 +79,7 @@ class TurnPlanner:
         if request.response_format is not None:
             await OutputSchema.prepare(request.response_format)
         check_client_tools(request.client_tools)
+        self._tools.check_choice(request, principal)
         image_warnings = self._images.check(request, model, partial(self._list_seeing, principal))
         return model, request, (*model_warnings, *parameter_warnings, *image_warnings)
 

@@ -43,7 +43,10 @@ _UNION_TAG = re.compile(
 )
 
 
-_ROUTE_ADVICE = "; this API has chat/completions, completions, responses, conversations, messages and models under /v1."
+_ROUTE_ADVICE = (
+    "; this API has chat/completions, completions, responses, conversations, messages, embeddings, audio, files, batches and \
+models under /v1."
+)
 
 
 class ErrorDetail(BaseModel):

@@ -12,7 +12,7 @@ from gateway.wire.client_tools import CLIENT_CALL_ID
 _SUPPORTED_BLOCKS = (
     "text, image, document, search_result, tool_use, tool_result, thinking, mcp_tool_use, mcp_tool_result"
 )
-_IGNORED_BLOCKS = ("thinking", "redacted_thinking", "fallback", "compaction", "tool_reference")
+_IGNORED_BLOCKS = ("thinking", "redacted_thinking", "fallback", "tool_reference", "mcp_tool_listing")
 """Blocks that change nothing here, for example thoughts of an earlier answer."""
 _MAX_SHOWN_LENGTH = 80
 _encode = msgspec.json.Encoder(order="sorted").encode
@@ -155,6 +155,9 @@ def _read_part(block: JsonObject, path: str) -> Iterator[JsonObject]:
             yield from _read_parts(content, f"{path}.source.content")
         case {"type": "search_result", "content": content}:
             yield {"type": "text", "text": _add_title(block, read_text(content, f"{path}.content"))}
+        case {"type": "compaction"}:  # stands for the messages before it; its text may be encrypted
+            if text := read_text(block.get("content"), f"{path}.content"):
+                yield {"type": "text", "text": text}
         case {"type": "image" | "document"}:
             raise _refuse(block, path, "send images as base64 or url, and documents as text")
         case {"type": str(kind)} if kind in _IGNORED_BLOCKS:

@@ -4,24 +4,31 @@ The gateway's own fields are in `x_gateway`.
 """
 
 from collections.abc import Collection, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gateway.common.urls import strip_url_secrets
+from gateway.common.urls import is_same_endpoint
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Message, Parameters, ToolChoice, ToolSpec, TurnRequest
 from gateway.wire.anthropic.content import read_text, to_named_messages
 from gateway.wire.client_tools import build_client_tool
 from gateway.wire.openai_chat import GatewayOptions
+from gateway.wire.request_fields import Unsupported, describe_unknown_fields, refuse_unsupported_field
 from gateway.wire.tool_offer import ToolOffer
 from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
 
-_MAX_WARNED_FIELDS = 10
 _MAX_SHOWN_LENGTH = 80
 _MAX_CONFIGS = 1_000
 _EFFORT_BUDGETS = ((4_096, "low"), (16_384, "medium"))
 """Largest budget of thinking, in tokens, by effort; above: high."""
+
+
+_UNSUPPORTED = {
+    "thread": Unsupported("send the earlier messages, or x_gateway.conversation_id"),
+    "compaction": Unsupported("leave it out: long conversations are shortened by the gateway"),
+}
+"""Fields that would change the answer."""
 
 
 class MessageParam(BaseModel):
@@ -112,6 +119,16 @@ class PromptBody(RequestModel):
     inference_geo: object = None
     service_tier: object = None
     speed: object = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        fields = cast(JsonObject, data)
+        for name in _UNSUPPORTED:
+            refuse_unsupported_field(name, fields.get(name), _UNSUPPORTED)
+        return fields
 
     @property
     def shows_thinking(self) -> bool:
@@ -223,9 +240,9 @@ class PromptBody(RequestModel):
         hosted = sorted({kind for kind in kinds if kind not in (None, "custom", "mcp_toolset")})
         if hosted:
             yield f"Tools of these types run at Anthropic alone, and were left out: {', '.join(hosted)}."
-        if unknown := sorted(self.model_extra or ())[:_MAX_WARNED_FIELDS]:
-            names = ", ".join(name[:_MAX_SHOWN_LENGTH] for name in unknown)
-            yield f"These fields are not known, and were ignored: {names}."
+        yield from describe_unknown_fields(
+            [name for name, value in (self.model_extra or {}).items() if value is not None]
+        )
 
 
 class MessagesRequest(PromptBody):
@@ -272,10 +289,9 @@ def _find_server(label: str, body: McpServerParam | None, urls: dict[str, str | 
     """
     if label in urls:
         return label
-    if body is not None and body.url is not None:
-        url = strip_url_secrets(body.url)
-        if (name := next((name for name, known in urls.items() if known == url), None)) is not None:
-            return name
+    url = None if body is None else body.url
+    if (name := next((name for name, known in urls.items() if is_same_endpoint(url, known)), None)) is not None:
+        return name
     configured = ", ".join(sorted(urls)) or "none"
     shown = label[:_MAX_SHOWN_LENGTH]
     raise InvalidRequest(f"{path}: the MCP server {shown!r} is not configured; configured: {configured}.", param=path)

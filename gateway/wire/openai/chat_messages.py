@@ -6,7 +6,7 @@ Clients send answers back as their SDK holds them: with fields that the SDK or a
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Message, Role, ToolCall
@@ -52,8 +52,10 @@ class MessageBody(RequestModel):
     """Message of a conversation. All fields of an answer's message are accepted.
 
     The role `function` and `function_call` are the older form of `tool` and `tool_calls`. Fields that SDKs and proxies
-    add to an answer, such as `parsed`, are accepted and change nothing.
+    add to an answer, such as `parsed`, are accepted and change nothing; others are ignored with a warning.
     """
+
+    model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | ItemList[JsonObject] | None = None
@@ -100,6 +102,12 @@ class MessageBody(RequestModel):
         if self.role == "tool" and not self.tool_call_id:
             raise ValueError("tool_call_id: required for the role tool")
         return self
+
+
+def list_unknown_fields(bodies: Sequence[MessageBody]) -> list[str]:
+    """List the names of fields that no message has, without those that are empty."""
+    extra_fields = (field for body in bodies for field in (body.model_extra or {}).items())
+    return sorted({name for name, value in extra_fields if value not in (None, [], {})})
 
 
 def to_messages(bodies: Sequence[MessageBody]) -> Iterator[Message]:

@@ -142,6 +142,29 @@ async def test_schema_behind_a_long_example_in_the_prompt_is_followed(client: gr
     assert json.loads(answer.choices[0].message.content).keys() == {"city"}
 
 
+MALFORMED: list[dict[str, Any]] = [
+    {"tools": [{"type": "function", "function": {}}]},
+    {"tools": [{"type": "function", "function": {"name": 5}}]},
+    {"tool_choice": {"function": {"name": []}}},
+    {"tool_choice": {}},
+    {"response_format": {"type": "json_schema"}},
+    {"response_format": {"type": "json_schema", "json_schema": "x"}},
+    {"messages": [{"role": ["user"], "content": "x"}]},
+    {"messages": [{"role": "user", "content": [None]}]},
+    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+    {"messages": [USER, {"role": "assistant", "tool_calls": 5}]},
+    {"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]},
+    {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "a", "function": None}]}]},
+]
+
+
+@pytest.mark.parametrize("body", MALFORMED, ids=range(len(MALFORMED)))
+async def test_malformed_request_is_the_clients_error(client: groq.AsyncGroq, body: dict[str, Any]) -> None:
+    """An error of the server would open the gateway's circuit breaker for everybody."""
+    with pytest.raises(groq.BadRequestError):
+        await ask(client, **body)
+
+
 REJECTED: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "no-such-model"}, 404, "does not exist"),
     ({"model": "llama-3.3-70b-versatile"}, 400, "decommissioned"),

@@ -124,10 +124,13 @@ async def list_models(
 async def get_model(
     model: str, principal: PrincipalDep, catalog: CatalogDep, anthropic_version: AnthropicVersion = None
 ) -> JsonObject:
-    """A model of the catalog."""
+    """A model of the catalog, under any name that a request may use."""
     name, _ = catalog.split_plain(model)
-    info = next((info for info in catalog.list_models() if info.id == name and principal.can_use_model(name)), None)
-    if info is None:
+    try:
+        info, _ = catalog.resolve(name)
+    except ModelNotFound:
+        info = None
+    if info is None or not principal.can_use_model(info.id):
         raise ModelNotFound(f"The model {model[:200]!r} does not exist.", param="model")
     info = replace(info, id=model)
     return build_model(info) if anthropic_version is not None else _build_model(info)
