@@ -18,7 +18,7 @@ _MAX_STEM_LENGTH = 55
 
 
 class ShortNames:
-    """Short names of a call's tools whose own names a server would refuse.
+    """Short names of tools for servers that refuse their own names.
 
     The messages may also name tools that are no longer on offer.
     """

@@ -81,7 +81,7 @@ def rewrite_batch_file(source: IO[bytes], target: IO[bytes], catalog: ModelCatal
     if not number:
         raise InvalidRequest("The file has no requests.", param="file")
     for name, model in estimate.models.items():
-        model.usd = catalog.get_model_info(name).calculate_cost(model.usage) or 0.0
+        model.usd = (catalog.get_model_info(name).calculate_cost(model.usage) or 0.0) * BATCH_PRICE
     return estimate
 
 

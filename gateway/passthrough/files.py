@@ -13,7 +13,14 @@ import uuid_utils.compat as uuids
 
 from gateway.common.concurrency import SupervisedTask, TaskSet
 from gateway.common.logging import get_logger
-from gateway.domain.errors import GatewayError, InvalidRequest, ModelError, ModelNotFound, NotFound, StorageUnavailable
+from gateway.domain.errors import (
+    GatewayError,
+    InvalidRequest,
+    ModelError,
+    ModelNotFound,
+    NotFound,
+    StorageUnavailable,
+)
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Principal, Usage
 from gateway.domain.spending import RequestHold
 from gateway.passthrough.batch_files import BATCH_PRICE, BatchEstimate, rewrite_batch_file
@@ -22,6 +29,7 @@ from gateway.passthrough.multipart import MultipartBody
 from gateway.passthrough.service import PassedRequest, PassThroughService
 from gateway.ports.model import ModelCatalog
 from gateway.ports.upstream import (
+    PENDING_PREFIX,
     ObjectKind,
     RequestBudgets,
     RequestUsage,
@@ -35,6 +43,9 @@ log = get_logger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _MAX_OBJECT_BYTES = 256 * 1024
+_MAX_LIST_BYTES = 4 * 1024 * 1024
+_RECENT_BATCHES = "batches?limit=100"
+_SERVER_ERROR = 500
 _HOLD_SECONDS = 900.0
 _FINAL = ("completed", "failed", "expired", "cancelled")
 _CHECK_SECONDS = 300.0
@@ -68,18 +79,19 @@ class FileService:
     async def create_file(
         self, principal: Principal, body: MultipartBody, estimate: BatchEstimate | None
     ) -> JsonObject:
-        """Upload a file; return the server's object."""
-        created = await self._send(principal, "file.create", "POST", "files", content=body)
-        item = UpstreamObject(
-            id=_check_id(created.get("id")),
-            kind="file",
-            owner=principal.user,
-            key=principal.key,
-            body=created,
-            estimate=None if estimate is None else msgspec.to_builtins(estimate),
-        )
-        await self._objects.add(item)
-        return created
+        """Upload a file; return the server's object.
+
+        A client that disconnects meanwhile does not stop it: the file would have no owner.
+        """
+        pending = _make_pending(principal, "file", {}, None if estimate is None else msgspec.to_builtins(estimate))
+        await self._objects.add(pending)
+        try:
+            created = await self._send(principal, "file.create", "POST", "files", content=body)
+            file_id = _check_id(created.get("id"))
+        except GatewayError:
+            await self._objects.delete(pending)
+            raise
+        return await self._confirm(pending, file_id, created, principal)
 
     @asynccontextmanager
     async def rewrite_batch_file(self, file: IO[bytes]) -> AsyncGenerator[tuple[IO[bytes], BatchEstimate]]:
@@ -168,6 +180,7 @@ class FileService:
             while items := await self._objects.list_objects(user, kind, limit=100):
                 for item in items:
                     await self._forget(item, principal)
+        await self._objects.delete_pending(user)
 
     async def _forget(self, item: UpstreamObject, principal: Principal) -> None:
         try:
@@ -191,25 +204,61 @@ class FileService:
     ) -> None:
         hold = RequestHold(uuid.UUID(int=uuids.uuid7().int), estimate.tokens, estimate.usd, _HOLD_SECONDS)
         is_held = await self._budgets.reserve_request(principal, hold, strict=True)
+        pending = _make_pending(principal, "batch", body, stored_estimate, hold.id if is_held else None)
+        await self._objects.add(pending)
         try:
             batch = await self._send(
                 principal, "batch.create", "POST", "batches", json=body, detail={"estimated_tokens": estimate.tokens}
             )
-        except GatewayError:
-            if is_held:
-                await self._objects.delete_hold(hold.id)
+            batch_id = _check_id(batch.get("id"))
+        except GatewayError as error:
+            if error.status < _SERVER_ERROR:  # else the server may have made it: `check_batch` looks for it
+                await self._discard_pending(pending)
             raise
-        item = UpstreamObject(
-            id=_check_id(batch.get("id")),
-            kind="batch",
-            owner=principal.user,
-            key=principal.key,
-            body=batch,
-            estimate=stored_estimate,
-            hold_id=hold.id if is_held else None,
-        )
-        await self._objects.add(item)
-        created.append(batch)
+        created.append(await self._confirm(pending, batch_id, batch, principal))
+
+    async def _confirm(
+        self, pending: UpstreamObject, object_id: str, body: JsonObject, principal: Principal
+    ) -> JsonObject:
+        """Store the object that the server has made.
+
+        If this fails, undo it there: its client does not learn its id.
+        """
+        item = msgspec.structs.replace(pending, id=object_id, body=body)
+        try:
+            await self._objects.confirm(pending, item)
+        except GatewayError:
+            log.warning("upstream_object_not_stored", kind=item.kind, id=item.id)
+            if item.kind == "file":
+                await self._send(principal, "file.delete", "DELETE", f"files/{item.id}", item.id)
+            else:
+                await self._send(principal, "batch.cancel", "POST", f"batches/{item.id}/cancel", item.id)
+            raise
+        return body
+
+    async def _discard_pending(self, pending: UpstreamObject) -> None:
+        await self._objects.delete(pending)
+        if pending.hold_id is not None:
+            await self._objects.delete_hold(pending.hold_id)
+
+    async def _find_created(self, pending: UpstreamObject) -> None:
+        """Look for a batch whose creation was interrupted.
+
+        Its input file is its owner's, so batches of this file are too. Those that are known stay as they are.
+        """
+        async with self._passing.open_unrecorded(UpstreamRequest(method="GET", path=_RECENT_BATCHES)) as answer:
+            listed = await _read_object(answer, _MAX_LIST_BYTES)
+        entries = cast("list[JsonObject]", listed.get("data") if isinstance(listed.get("data"), list) else [])
+        found = [
+            msgspec.structs.replace(pending, id=_check_id(entry.get("id")), body=entry)
+            for entry in entries
+            if entry.get("input_file_id") == pending.body.get("input_file_id")
+        ]
+        added = await self._objects.confirm(pending, *found)
+        if added:
+            log.info("interrupted_batch_found", batches=added)
+        else:
+            await self._discard_pending(pending)
 
     async def _find(self, principal: Principal, kind: ObjectKind, object_id: str) -> UpstreamObject:
         if not _ID.fullmatch(object_id):
@@ -284,7 +333,7 @@ class FileService:
         A batch that the server has forgotten has used its estimate.
         """
         try:
-            await self._refresh(item)
+            await (self._find_created(item) if item.is_pending else self._refresh(item))
         except NotFound:
             await self._objects.settle(item, list_batch_usage(item, self._catalog))
         except StorageUnavailable:
@@ -354,11 +403,29 @@ def _describe(
     )
 
 
-async def _read_object(answer: UpstreamAnswer) -> JsonObject:
+def _make_pending(
+    principal: Principal,
+    kind: ObjectKind,
+    body: JsonObject,
+    estimate: JsonObject | None,
+    hold_id: uuid.UUID | None = None,
+) -> UpstreamObject:
+    return UpstreamObject(
+        id=f"{PENDING_PREFIX}{uuids.uuid7().hex}",
+        kind=kind,
+        owner=principal.user,
+        key=principal.key,
+        body=body,
+        estimate=estimate,
+        hold_id=hold_id,
+    )
+
+
+async def _read_object(answer: UpstreamAnswer, max_bytes: int = _MAX_OBJECT_BYTES) -> JsonObject:
     body = bytearray()
     async for data in answer.iterate_bytes():
         body += data
-        if len(body) > _MAX_OBJECT_BYTES:
+        if len(body) > max_bytes:
             raise ModelError("The model's server sent an object that is too large.")
     try:
         return msgspec.json.decode(bytes(body), type=JsonObject)

@@ -120,13 +120,16 @@ class RequestLedger(Protocol):
 
 
 ObjectKind = Literal["file", "batch"]
+PENDING_PREFIX = "pending-"
+"""Prefix of the id of an object that is still being made."""
 
 
 class UpstreamObject(msgspec.Struct, frozen=True, kw_only=True):
     """File or batch of the model's server, with its owner.
 
     `body` is the object as the server described it last. `estimate`: see `BatchEstimate`. `hold_id` is the reservation
-    of a batch, which counts until the batch `is_settled`.
+    of a batch, which counts until the batch `is_settled`. An object that `is_pending` has an id of the gateway, and as
+    `body` what the request says; its row is written before the request is sent.
     """
 
     id: str
@@ -138,6 +141,10 @@ class UpstreamObject(msgspec.Struct, frozen=True, kw_only=True):
     hold_id: UUID | None = None
     is_settled: bool = False
 
+    @property
+    def is_pending(self) -> bool:
+        return self.id.startswith(PENDING_PREFIX)
+
 
 class UpstreamObjects(Protocol):
     """Owners of files and batches. Every method may raise StorageUnavailable."""
@@ -148,6 +155,19 @@ class UpstreamObjects(Protocol):
 
         The reservation of a batch has no end from now on.
         """
+        ...
+
+    @abstractmethod
+    async def confirm(self, pending: UpstreamObject, *objects: UpstreamObject) -> int:
+        """Add objects in place of a pending one.
+
+        Return how many were not known before.
+        """
+        ...
+
+    @abstractmethod
+    async def delete_pending(self, owner: str) -> None:
+        """Delete an owner's pending objects."""
         ...
 
     @abstractmethod
@@ -168,7 +188,7 @@ class UpstreamObjects(Protocol):
         order: Literal["asc", "desc"] = "desc",
         purpose: str | None = None,
     ) -> list[UpstreamObject]:
-        """List an owner's objects, after the object `after`."""
+        """List an owner's objects after the object `after`, without pending ones."""
         ...
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """Files and batches of the simulator, in memory."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -60,6 +61,7 @@ class FileRoutes:
             Route(f"{root}/files/{{id}}", self._delete_file, methods=["DELETE"]),
             Route(f"{root}/files/{{id}}/content", self._get_content),
             Route(f"{root}/batches", self._create_batch, methods=["POST"]),
+            Route(f"{root}/batches", self._list_batches),
             Route(f"{root}/batches/{{id}}", self._get_batch),
             Route(f"{root}/batches/{{id}}/cancel", self._cancel_batch, methods=["POST"]),
         ]
@@ -70,9 +72,12 @@ class FileRoutes:
         file, purpose = form.get("file"), form.get("purpose")
         if file is None or isinstance(file, str) or not isinstance(purpose, str):
             raise ApiError(400, "'file' and 'purpose' : properties are required", param="file")
-        raise_fault(self._faults.take_faults(Chat(model="files", messages=[])))
+        faults = self._faults.take_faults(Chat(model="files", messages=[]))
+        raise_fault(faults)
         described = self._store_file(await file.read(), file.filename or "file", purpose)
         await self._record({"path": "files", "purpose": purpose, "id": described["id"]})
+        if (slow := faults.get("slow_first_token")) is not None:
+            await asyncio.sleep(slow.seconds)
         return make_json_response(described)
 
     async def _get_file(self, request: Request) -> Response:
@@ -108,7 +113,12 @@ class FileRoutes:
         }
         self.batches[batch["id"]] = batch
         await self._record({"path": "batches", **msgspec.to_builtins(body)})
+        raise_fault(self._faults.take_faults(Chat(model="batches", messages=[])))  # the batch runs nevertheless
         return make_json_response(batch)
+
+    async def _list_batches(self, request: Request) -> Response:
+        check_api_key(request.headers.get("authorization", ""))
+        return make_json_response({"object": "list", "data": list(self.batches.values())[::-1], "has_more": False})
 
     async def _get_batch(self, request: Request) -> Response:
         batch = self._find_batch(request)

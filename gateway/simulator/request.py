@@ -106,7 +106,10 @@ class _FormatShape(msgspec.Struct):
 
 
 class _ChatShape(msgspec.Struct):
-    """The parts of a request that must have a certain shape, or Groq answers 400."""
+    """Parts of a request with a fixed shape.
+
+    Groq answers 400 to others.
+    """
 
     messages: list[_MessageShape]
     tools: list[_ToolShape] = []

@@ -38,7 +38,7 @@ class FunctionCallItem(_InputItem):
 
 
 class CustomCallItem(_InputItem):
-    """Call of a tool of the type `custom`, from a history that another server began."""
+    """Call of a custom tool, from another server's history."""
 
     type: Literal["custom_tool_call"]
     call_id: str = Field(min_length=1, max_length=128)
@@ -84,7 +84,10 @@ class IgnoredItem(_InputItem):
 
 
 class HostedItem(_InputItem):
-    """Call of a tool that ran at OpenAI. It is left out with a warning, like such tools."""
+    """Call of a tool that ran at OpenAI.
+
+    It is left out with a warning, like such tools.
+    """
 
     type: Literal[
         "web_search_call",

@@ -86,7 +86,10 @@ class FunctionChoice(RequestModel):
 
 
 class McpChoice(RequestModel):
-    """Choice of a gateway tool that the model must call: one, or any of a server."""
+    """Choice of a gateway tool that the model must call.
+
+    Without a name, it is any tool of the server.
+    """
 
     type: Literal["mcp"]
     server_label: str

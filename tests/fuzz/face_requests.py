@@ -1,4 +1,4 @@
-"""Requests of every format's clients, with one or more parts replaced by odd values."""
+"""Requests of every format's clients, with odd values in place of parts."""
 
 import copy
 import json
@@ -174,7 +174,10 @@ REQUESTS: tuple[FaceRequest, ...] = (
 
 
 def generate_face_requests(seed: int, count: int) -> Iterator[FaceRequest]:
-    """Generate changed requests of all formats in turn; a seed always generates the same."""
+    """Generate changed requests of all formats in turn.
+
+    A seed always generates the same.
+    """
     generator = random.Random(seed)
     for number in range(count):
         request = REQUESTS[number % len(REQUESTS)]

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from time import thread_time
 
 MAX_BUSY_SECONDS = 2.0
-"""Maximum processor time without a turn of the loop, traced: a loaded machine does not prolong it."""
+"""Maximum processor time between turns of the loop, while traced."""
 MAX_LAG_SECONDS = 15.0
 """Maximum lag, which also a loaded machine may cause."""
 MAX_MEMORY_BYTES = 64 * 1024 * 1024

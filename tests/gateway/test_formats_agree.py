@@ -1,8 +1,9 @@
 """Property test of one turn in all formats."""
 
+import asyncio
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
@@ -14,12 +15,15 @@ from hypothesis import strategies as st
 from gateway.domain import events as e
 from gateway.domain.errors import ErrorInfo
 from gateway.domain.messages import Usage
+from gateway.ports.listener import EventListener
 from gateway.wire.a2a.tasks import TaskHead, TaskWriter
 from gateway.wire.ag_ui.stream import RunWriter, format_events
 from gateway.wire.anthropic.answers import MessageWriter
 from gateway.wire.chatkit.items import ItemHead, ItemWriter
-from gateway.wire.openai.completions import TextChunkWriter
-from gateway.wire.openai_chat_answers import ChunkWriter
+from gateway.wire.legacy import stream_legacy_frames, stream_plain_text
+from gateway.wire.native import build_chat_response, stream_events
+from gateway.wire.openai.completions import TextChunkWriter, build_text_completion
+from gateway.wire.openai_chat_answers import ChunkWriter, build_completion
 from gateway.wire.openai_response_items import ResponseContext, ResponseWriter
 from gateway.wire.turn_summary import TurnSummary
 from gateway.wire.ui_messages.stream import UIMessageWriter
@@ -275,8 +279,71 @@ def read_thread(log: list[e.Event]) -> Reading:
     return reading
 
 
-SAME = {reason: reason for reason in ("stop", "length", "content_filter", "tool_calls")}
-READERS: dict[str, tuple[Callable[[list[e.Event]], Reading], dict[str, str]]] = {
+class LogListener:
+    """Listener that has the whole log at once."""
+
+    close_reason = None
+
+    def __init__(self, log: list[e.Event]) -> None:
+        self._entries = [e.JournalEntry(number, event, None) for number, event in enumerate(log, start=1)]
+
+    async def __aiter__(self) -> AsyncIterator[list[e.JournalEntry]]:
+        yield self._entries
+
+
+def collect(stream: AsyncIterator[bytes]) -> str:
+    async def join() -> bytes:
+        return b"".join([part async for part in stream])
+
+    return asyncio.run(join()).decode()
+
+
+def read_frames(text: str) -> list[Any]:
+    lines = (line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: "))
+    return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+def read_native(log: list[e.Event]) -> Reading:
+    reading = Reading()
+    frames = collect(stream_events(TURN_ID, cast(EventListener, LogListener(log))))
+    assert frames.endswith("data: [DONE]\n\n")
+    for event in read_frames(frames):
+        match event:
+            case {"type": "text.delta", "text": text}:
+                reading.text += text
+            case {"type": "tool.call", "tool": tool, "arguments": arguments}:
+                add_call(reading, tool, arguments)
+            case {"type": "turn.completed", "finish_reason": reason}:
+                reading.end = reason
+            case {"type": "turn.failed" | "turn.cancelled" as kind}:
+                reading.end = kind.removeprefix("turn.")
+            case _:
+                pass
+    return reading
+
+
+def read_legacy_text(log: list[e.Event]) -> Reading:
+    text = collect(stream_plain_text(cast(EventListener, LogListener(log))))
+    text, separator, _ = text.partition("\n[error: ")
+    return Reading(text.replace("\n", ""), None, "error" if separator else "done")
+
+
+def read_legacy_frames(log: list[e.Event]) -> Reading:
+    reading = Reading(calls=None)
+    _, *frames = read_frames(collect(stream_legacy_frames(cast(EventListener, LogListener(log)), stored=False)))
+    reading.text = "".join(frame["content"] for frame in frames).replace("\n", "")
+    assert [frame["finished"] for frame in frames] == [False] * (len(frames) - 1) + [True]
+    reading.end = "error" if "error" in frames[-1] else "done"
+    return reading
+
+
+COMPLETED: tuple[str, ...] = ("stop", "length", "content_filter", "tool_calls")
+DONE_ENDS = dict.fromkeys(COMPLETED, "done")
+SAME = {reason: reason for reason in COMPLETED}
+READERS: dict[str, tuple[Callable[[list[e.Event]], Reading], Mapping[str, str]]] = {
+    "native": (read_native, SAME | {"failed": "failed", "cancelled": "cancelled"}),
+    "legacy text": (read_legacy_text, DONE_ENDS),
+    "legacy frames": (read_legacy_frames, DONE_ENDS),
     "chat completions": (read_chat, SAME),
     "text completions": (read_text_completion, SAME),
     "Responses": (
@@ -305,7 +372,7 @@ READERS: dict[str, tuple[Callable[[list[e.Event]], Reading], dict[str, str]]] = 
         },
     ),
     "AG-UI": (read_run, SAME | {"cancelled": "cancelled"}),
-    "ChatKit": (read_thread, dict.fromkeys(("stop", "length", "content_filter", "tool_calls"), "done")),
+    "ChatKit": (read_thread, DONE_ENDS),
     "A2A": (read_task, SAME | {"failed": "TASK_STATE_FAILED", "cancelled": "TASK_STATE_CANCELED"}),
 }
 """Reader of each format, and its words for ends.
@@ -332,3 +399,29 @@ def test_text_calls_and_end_are_the_same_in_each_format(log: list[e.Event]) -> N
         assert reading.text == ("".join(summary.step_texts) if replaces else truth.text), name
         assert reading.calls in (truth.calls, None), name
         assert reading.end == words.get(truth.end, "error"), name
+
+
+@settings(
+    max_examples=int(os.environ.get("FORMAT_EXAMPLES", "25")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],  # of a loaded machine
+)
+@given(build_logs())
+def test_whole_answers_tell_the_same_as_streams(log: list[e.Event]) -> None:
+    summary, message = TurnSummary(), MessageWriter(shows_thinking=False)
+    for event in log:
+        summary.apply(event)
+        message.apply(event)
+    if not isinstance(log[-1], e.TurnCompleted):
+        return  # the answer is an error
+    truth = read_log(log)
+    whole = json.loads(build_chat_response(summary).model_dump_json())
+    chat = build_completion(summary)["choices"][0]
+    text = build_text_completion(summary)["choices"][0]
+    assert whole["finish_reason"] == chat["finish_reason"] == text["finish_reason"] == truth.end
+    assert [(call["tool"], call["arguments"]) for call in whole["tool_calls"]] == truth.calls
+    assert (chat["message"]["content"] or "") == text["text"] == "\n\n".join(filter(None, summary.step_texts))
+    assert text["text"].endswith(whole["response"])
+    blocks: list[Any] = message.build_message()["content"]
+    assert [(block["name"], block["input"]) for block in blocks if "input" in block] == truth.calls
+    assert "".join(block["text"] for block in blocks if block["type"] == "text") == truth.text

@@ -44,8 +44,8 @@ _UNION_TAG = re.compile(
 
 
 _ROUTE_ADVICE = (
-    "; this API has chat/completions, completions, responses, conversations, messages, embeddings, audio, files, batches and \
-models under /v1."
+    "; this API has chat/completions, completions, responses, conversations, messages, embeddings, audio, files, "
+    "batches and models under /v1."
 )
 
 

@@ -1,8 +1,9 @@
 """Forms with a file, read into a temporary file within limits."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import IO
 
@@ -13,10 +14,11 @@ from starlette.requests import ClientDisconnect
 
 from gateway.common.concurrency import Deadline
 from gateway.config import Settings
-from gateway.domain.errors import ClientGone, InvalidRequest, Overloaded, PayloadTooLarge
+from gateway.domain.errors import ClientGone, InvalidRequest, Overloaded, PayloadTooLarge, RateLimited
 from gateway_runtime.request_body import BodyRejected, reject_compressed
 
 _SLOT_SECONDS = 10.0
+_RETRY_SECONDS = 5
 _SILENCE_SECONDS = 30.0
 _MAX_FIELDS = 64
 _MAX_FIELD_BYTES = 256 * 1024
@@ -47,35 +49,59 @@ class UploadedForm:
 class UploadReader:
     """Reads uploads, a bounded number at a time.
 
-    An upload holds its slot until it has been passed on: its temporary file takes space.
+    An upload holds its slot until it has been passed on: its temporary file takes space. A user may have half of the
+    slots, so that the others stay free for other users.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._max_bytes = settings.max_upload_bytes
         self._seconds = settings.upstream_timeout_seconds
         self._slots = asyncio.Semaphore(settings.max_uploads)
+        self._max_of_user = (settings.max_uploads + 1) // 2
+        self._uploads: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncGenerator[UploadedForm]:
+    async def read(self, request: Request, user: str) -> AsyncGenerator[UploadedForm]:
         """Read the form of a request.
 
         Raises:
             GatewayError: the body is no such form, too large or too slow, or too many uploads are under way.
         """
         _check_head(request, self._max_bytes)
+        with self._count_upload(user):
+            async with self._hold_slot():
+                form = await self._parse(request)
+                try:
+                    yield form
+                finally:
+                    form.file.close()
+
+    @contextmanager
+    def _count_upload(self, user: str) -> Generator[None]:
+        if self._uploads[user] >= self._max_of_user:
+            raise RateLimited(
+                f"You have {self._max_of_user} uploads under way (half of MAX_UPLOADS). Try again shortly.",
+                retry_after=_RETRY_SECONDS,
+            )
+        self._uploads[user] += 1
+        try:
+            yield
+        finally:
+            self._uploads[user] -= 1
+            if not self._uploads[user]:
+                del self._uploads[user]
+
+    @asynccontextmanager
+    async def _hold_slot(self) -> AsyncGenerator[None]:
         try:
             async with asyncio.timeout(_SLOT_SECONDS):
                 await self._slots.acquire()
         except TimeoutError:
             raise Overloaded(
-                "Too many uploads are under way (MAX_UPLOADS). Try again shortly.", retry_after=5
+                "Too many uploads are under way (MAX_UPLOADS). Try again shortly.", retry_after=_RETRY_SECONDS
             ) from None
         try:
-            form = await self._parse(request)
-            try:
-                yield form
-            finally:
-                form.file.close()
+            yield
         finally:
             self._slots.release()
 

@@ -10,7 +10,7 @@ from sqlmodel import text
 
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject
-from gateway.ports.upstream import ObjectKind, RequestUsage, UpstreamObject, UpstreamObjects
+from gateway.ports.upstream import PENDING_PREFIX, ObjectKind, RequestUsage, UpstreamObject, UpstreamObjects
 from gateway.store.database import Database, DatabaseRow, decode_json, encode_jsonb
 from gateway.store.upstream.ledger import insert_usage
 
@@ -18,7 +18,7 @@ _COLUMNS = "id, kind, owner, key, body, estimate, hold_id, settled_at IS NOT NUL
 _INSERT = """
 INSERT INTO upstream_objects (id, kind, owner, key, body, estimate, hold_id)
 VALUES (:id, :kind, :owner, :key, cast(:body AS jsonb), cast(:estimate AS jsonb), :hold_id)
-ON CONFLICT (id) DO NOTHING"""
+ON CONFLICT (id) DO NOTHING RETURNING id"""
 _KEEP_HOLD = "UPDATE request_holds SET expires_at = NULL WHERE id = :id"
 _DELETE_HOLD = "DELETE FROM request_holds WHERE id = :id"
 _GET = f"SELECT {_COLUMNS} FROM upstream_objects WHERE id = :id AND owner = :owner AND kind = :kind"  # noqa: S608
@@ -32,9 +32,15 @@ WHERE id IN (SELECT id FROM upstream_objects WHERE kind = 'batch' AND settled_at
              AND checked_at < now() - make_interval(secs => :seconds)
              ORDER BY checked_at LIMIT :limit FOR UPDATE SKIP LOCKED)
 RETURNING {_COLUMNS}"""  # noqa: S608
+_DELETE = "DELETE FROM upstream_objects WHERE id = :id"
+_DELETE_PENDING = f"DELETE FROM upstream_objects WHERE owner = :owner AND starts_with(id, '{PENDING_PREFIX}')"  # noqa: S608
+_DELETE_OLD_PENDING = f"""
+DELETE FROM upstream_objects WHERE owner = :owner AND kind = 'file' AND starts_with(id, '{PENDING_PREFIX}')
+AND created_at < now() - interval '1 day'"""  # noqa: S608
 _LIST = f"""
 SELECT {_COLUMNS} FROM upstream_objects
-WHERE owner = :owner AND kind = :kind AND (cast(:purpose AS text) IS NULL OR body->>'purpose' = :purpose)
+WHERE owner = :owner AND kind = :kind AND NOT starts_with(id, '{PENDING_PREFIX}')
+AND (cast(:purpose AS text) IS NULL OR body->>'purpose' = :purpose)
 AND (cast(:after AS text) IS NULL OR (created_at, id) {{comparison}} (
     SELECT created_at, id FROM upstream_objects WHERE id = :after AND owner = :owner))
 ORDER BY created_at {{order}}, id {{order}} LIMIT :limit"""  # noqa: S608
@@ -50,10 +56,22 @@ class UpstreamObjectStore(UpstreamObjects):
         """See `UpstreamObjects.add`."""
         async with self._database.session() as session:
             connection = await session.connection()
-            for item in objects:
-                await connection.execute(text(_INSERT), _list_values(item))
-                if item.hold_id is not None:
-                    await connection.execute(text(_KEEP_HOLD), {"id": item.hold_id})
+            await _insert_objects(connection, objects)
+
+    async def confirm(self, pending: UpstreamObject, *objects: UpstreamObject) -> int:
+        """See `UpstreamObjects.confirm`.
+
+        Pending files of workers that were killed are deleted with the owner's next one: no id of theirs is known.
+        """
+        async with self._database.session() as session:
+            connection = await session.connection()
+            await connection.execute(text(_DELETE), {"id": pending.id})
+            await connection.execute(text(_DELETE_OLD_PENDING), {"owner": pending.owner})
+            return await _insert_objects(connection, objects)
+
+    async def delete_pending(self, owner: str) -> None:
+        """See `UpstreamObjects.delete_pending`."""
+        await self._execute(_DELETE_PENDING, {"owner": owner})
 
     async def get(self, owner: str, kind: ObjectKind, object_id: str) -> UpstreamObject:
         """See `UpstreamObjects.get`."""
@@ -98,7 +116,7 @@ class UpstreamObjectStore(UpstreamObjects):
 
     async def delete(self, item: UpstreamObject) -> None:
         """See `UpstreamObjects.delete`."""
-        await self._execute("DELETE FROM upstream_objects WHERE id = :id", {"id": item.id})
+        await self._execute(_DELETE, {"id": item.id})
 
     async def delete_hold(self, hold_id: UUID) -> None:
         """See `UpstreamObjects.delete_hold`."""
@@ -107,6 +125,18 @@ class UpstreamObjectStore(UpstreamObjects):
     async def _execute(self, statement: str, values: dict[str, object]) -> None:
         async with self._database.session() as session:
             await (await session.connection()).execute(text(statement), values)
+
+
+async def _insert_objects(connection: AsyncConnection, objects: Sequence[UpstreamObject]) -> int:
+    """Insert objects that are not known; return their number."""
+    inserted = 0
+    for item in objects:
+        if (await connection.execute(text(_INSERT), _list_values(item))).first() is None:
+            continue
+        inserted += 1
+        if item.hold_id is not None and not item.is_pending:
+            await connection.execute(text(_KEEP_HOLD), {"id": item.hold_id})
+    return inserted
 
 
 async def _insert_all(connection: AsyncConnection, used: Sequence[RequestUsage]) -> None:

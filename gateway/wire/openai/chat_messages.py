@@ -105,7 +105,7 @@ class MessageBody(RequestModel):
 
 
 def list_unknown_fields(bodies: Sequence[MessageBody]) -> list[str]:
-    """List the names of fields that no message has, without those that are empty."""
+    """List the names of unknown fields that are not empty."""
     extra_fields = (field for body in bodies for field in (body.model_extra or {}).items())
     return sorted({name for name, value in extra_fields if value not in (None, [], {})})
 

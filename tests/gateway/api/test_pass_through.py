@@ -3,6 +3,7 @@
 import asyncio
 import io
 import wave
+from contextlib import nullcontext
 from typing import Any
 
 import asyncpg
@@ -272,6 +273,35 @@ async def test_names_in_a_form_cannot_add_parts(shared_gateway: Gateway) -> None
     assert told.text.startswith("This is a simulated transcription")
     [*_, seen] = shared_gateway.simulator.requests
     assert (seen["model"], seen["bytes"]) == ("whisper-1", len(make_recording()))
+
+
+@pytest.mark.faults
+async def test_a_user_has_half_of_the_upload_slots(database_url: str, simulator: Simulator, tools_url: str) -> None:
+    async with serve_gateway(database_url, simulator, tools_url, max_uploads=2) as gateway:
+        keyring = Keyring(gateway)
+        for name in ("ada", "bob"):
+            await keyring.create_key(name)
+        release = asyncio.Event()
+
+        async def send_slowly() -> Any:
+            yield make_form(MODEL)[:-7]
+            yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+            await release.wait()
+            yield make_recording(1) + b"\r\n--x--\r\n"
+
+        url, headers = f"{gateway.base_url}/v1/audio/transcriptions", {"X-API-Key": keyring.secrets["ada"]}
+        form = {"Content-Type": "multipart/form-data; boundary=x"}
+        slow = asyncio.create_task(gateway.session.post(url, data=send_slowly(), headers=headers | form))
+        await eventually(lambda: gateway.state.uploads._uploads["ada"] == 1)
+        for name, problem in (("ada", openai.RateLimitError), ("bob", None)):
+            sdk = openai.AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key=keyring.secrets[name], max_retries=0)
+            async with sdk as client:
+                with nullcontext() if problem is None else pytest.raises(problem):
+                    await client.audio.transcriptions.create(model="whisper-1", file=("a.wav", make_recording(1)))
+        release.set()
+        async with await slow as response:
+            assert response.status == 200, await response.text()
+        await eventually(lambda: not gateway.state.uploads._uploads)
 
 
 @pytest.mark.faults

@@ -1,4 +1,4 @@
-"""Requests as SDKs' own types permit them: every field as null, and histories that began at another server."""
+"""Requests in the forms that SDKs' own types permit."""
 
 import json
 from typing import Any, get_type_hints
@@ -81,7 +81,7 @@ async def test_content_in_a_field_of_another_api_is_refused(shared_gateway: Gate
 
 
 async def test_history_of_openais_tools_is_taken(gateway: Gateway) -> None:
-    """A client that changes its server in the middle of a chat brings such items."""
+    """Clients that change their server within a chat bring such items."""
     search = {
         "type": "web_search_call",
         "id": "ws_1",
@@ -147,7 +147,7 @@ async def test_choice_of_a_tool_that_is_not_on_offer_is_refused(
 async def test_long_names_of_tools_are_shortened_for_the_models_server_alone(
     gateway: Gateway, simulator: Simulator
 ) -> None:
-    """Claude Code names the tools of its own MCP servers so; model servers take 64 characters."""
+    """Claude Code names tools of its MCP servers so."""
     tool: Any = {"name": LONG_NAME, "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
     question: Any = {"role": "user", "content": "The weather in Oslo?"}
     async with anthropic.AsyncAnthropic(base_url=gateway.base_url, api_key="none", max_retries=0) as client:

@@ -1,16 +1,19 @@
 """Files and batches of the model's server, each with an owner."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import asyncpg
 import groq
+import msgspec
 import openai
 import pytest
 
 from gateway.simulator import Fault, Simulator
 from tests.auth_helpers import Keyring
+from tests.eventually import eventually
 from tests.stack import Gateway, serve_gateway
 
 MODEL = "openai/gpt-oss-120b"
@@ -186,6 +189,84 @@ async def test_refused_batch_keeps_no_reservation(
                     input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
                 )
     assert await db.fetchval("SELECT count(*) FROM request_holds") == 0
+
+
+_REFUSE_IDS = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION 'no space'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON upstream_objects FOR EACH ROW
+WHEN (NOT starts_with(NEW.id, 'pending-') AND NEW.kind = '{kind}') EXECUTE FUNCTION refuse()"""
+
+
+@pytest.mark.parametrize("kind", ["file", "batch"])
+async def test_object_whose_owner_cannot_be_stored_is_undone_at_the_server(
+    keyring: Keyring, db: asyncpg.Connection, kind: str
+) -> None:
+    await keyring.create_key("ada")
+    uploads = keyring.gateway.simulator.uploads
+    keyring.gateway.simulator.pause_streams()
+    await db.execute(_REFUSE_IDS.format(kind=kind))
+    options: Any = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    async with connect(keyring, "ada") as client:
+        create_file = client.files.create(file=("in.jsonl", write_requests("hello")), purpose="batch")
+        if kind == "file":
+            with pytest.raises(openai.APIStatusError):
+                await create_file
+        else:
+            file = await create_file
+            with pytest.raises(openai.APIStatusError):
+                await client.batches.create(input_file_id=file.id, **options)
+    assert len(uploads.files) == (kind == "batch")
+    assert [batch["status"] for batch in uploads.batches.values()] == ["cancelled"] * (kind == "batch")
+
+
+async def test_batch_whose_creation_was_interrupted_finds_its_owner(
+    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
+) -> None:
+    """The server has made it, and its answer was lost."""
+    settings: dict[str, Any] = {"upstream_files": True, "budget_tokens_per_day": 30_000}
+    async with serve_gateway(database_url, simulator, tools_url, **settings) as gateway:
+        keyring = Keyring(gateway)
+        await keyring.create_key("ada")
+        objects = gateway.state.files._objects
+        async with connect(keyring, "ada") as client:
+            file = await client.files.create(file=("in.jsonl", write_requests("hello")), purpose="batch")
+            options: Any = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+            simulator.faults.add_faults(Fault(kind="status", status=500, match="batches"))
+            with pytest.raises(openai.InternalServerError):
+                await client.batches.create(**options)
+            assert (await client.batches.list()).data == []
+            assert await db.fetchval("SELECT count(*) FROM request_holds") == 1
+            for item in await objects.claim_open_batches(limit=5, older_than_seconds=0):
+                await gateway.state.files.check_batch(item)  # as the background task does
+            [found] = (await client.batches.list()).data
+            assert found.id in simulator.uploads.batches
+            assert await db.fetchval("SELECT count(*) FROM turn_usage WHERE endpoint = '/v1/batches'") == 1
+            # One that the server never made: the batch of the same file is known, and nothing stays reserved.
+            simulator.uploads.batches[found.id]["status"] = "completed"
+            lost = msgspec.structs.replace(
+                await objects.get("ada", "batch", found.id), id="pending-1", is_settled=False
+            )
+            await objects.add(lost)
+            await gateway.state.files.check_batch(lost)
+        rows = await db.fetch("SELECT id FROM upstream_objects WHERE kind = 'batch'")
+        assert [row["id"] for row in rows] == [found.id]
+        assert await db.fetchval("SELECT count(*) FROM request_holds") == 0
+
+
+async def test_file_of_a_client_that_left_has_its_owner(keyring: Keyring) -> None:
+    await keyring.create_key("ada")
+    simulator = keyring.gateway.simulator
+    simulator.faults.add_faults(Fault(kind="slow_first_token", seconds=0.2, match="files"))
+    async with connect(keyring, "ada") as client:
+        creation = asyncio.create_task(client.files.create(file=("in.jsonl", write_requests("hello")), purpose="batch"))
+        await eventually(lambda: len(simulator.uploads.files) == 1)
+        creation.cancel()
+
+        async def is_listed() -> bool:
+            return len((await client.files.list()).data) == 1
+
+        await eventually(is_listed)
 
 
 async def test_batch_with_a_model_that_the_key_may_not_use_is_refused(keyring: Keyring) -> None:

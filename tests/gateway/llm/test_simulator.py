@@ -160,7 +160,7 @@ MALFORMED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("body", MALFORMED, ids=range(len(MALFORMED)))
 async def test_malformed_request_is_the_clients_error(client: groq.AsyncGroq, body: dict[str, Any]) -> None:
-    """An error of the server would open the gateway's circuit breaker for everybody."""
+    """An error of the server would open the gateway's circuit breaker."""
     with pytest.raises(groq.BadRequestError):
         await ask(client, **body)
 

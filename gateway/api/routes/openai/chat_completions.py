@@ -124,7 +124,7 @@ async def list_models(
 async def get_model(
     model: str, principal: PrincipalDep, catalog: CatalogDep, anthropic_version: AnthropicVersion = None
 ) -> JsonObject:
-    """A model of the catalog, under any name that a request may use."""
+    """A model of the catalog, by any of its names."""
     name, _ = catalog.split_plain(model)
     try:
         info, _ = catalog.resolve(name)

@@ -105,7 +105,7 @@ async def _relay_upload(
     request: Request, path: str, principal: Principal, service: PassThroughService, uploads: UploadReader
 ) -> Response:
     async with AsyncExitStack() as stack:
-        form = await stack.enter_async_context(uploads.read(request))
+        form = await stack.enter_async_context(uploads.read(request, principal.user))
         if form.get_field("url"):
             raise InvalidRequest(_NOT_FETCHED, param="url")
         model = service.check_model(principal, form.get_field("model") or "")

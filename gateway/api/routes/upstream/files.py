@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ConfigDict, Field
 
-from gateway.api.deps import FilesDep, PrincipalDep, UploadsDep, run_until_disconnect
+from gateway.api.deps import FilesDep, PrincipalDep, UploadsDep
 from gateway.api.http.relay import RelayedResponse
 from gateway.api.routes.upstream.audio import FORM, build_form_body
 from gateway.domain.errors import InvalidRequest, NotFound
@@ -54,17 +54,17 @@ async def create_file(request: Request, principal: PrincipalDep, files: FilesDep
     Requests of batches are checked line by line.
     """
     service = _require(files)
-    async with uploads.read(request) as form:
+    async with uploads.read(request, principal.user) as form:
         purpose = form.get_field("purpose")
         if not purpose:
             raise InvalidRequest("purpose: is required.", param="purpose")
         if purpose != "batch":
-            return await run_until_disconnect(request, service.create_file(principal, build_form_body(form), None))
+            return await service.create_file(principal, build_form_body(form), None)
         async with service.rewrite_batch_file(form.file) as (file, estimate):
             body = MultipartBody(
                 form.fields, file, size=file.tell(), filename=form.filename, media_type=form.media_type
             )
-            return await run_until_disconnect(request, service.create_file(principal, body, estimate))
+            return await service.create_file(principal, body, estimate)
 
 
 @router.get("/files", summary="List your files")
