@@ -80,7 +80,7 @@ FORMATS: dict[str, tuple[str, Callable[[], Any]]] = {
     "A2A": ("a2a/tasks", lambda: TaskWriter(TaskHead(str(TURN_ID), "x"))),
 }
 """Module and writer of each format, by its column."""
-FOLDS = {"turn_summary"}
+FOLDS = {"front_ends/resumable", "turn_summary"}
 """Modules that read every event and write no format."""
 
 

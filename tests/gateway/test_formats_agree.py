@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
@@ -338,9 +338,9 @@ def read_legacy_frames(log: list[e.Event]) -> Reading:
 
 
 COMPLETED: tuple[str, ...] = ("stop", "length", "content_filter", "tool_calls")
-DONE_ENDS = dict.fromkeys(COMPLETED, "done")
-SAME = {reason: reason for reason in COMPLETED}
-READERS: dict[str, tuple[Callable[[list[e.Event]], Reading], Mapping[str, str]]] = {
+DONE_ENDS: dict[str, str] = dict.fromkeys(COMPLETED, "done")
+SAME: dict[str, str] = {reason: reason for reason in COMPLETED}
+READERS: dict[str, tuple[Callable[[list[e.Event]], Reading], dict[str, str]]] = {
     "native": (read_native, SAME | {"failed": "failed", "cancelled": "cancelled"}),
     "legacy text": (read_legacy_text, DONE_ENDS),
     "legacy frames": (read_legacy_frames, DONE_ENDS),

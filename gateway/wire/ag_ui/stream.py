@@ -15,7 +15,8 @@ from ag_ui.encoder import EventEncoder
 from gateway.domain import events as e
 from gateway.domain.errors import ErrorInfo
 from gateway.domain.messages import JsonObject, Usage
-from gateway.ports.listener import EventFold, EventListener
+from gateway.ports.listener import EventListener
+from gateway.wire.front_ends.resumable import ResumableWriter
 from gateway.wire.front_ends.sent_chat import format_message_id
 from gateway.wire.openai_chat_answers import format_arguments
 
@@ -32,20 +33,18 @@ A delta is its JSON, because pydantic takes 20 times as long for it.
 """
 
 
-class RunWriter(EventFold):
+class RunWriter(ResumableWriter[AgUiEvent]):
     """Writes a turn's events as those of a run.
 
-    With `answered`, the client has all events before the answer to one of these questions, so they are not written
-    again. Clients before version 1.0 (`is_legacy`, such as CopilotKit) refuse what that version added to the end of a
+    Clients before version 1.0 (`is_legacy`, such as CopilotKit) refuse what that version added to the end of a
     run.
     """
 
     def __init__(self, thread_id: str, run_id: str, *, answered: Iterable[str] = (), is_legacy: bool = False) -> None:
+        super().__init__(answered)
         self._is_legacy = is_legacy
         self._thread_id = thread_id
         self._run_id = run_id
-        self._answered = frozenset(answered)
-        self._is_silent = bool(self._answered)
         self._started: e.TurnStarted | None = None
         self._step: int | None = None
         self._step_message: str | None = None
@@ -55,20 +54,7 @@ class RunWriter(EventFold):
         self._questions: dict[str, e.InputRequired] = {}
         self._warnings: list[str] = []
 
-    def apply(self, event: e.Event) -> None:
-        self.write_event(event)
-
-    def write_event(self, event: e.Event) -> list[AgUiEvent]:
-        """Return the events of the run for an event."""
-        if not self._is_silent:
-            return self._write_run_events(event)
-        is_answer = isinstance(event, e.InputResolved) and event.input_id in self._answered
-        if is_answer or isinstance(event, e.TurnEnd):  # or the turn ended without the answer
-            return [*self._resume_writing(), *self._write_run_events(event)]
-        self._write_run_events(event)
-        return []
-
-    def _write_run_events(self, event: e.Event) -> list[AgUiEvent]:
+    def _convert_event(self, event: e.Event) -> list[AgUiEvent]:
         match event:
             case e.TextDelta():
                 return self._write_delta(event, "text")

@@ -13,7 +13,8 @@ import msgspec
 from gateway.domain import events as e
 from gateway.domain.errors import ErrorInfo
 from gateway.domain.messages import JsonObject, Message
-from gateway.ports.listener import EventFold, EventListener
+from gateway.ports.listener import EventListener
+from gateway.wire.front_ends.resumable import ResumableWriter
 from gateway.wire.openai_chat_answers import build_usage
 from gateway.wire.sse import DONE
 from gateway.wire.ui_messages.parts import DENIED_TEXT, join_text_parts
@@ -32,17 +33,15 @@ _VOID_CALL = "The model was asked again, and this call was not run."
 _encode = msgspec.json.Encoder().encode
 
 
-class UIMessageWriter(EventFold):
+class UIMessageWriter(ResumableWriter[JsonObject]):
     """Writes a turn's events as chunks of one message.
 
-    `message_id` is that of the answer, or of the message that it continues. With `answered`, the client has all chunks
-    before the answer to one of these questions, so they are not written again.
+    `message_id` is that of the answer, or of the message that it continues.
     """
 
     def __init__(self, message_id: str, *, answered: Iterable[str] = ()) -> None:
+        super().__init__(answered)
         self._message_id = message_id
-        self._answered = frozenset(answered)
-        self._is_silent = bool(self._answered)
         self._metadata: JsonObject = {}
         self._step: int | None = None
         self._open_part: tuple[Literal["text", "reasoning"], str] | None = None
@@ -54,20 +53,7 @@ class UIMessageWriter(EventFold):
         self._declined: set[str] = set()
         self._warnings: list[str] = []
 
-    def apply(self, event: e.Event) -> None:
-        self.write_event(event)
-
-    def write_event(self, event: e.Event) -> list[JsonObject]:
-        """Return the chunks of an event."""
-        if not self._is_silent:
-            return self._write_chunks(event)
-        is_answer = isinstance(event, e.InputResolved) and event.input_id in self._answered
-        if is_answer or isinstance(event, e.TurnEnd):  # or the turn ended without the answer
-            return [*self._resume_writing(), *self._write_chunks(event)]
-        self._write_chunks(event)
-        return []
-
-    def _write_chunks(self, event: e.Event) -> list[JsonObject]:
+    def _convert_event(self, event: e.Event) -> list[JsonObject]:
         match event:
             case e.TextDelta():
                 return self._write_delta(event, "text")
