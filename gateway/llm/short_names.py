@@ -25,7 +25,7 @@ class ShortNames:
 
     def __init__(self, call: ModelCall) -> None:
         called = (each.name for message in call.messages for each in message.tool_calls)
-        names = chain((tool.name for tool in call.tools), called)
+        names = chain((tool.name for tool in call.tools if tool.client), called)
         self._short = {name: _shorten_name(name) for name in names if not _ACCEPTED.fullmatch(name)}
         self._own = {short: name for name, short in self._short.items()}
 
