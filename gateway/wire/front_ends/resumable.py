@@ -1,4 +1,4 @@
-"""Streams of a turn for front ends that continue it after an answer."""
+"""Base of streams that continue a turn after an answer."""
 
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -38,5 +38,5 @@ class ResumableWriter(EventFold, Generic[T]):
 
     @abstractmethod
     def _resume_writing(self) -> list[T]:
-        """Return the start of what continues the turn, and be silent no more."""
+        """Return the start of the continued stream, and end the silence."""
         ...
