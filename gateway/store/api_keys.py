@@ -14,7 +14,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import Conflict, NotAuthenticated, NotFound
-from gateway.domain.messages import Budget, CodeMode, GatewayTools, KeyLimits, Principal, UserRole
+from gateway.domain.messages import Budget, CodeMode, GatewayTools, JsonObject, KeyLimits, Principal, UserRole
 from gateway.store.audit import make_audit_entry
 from gateway.store.bus import CHANNEL
 from gateway.store.database import Database, count_changed_rows
@@ -29,7 +29,10 @@ _PAGE = build_page_query(
     size="octet_length(to_jsonb(t)::text)",
     columns="t.id",
 )
-_EXPIRES_LATER = col(ApiKey.expires_at) > func.now()
+_IS_ACTIVE = (
+    col(ApiKey.revoked_at).is_(None),
+    or_(col(ApiKey.expires_at).is_(None), col(ApiKey.expires_at) > func.now()),
+)
 _TOUCH_INTERVAL = timedelta(minutes=1)
 _CHANGE_MESSAGE = msgspec.json.encode(BusMessage(BusKind.KEYS_CHANGED, BusMessage.NO_TURN)).decode()
 
@@ -96,9 +99,8 @@ class KeyStore:
         """
         new = _get_properties(key)
         row, secret = _build_key(new, by, made_with)
-        is_active = (col(ApiKey.revoked_at).is_(None), or_(col(ApiKey.expires_at).is_(None), _EXPIRES_LATER))
         end = func.least(ApiKey.expires_at, func.now() + overlap)  # ignores null
-        retirement = update(ApiKey).where(col(ApiKey.id) == key.id, *is_active).values(expires_at=end)
+        retirement = update(ApiKey).where(col(ApiKey.id) == key.id, *_IS_ACTIVE).values(expires_at=end)
         async with self._database.session() as session:
             if not await count_changed_rows(session, retirement):
                 raise Conflict("This key has been revoked or has expired.")
@@ -106,6 +108,23 @@ class KeyStore:
             detail = {"owner": key.owner, "successor": row.prefix, "made_with": made_with, "overlap": str(overlap)}
             session.add(make_audit_entry(by, "key.rotate", f"key {key.prefix}", detail))
         return row, secret
+
+    async def change_key(self, key: ApiKey, changes: JsonObject, *, by: str) -> ApiKey:
+        """Change properties of a key, and return its row.
+
+        Raises:
+            Conflict: the key has been revoked or has expired.
+        """
+        if not changes:
+            return key
+        change = update(ApiKey).where(col(ApiKey.id) == key.id, *_IS_ACTIVE).values(**changes)
+        async with self._database.session() as session:
+            if not await count_changed_rows(session, change):
+                raise Conflict("This key has been revoked or has expired.")
+            detail = {"owner": key.owner} | msgspec.to_builtins(changes)
+            session.add(make_audit_entry(by, "key.change", f"key {key.prefix}", detail))
+            await notify_key_change(session)
+            return (await session.exec(select(ApiKey).where(ApiKey.id == key.id))).one()
 
     async def _add_key(self, session: AsyncSession, row: ApiKey, new: NewKey, action: str = "key.create") -> None:
         """Add a key.

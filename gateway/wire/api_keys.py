@@ -109,18 +109,8 @@ class CreatedKey(KeyView):
     key: str
 
 
-class NewKeyBody(RequestModel):
-    """Key to create.
-
-    Only admins may set `owner`. Omitted fields default to the rights of the creator.
-    """
-
+class _KeyRightsBody(RequestModel):
     name: str = Field(default="", max_length=200, pattern=r"^[^\x00]*$")
-    owner: UserName | None = None
-    role: UserRole | None = Field(
-        default=None,
-        description="Default: user, or the creator's role if lower; admin for the first key of an open gateway.",
-    )
     scopes: ItemList[Area] | None = Field(default=None, max_length=len(get_args(Area)))
     models: GlobList = Field(default=None, description="Globs that match ids of models.")
     servers: GlobList = Field(default=None, description="Globs that match names of MCP servers.")
@@ -140,6 +130,26 @@ class NewKeyBody(RequestModel):
         "`off`. Default: the setting CODE_MODE in native requests, and none in other formats.",
     )
     expires_at: Annotated[datetime, AfterValidator(_to_utc)] | None = None
+
+
+class NewKeyBody(_KeyRightsBody):
+    """Key to create.
+
+    Only admins may set `owner`. Omitted fields default to the rights of the creator.
+    """
+
+    owner: UserName | None = None
+    role: UserRole | None = Field(
+        default=None,
+        description="Default: user, or the creator's role if lower; admin for the first key of an open gateway.",
+    )
+
+
+class KeyChangeBody(_KeyRightsBody):
+    """Changes of a key.
+
+    Omitted fields stay as they are. Null, which `name` cannot be, sets the default of a key that the caller creates.
+    """
 
 
 class RotationBody(RequestModel):

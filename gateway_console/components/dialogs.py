@@ -21,15 +21,39 @@ def ask_form(
 ) -> None:
     """Ask for the values of a schema, and save them."""
     with ui.dialog(value=True) as dialog, ui.card().classes("dialog"):
-        ui.label(title).classes("text-lg")
-        if note:
-            ui.label(note).classes("muted").style("overflow-wrap:anywhere")
+        _draw_title(title, note)
         form = SchemaForm(schema, values)
 
         async def submit() -> None:
             await save(form.read())
 
         draw_dialog_actions(dialog, action, submit)
+
+
+def ask_changes(
+    title: str,
+    schema: JsonObject,
+    values: JsonObject,
+    change: Callable[[JsonObject], Awaitable[None]],
+    note: str = "",
+    action: str = "Save",
+) -> None:
+    """Ask for other values of a schema, and save those that differ."""
+    with ui.dialog(value=True) as dialog, ui.card().classes("dialog"):
+        _draw_title(title, note)
+        form = SchemaForm(schema, values)
+
+        async def submit() -> None:
+            if changes := form.read_changes():
+                await change(changes)
+
+        draw_dialog_actions(dialog, action, submit)
+
+
+def _draw_title(title: str, note: str) -> None:
+    ui.label(title).classes("text-lg").style("overflow-wrap:anywhere")
+    if note:
+        ui.label(note).classes("muted").style("overflow-wrap:anywhere")
 
 
 def draw_dialog_actions(dialog: ui.dialog, action: str, save: Callable[[], Awaitable[None]]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 from nicegui import ui
@@ -30,6 +31,9 @@ class SchemaForm:
         root = FieldSchema(schema, schema)
         with ui.element("div").classes("form"):
             self._reader = _draw_object("", root, values, depth=0, is_required=True)
+        self._initial: JsonObject | None = None
+        with suppress(FormError):  # a required field of the first values may be empty
+            self._initial = self.read()
 
     def read(self) -> JsonObject:
         """Return the values; fields that were left empty are absent.
@@ -41,6 +45,24 @@ class SchemaForm:
         if not isinstance(value, dict):
             raise FormError("The arguments must be a JSON object.")
         return cast(JsonObject, value)
+
+    def read_if_changed(self) -> JsonObject | None:
+        """Return the values if a person has changed one.
+
+        Raises:
+            FormError: see `read`.
+        """
+        value = self.read()
+        return None if value == self._initial else value
+
+    def read_changes(self) -> JsonObject:
+        """Return the fields that a person has changed; None for those that were emptied.
+
+        Raises:
+            FormError: see `read`.
+        """
+        value, initial = self.read(), self._initial or {}
+        return {name: value.get(name) for name in value | initial if value.get(name) != initial.get(name)}
 
 
 def _draw_object(path: str, schema: FieldSchema, value: object, *, depth: int, is_required: bool) -> Reader:
@@ -59,9 +81,10 @@ def _draw_object(path: str, schema: FieldSchema, value: object, *, depth: int, i
         )
         for name, field in properties.items()
     }
+    fieldless = {name: each for name, each in values.items() if name not in properties}
 
     def read() -> object:
-        found = {name: each for name, reader in readers.items() if (each := reader()) is not None}
+        found = fieldless | {name: each for name, reader in readers.items() if (each := reader()) is not None}
         if not found and not is_required:
             return None
         for name in required & readers.keys() - found.keys():

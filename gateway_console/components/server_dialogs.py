@@ -6,7 +6,7 @@ from typing import Any
 
 from nicegui import ui
 
-from gateway_console.components.dialogs import ask_form, draw_dialog_actions
+from gateway_console.components.dialogs import ask_changes, draw_dialog_actions
 from gateway_console.components.schema_form import FormError
 
 JsonObject = dict[str, Any]
@@ -58,13 +58,5 @@ def ask_servers(add: Callable[[object], Awaitable[None]]) -> None:
 def ask_settings(server: JsonObject, change: Callable[[JsonObject], Awaitable[None]]) -> None:
     """Ask for other settings of a server, and send those that differ."""
     values = {name: server.get(name) for name in _SETTINGS["properties"] if name != "headers"}
-
-    async def save(entered: JsonObject) -> None:
-        changes = {name: entered.get(name) for name, value in values.items() if entered.get(name) != value}
-        if entered.get("headers"):
-            changes["headers"] = entered["headers"]
-        if changes:
-            await change(changes)
-
     note = f"Headers that are set: {', '.join(server['headers']) or 'none'}"
-    ask_form(f"Settings of {server['name']}", _SETTINGS, values, "Save", save, note)
+    ask_changes(f"Settings of {server['name']}", _SETTINGS, values, change, note)

@@ -14,7 +14,7 @@ from gateway_console.layout import draw_error, frame
 JsonObject = dict[str, Any]
 _PAGE_SIZE = 100
 _VERBS = {
-    "key": ("create", "rotate", "revoke", "recover"),
+    "key": ("create", "change", "rotate", "revoke", "recover"),
     "login": ("refused", "granted", "failed", "forgotten"),
     "server": ("put", "remove"),
     "tool": ("approve",),

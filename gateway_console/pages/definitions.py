@@ -13,7 +13,7 @@ from gateway_console.components.controls import (
     format_time,
     report_errors,
 )
-from gateway_console.components.dialogs import ask_form
+from gateway_console.components.dialogs import ask_changes, ask_form
 from gateway_console.components.diff import draw_diff
 from gateway_console.layout import draw_error, frame
 
@@ -120,15 +120,12 @@ class DefinitionsPage:
             stored: JsonObject = await self._api.get(quote_path(*_PATH, name))
             values: JsonObject = {field: stored["definition"].get(field) for field in _FIELDS if field != "secrets"}
 
-            async def save(entered: JsonObject) -> None:
-                changes = {field: entered.get(field) for field, value in values.items() if entered.get(field) != value}
-                if entered.get("secrets"):
-                    changes["secrets"] = entered["secrets"]
+            async def save(changes: JsonObject) -> None:
                 await self._api.patch(quote_path(*_PATH, name), {**changes, "revision": stored["revision"]})
                 await self._load()
 
             schema = {"type": "object", "required": _REQUIRED, "properties": _FIELDS}
-            ask_form(f"Edit {name}", schema, values, "Save the draft", save)
+            ask_changes(f"Edit {name}", schema, values, save, action="Save the draft")
 
     async def _test(self, name: str) -> None:
         with report_errors():

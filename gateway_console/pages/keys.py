@@ -6,7 +6,7 @@ from nicegui import ui
 
 from gateway_console.api import Api, ApiError, quote_path
 from gateway_console.components.controls import confirm, draw_badge, draw_empty, draw_fields, format_time, report_errors
-from gateway_console.components.dialogs import ask_form
+from gateway_console.components.dialogs import ask_changes, ask_form
 from gateway_console.layout import draw_error, frame
 from gateway_console.pages.usage import describe_budget
 
@@ -18,41 +18,62 @@ _TOKENS = {"type": "integer", "minimum": 0}
 _COST = {"type": "number", "minimum": 0}
 
 
+_NAME: JsonObject = {"type": "string", "title": "Name"}
+_LIMITS: JsonObject = {
+    "expires_at": {"type": "string", "format": "date", "title": "Expires on"},
+    "scopes": {"type": "array", "items": {"enum": list(_AREAS)}, "title": "Only these areas"},
+    "models": {**_GLOBS, "title": "Only these models"},
+    "servers": {**_GLOBS, "title": "Only these MCP servers"},
+    "tools": {**_GLOBS, "title": "Only these tools"},
+    "budget": {
+        "type": "object",
+        "title": "Budget",
+        "properties": {
+            "tokens_per_day": {**_TOKENS, "title": "Tokens a day"},
+            "tokens_per_month": {**_TOKENS, "title": "Tokens a month"},
+            "usd_per_day": {**_COST, "title": "USD a day"},
+            "usd_per_month": {**_COST, "title": "USD a month"},
+        },
+    },
+    "limits": {
+        "type": "object",
+        "title": "Rate limits",
+        "properties": {
+            "requests": {"type": "integer", "minimum": 1, "title": "Requests in a window"},
+            "window_seconds": {"type": "integer", "minimum": 1, "title": "Seconds of the window"},
+            "streams": {"type": "integer", "minimum": 1, "title": "Turns at once"},
+        },
+    },
+}
+
+
 def build_key_schema(role: str) -> JsonObject:
     """Return the schema of a new key that a role may make."""
     roles = {"admin": ["viewer", "user", "admin"], "user": ["viewer", "user"]}.get(role, ["viewer"])
-    properties: JsonObject = {
-        "name": {"type": "string", "title": "Name"},
-        "owner": {"type": "string", "title": "Owner", "description": "The user whose key it is. Default: you."},
-        "role": {"enum": roles, "title": "Role"},
-        "expires_at": {"type": "string", "format": "date", "title": "Expires on"},
-        "scopes": {"type": "array", "items": {"enum": list(_AREAS)}, "title": "Only these areas"},
-        "models": {**_GLOBS, "title": "Only these models"},
-        "servers": {**_GLOBS, "title": "Only these MCP servers"},
-        "tools": {**_GLOBS, "title": "Only these tools"},
-        "budget": {
-            "type": "object",
-            "title": "Budget",
-            "properties": {
-                "tokens_per_day": {**_TOKENS, "title": "Tokens a day"},
-                "tokens_per_month": {**_TOKENS, "title": "Tokens a month"},
-                "usd_per_day": {**_COST, "title": "USD a day"},
-                "usd_per_month": {**_COST, "title": "USD a month"},
-            },
-        },
-        "limits": {
-            "type": "object",
-            "title": "Rate limits",
-            "properties": {
-                "requests": {"type": "integer", "minimum": 1, "title": "Requests in a window"},
-                "window_seconds": {"type": "integer", "minimum": 1, "title": "Seconds of the window"},
-                "streams": {"type": "integer", "minimum": 1, "title": "Turns at once"},
-            },
-        },
+    owner = {"type": "string", "title": "Owner", "description": "The user whose key it is. Default: you."}
+    rights: JsonObject = {"owner": owner} if role == "admin" else {}
+    return {
+        "type": "object",
+        "properties": {"name": _NAME, **rights, "role": {"enum": roles, "title": "Role"}, **_LIMITS},
     }
-    if role != "admin":
-        del properties["owner"]
-    return {"type": "object", "properties": properties}
+
+
+def list_key_values(key: JsonObject) -> JsonObject:
+    """Return the values of a key for the form that changes it."""
+    return {name: key[name] for name in ("name", *_LIMITS)} | {"expires_at": (key["expires_at"] or "")[:10]}
+
+
+def build_key_changes(changes: JsonObject) -> JsonObject:
+    """Return the body that changes a key.
+
+    A window without a number of requests is no limit.
+    """
+    body: JsonObject = dict(changes)
+    if "name" in body:
+        body["name"] = body["name"] or ""
+    if (limits := body.get("limits")) is not None and not {"requests", "streams"} & limits.keys():
+        body["limits"] = None
+    return body
 
 
 class KeysPage:
@@ -91,6 +112,7 @@ class KeysPage:
                     draw_badge("revoked", "bad")
                 ui.space()
                 if self._may_change and key["revoked_at"] is None:
+                    _draw_action("Edit", key, lambda: self._ask_changes(key))
                     _draw_action("Rotate", key, lambda: self._rotate(key))
                     _draw_action("Revoke", key, lambda: self._revoke(key))
             limits: JsonObject = key["limits"] or {}
@@ -115,6 +137,15 @@ class KeysPage:
             self._show_secret(await self._api.post("/api/v1/keys", values))
 
         ask_form("New key", build_key_schema(self._api.session.role), {}, "Create", create)
+
+    async def _ask_changes(self, key: JsonObject) -> None:
+        async def change(changes: JsonObject) -> None:
+            await self._api.patch(quote_path("api", "v1", "keys", key["id"]), build_key_changes(changes))
+            await self._load()
+
+        schema = {"type": "object", "properties": {"name": _NAME, **_LIMITS}}
+        note = "Fields that you empty have no limit. Keys that were made with this key keep theirs."
+        ask_changes(f"Edit {key['name'] or key['prefix']}", schema, list_key_values(key), change, note)
 
     async def _rotate(self, key: JsonObject) -> None:
         schema = {

@@ -6,9 +6,11 @@ from typing import Literal
 import pytest
 from playwright.async_api import Page, expect
 
-from gateway_console.pages.keys import build_key_schema
+from gateway.domain.messages import Budget, KeyLimits
+from gateway_console.pages.keys import build_key_changes, build_key_schema
 from gateway_console.pages.usage import build_latencies, describe_budget, sum_tools
 from tests.auth_helpers import Keyring
+from tests.eventually import eventually
 from tests.gateway_console.browsing import check_accessibility, choose, go, take_pictures
 from tests.gateway_console.running_console import PICTURES, needs_chromium, run_console
 from tests.stack import Gateway, ServeSharedGateway
@@ -78,6 +80,33 @@ async def test_key_is_made_limited_rotated_and_revoked(
     assert (await gateway.get("/api/v1/models", headers={"X-API-Key": secret})).status == 401
     assert "owned" not in await page.title()
     assert await page.locator("main img, main script").count() == 0
+
+
+async def test_limits_of_a_key_are_changed(gateway: Gateway, console: str, page: Page, keyring: Keyring) -> None:
+    limits, budget = KeyLimits(streams=2), Budget(tokens_per_day=0)
+    headers = await keyring.create_key("cem", name="cem's key", tools=("calc*",), limits=limits, budget=budget)
+    await sign_in(page, console, ADMIN, "/keys")
+    await page.get_by_role("button", name="Edit cem's key").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog.get_by_label("Turns at once")).to_have_value("2")
+    await dialog.get_by_label("Tokens a day").fill("")
+    await dialog.get_by_label("USD a month").fill("4.5")
+    await dialog.get_by_label("Turns at once").fill("")
+    await dialog.get_by_label("Name").fill("cem's laptop")
+    await take_pictures(page, "key-changes")
+    await dialog.get_by_role("button", name="Save").click()
+    card = page.locator(".key", has_text="cem's laptop")
+    await expect(card).to_contain_text("$4.5 a month")
+    await expect(card).to_contain_text("calc*")
+    await expect(card).not_to_contain_text("tokens a day")
+    await expect(card).not_to_contain_text("Turns at once")
+    [key] = [key for key in (await keyring.get("cem", "/api/v1/keys")).body["keys"] if key["name"] == "cem's laptop"]
+    assert (key["limits"], key["budget"]["tokens_per_day"], key["expires_at"]) == (None, None, None)
+
+    async def may_chat() -> bool:
+        return (await gateway.chat("Hello", headers=headers)).status == 200
+
+    await eventually(may_chat)
 
 
 async def test_cost_is_shown_by_day_model_user_and_key(console: str, page: Page, keyring: Keyring) -> None:
@@ -168,6 +197,12 @@ def test_role_may_choose_no_higher_one_and_no_owner() -> None:
     properties = build_key_schema("user")["properties"]
     assert properties["role"]["enum"] == ["viewer", "user"]
     assert "owner" not in properties
+
+
+def test_emptied_name_and_window_without_requests_are_sent_as_no_limit() -> None:
+    changes = {"name": None, "limits": {"window_seconds": 60}, "budget": None}
+    assert build_key_changes(changes) == {"name": "", "limits": None, "budget": None}
+    assert build_key_changes({"limits": {"streams": 1}}) == {"limits": {"streams": 1}}
 
 
 def test_budget_is_told_in_words() -> None:

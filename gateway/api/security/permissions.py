@@ -126,6 +126,7 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/api/v1/audit/export"): _ADMIN,
     ("GET", "/api/v1/keys"): RoutePermission("keys"),
     ("POST", "/api/v1/keys"): MANAGE_KEYS,
+    ("PATCH", "/api/v1/keys/{key_id}"): MANAGE_KEYS,
     # The routes check `MANAGE_KEYS` for other keys: a key may revoke or rotate itself without this scope.
     ("DELETE", "/api/v1/keys/{key_id}"): RoutePermission(None, "user"),
     ("POST", "/api/v1/keys/{key_id}/rotate"): RoutePermission(None, "user"),

@@ -102,6 +102,7 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("DELETE", "/api/v1/admin/user-data"): ("admin", None),
     ("GET", "/api/v1/keys"): ("own list", None),
     ("POST", "/api/v1/keys"): ("creates", {}),
+    ("PATCH", "/api/v1/keys/{key_id}"): ("owned", {"name": "renamed"}),
     ("DELETE", "/api/v1/keys/{key_id}"): ("owned", None),
     ("POST", "/api/v1/keys/{key_id}/rotate"): ("owned", {}),
     ("POST", "/v1/chat/completions"): ("creates", CHAT_BODY),

@@ -12,14 +12,17 @@ from gateway.api.http.json_lists import build_list_response
 from gateway.api.security.key_power import require_power_over
 from gateway.api.security.permissions import role_at_most
 from gateway.domain.errors import Forbidden, InvalidRequest
-from gateway.domain.messages import Area, Budget, JsonObject, KeyLimits, Principal
-from gateway.store.api_keys import KEY_PREFIX, NewKey
+from gateway.domain.messages import Area, JsonObject, Principal
+from gateway.store.api_keys import KEY_PREFIX, KeyStore, NewKey
 from gateway.store.models import ApiKey
-from gateway.wire.api_keys import CreatedKey, KeyList, KeyView, NewKeyBody, RotationBody
+from gateway.wire.api_keys import CreatedKey, KeyChangeBody, KeyList, KeyView, NewKeyBody, RotationBody
 
 router = APIRouter(prefix="/api/v1/keys", tags=["keys"])
 
 _NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "description": "The key was not found"}}
+_INACTIVE: dict[int | str, JsonObject] = {
+    409: {"model": ErrorBody, "description": "The key has been revoked or has expired"}
+}
 _GLOB_CHARACTERS = frozenset("*?[")
 
 
@@ -44,12 +47,27 @@ async def create_key(body: NewKeyBody, principal: PrincipalDep, keys: ApiKeysDep
     """
     response.headers["Cache-Control"] = "no-store"
     new = _build_new_key(body, principal)
-    if principal.key is not None and principal.key.startswith(KEY_PREFIX):
-        max_expires_at = (await keys.get_by_prefix(principal.key)).expires_at
-        if max_expires_at is not None and (new.expires_at is None or new.expires_at > max_expires_at):
-            new = msgspec.structs.replace(new, expires_at=max_expires_at)
+    new = msgspec.structs.replace(new, expires_at=await _limit_expiry(new.expires_at, principal, keys))
     row, secret = await keys.create_key(new, by=principal.user, made_with=principal.key)
     return _view_created_key(row, secret)
+
+
+@router.patch("/{key_id}", summary="Change a key", responses={**_NOT_FOUND, **_INACTIVE})
+async def change_key(key_id: UUID, body: KeyChangeBody, principal: PrincipalDep, keys: ApiKeysDep) -> KeyView:
+    """Change the name, areas, allow lists, budget, limits or expiry of a key, on every worker.
+
+    Omitted fields stay as they are. The rules are those of creating keys: the key gets at most your own rights, and a
+    key with its own budget or limits changes none. The same keys may be changed as revoked. Turns that run keep the
+    rights that they began with, and so do keys that were made with this key.
+    """
+    key = await keys.get_key(key_id, _owner_filter(principal))
+    require_power_over(key, principal)
+    rights = _build_rights(body, principal)
+    if "expires_at" in body.model_fields_set:
+        rights["expires_at"] = await _limit_expiry(body.expires_at, principal, keys)
+    changes = {name: value for name, value in rights.items() if name in body.model_fields_set}
+    row = await keys.change_key(key, changes, by=principal.user)
+    return KeyView.model_validate(row, from_attributes=True)
 
 
 @router.delete("/{key_id}", summary="Revoke a key", status_code=204, responses=_NOT_FOUND)
@@ -68,7 +86,7 @@ async def revoke_key(key_id: UUID, principal: PrincipalDep, keys: ApiKeysDep) ->
     "/{key_id}/rotate",
     summary="Rotate a key",
     status_code=201,
-    responses={**_NOT_FOUND, 409: {"model": ErrorBody, "description": "The key has been revoked or has expired"}},
+    responses={**_NOT_FOUND, **_INACTIVE},
 )
 async def rotate_key(
     key_id: UUID, body: RotationBody, principal: PrincipalDep, keys: ApiKeysDep, response: Response
@@ -90,7 +108,7 @@ async def rotate_key(
 
 def _reject_allowance(creator: Principal) -> None:
     if creator.budget is not None or creator.limits is not None:
-        raise Forbidden("A key with its own budget or limits may not create keys.")
+        raise Forbidden("A key with its own budget or limits may not create or change keys.")
 
 
 def _view_created_key(row: ApiKey, secret: str) -> CreatedKey:
@@ -111,28 +129,45 @@ def _build_new_key(body: NewKeyBody, creator: Principal) -> NewKey:
     owner = body.owner or creator.user
     if owner != creator.user and creator.role != "admin":
         raise Forbidden("Only admins may create keys for other users.")
-    _reject_allowance(creator)
+    rights = _build_rights(body, creator)
     role = body.role
     if role is None and creator.key is not None:
         role = "user" if role_at_most("user", creator.role) else creator.role
     if role is not None and not role_at_most(role, creator.role):
         raise Forbidden(f"The role {creator.role} may not create a key for the role {role}.")
+    return msgspec.convert({"owner": owner, "role": role, **rights}, NewKey)
+
+
+def _build_rights(body: NewKeyBody | KeyChangeBody, creator: Principal) -> JsonObject:
+    """Build the properties of a key that its creator or a later change sets.
+
+    Raises:
+        Forbidden: the key would have more rights than the caller.
+        InvalidRequest: the key would have expired already.
+    """
+    _reject_allowance(creator)
     if body.expires_at is not None and body.expires_at <= datetime.now(UTC):
         raise InvalidRequest("expires_at: must be in the future.", param="expires_at")
-    return NewKey(
-        owner=owner,
-        name=body.name,
-        role=role,
-        scopes=_check_allowed("scopes", body.scopes, creator.scopes),
-        models=_check_allowed("models", body.models, creator.models),
-        servers=_check_allowed("servers", body.servers, creator.servers),
-        tools=_check_allowed("tools", body.tools, creator.tools),
-        budget=None if body.budget is None else msgspec.convert(body.budget.model_dump(), Budget),
-        limits=None if body.limits is None else msgspec.convert(body.limits.model_dump(), KeyLimits),
-        gateway_tools=body.gateway_tools,
-        code=body.code,
-        expires_at=body.expires_at,
-    )
+    return {
+        "name": body.name,
+        "scopes": _check_allowed("scopes", body.scopes, creator.scopes),
+        "models": _check_allowed("models", body.models, creator.models),
+        "servers": _check_allowed("servers", body.servers, creator.servers),
+        "tools": _check_allowed("tools", body.tools, creator.tools),
+        "budget": None if body.budget is None else body.budget.model_dump(),
+        "limits": None if body.limits is None else body.limits.model_dump(),
+        "gateway_tools": body.gateway_tools,
+        "code": body.code,
+        "expires_at": body.expires_at,
+    }
+
+
+async def _limit_expiry(expires_at: datetime | None, caller: Principal, keys: KeyStore) -> datetime | None:
+    """Return the expiry of a key, which is not after that of the caller's."""
+    if caller.key is None or not caller.key.startswith(KEY_PREFIX):
+        return expires_at
+    latest = (await keys.get_by_prefix(caller.key)).expires_at
+    return latest if latest is not None and (expires_at is None or expires_at > latest) else expires_at
 
 
 def _check_allowed(
