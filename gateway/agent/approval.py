@@ -1,5 +1,7 @@
 """Decides which tool calls a person must approve."""
 
+from urllib.parse import quote
+
 import msgspec
 
 from gateway.common.sanitize import clean_text
@@ -23,7 +25,9 @@ def build_approval_request(spec: ToolSpec, arguments: JsonObject) -> PendingInpu
 
     An accepting answer may contain other arguments, which must match the tool's schema.
     """
-    schema = {"type": "object", "properties": {"arguments": spec.input_schema}, "additionalProperties": False}
+    # With an `$id`, references such as `#/$defs/Address` are resolved within the tool's schema.
+    arguments_schema = {"$id": f"urn:agent-gateway:tool:{quote(spec.name)}", **spec.input_schema}
+    schema = {"type": "object", "properties": {"arguments": arguments_schema}, "additionalProperties": False}
     message = (
         f"May the tool {spec.title or spec.name} of the server {spec.server} run {_describe_arguments(arguments)}?"
     )

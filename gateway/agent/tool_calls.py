@@ -414,7 +414,12 @@ def parse_client_call_id(call_id: str) -> UUID | None:
 def build_input_resolved(question: StoredQuestion, answer: Answer) -> InputResolved:
     """Build the event for the answer to a question."""
     return InputResolved(
-        input_id=str(question.id), call_id=question.call_id, action=answer.action, content=answer.content, by=answer.by
+        input_id=str(question.id),
+        call_id=question.call_id,
+        action=answer.action,
+        content=answer.content,
+        by=answer.by,
+        kind=question.question.kind,
     )
 
 

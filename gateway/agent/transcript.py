@@ -234,8 +234,8 @@ class Transcript(EventFold):
 
         The approved arguments are those that ran.
         """
-        arguments = (event.content or {}).get("arguments")
-        if event.action == "accept" and isinstance(arguments, dict) and event.call_id in self._call_steps:
+        arguments = event.edited_arguments
+        if arguments is not None and event.call_id in self._call_steps:
             step = self._call_steps[event.call_id]
             step.replace_call(msgspec.structs.replace(step.get_call(event.call_id), arguments=arguments))
 

@@ -4,7 +4,7 @@ Each dispatch over it ends in `assert_never`. The JSON of an event has its field
 beside it, in the turn log, the journal and the SSE `id`.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -155,11 +155,25 @@ class InputRequired(_Event, frozen=True, kw_only=True, tag="input.required"):
 
 
 class InputResolved(_Event, frozen=True, kw_only=True, tag="input.resolved"):
+    """Answer of a person.
+
+    `kind` is that of the question; events of earlier versions lack it.
+    """
+
     input_id: str
     call_id: str
     action: Action
     content: JsonObject | None = None
     by: str | None = None
+    kind: Literal["question", "approval", "authorization", "url", "host"] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def edited_arguments(self) -> JsonObject | None:
+        """The arguments with which a person approved the call, if not the model's."""
+        if self.action != "accept" or self.kind not in (msgspec.UNSET, "approval"):
+            return None
+        arguments = (self.content or {}).get("arguments")
+        return cast("JsonObject", arguments) if isinstance(arguments, dict) else None
 
 
 class TurnResumed(_Event, frozen=True, kw_only=True, tag="turn.resumed"):

@@ -418,8 +418,8 @@ class ResponseWriter(EventFold):
         call, item = self._calls.get(event.call_id, (None, None))
         if call is None or item is not None or event.action != "accept":
             return []
-        arguments = (event.content or {}).get("arguments")
-        text = _encode(arguments).decode() if isinstance(arguments, dict) else format_arguments(call)
+        arguments = event.edited_arguments
+        text = format_arguments(call) if arguments is None else _encode(arguments).decode()
         return [*self._close_item(), *self._write_mcp_call(call, text)]
 
     def _write_call_result(self, event: e.ToolFinished) -> list[JsonObject]:

@@ -94,8 +94,8 @@ class TurnSummary(EventFold):
                 self.inputs[event.input_id] = event
             case e.InputResolved():
                 self.inputs.pop(event.input_id, None)
-                arguments = (event.content or {}).get("arguments")
-                if event.action == "accept" and isinstance(arguments, dict) and event.call_id in self.calls:
+                arguments = event.edited_arguments
+                if arguments is not None and event.call_id in self.calls:
                     self.calls[event.call_id].arguments = arguments
             case e.ToolProgress() | e.ToolLog() | e.TurnResumed():
                 pass

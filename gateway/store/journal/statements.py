@@ -284,7 +284,7 @@ def _build_call_rows(fence: Fence, entries: Iterable[JournalEntry]) -> Iterable[
                     FINISH_CALL,
                     (*fence, result.call_id, result.outcome, content, structured, result.duration_ms, source),
                 )
-            case e.InputResolved(action="accept", content={"arguments": arguments}) as resolved:
+            case e.InputResolved(edited_arguments=dict() as arguments) as resolved:
                 yield EDIT_CALL, (*fence, resolved.call_id, arguments)
             case e.HistorySummarized(text=str(summary), error=msgspec.UNSET) as done:
                 yield SAVE_SUMMARY, (*fence, HistorySummary(summary, done.turns, UUID(done.through_turn_id)))
