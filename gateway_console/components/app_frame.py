@@ -30,6 +30,13 @@ const listen = event => {
 window.addEventListener('message', listen);
 frame.srcdoc = state.page;
 """
+_HOST_CONTEXT: JsonObject = {
+    "theme": "light",
+    "displayMode": "inline",
+    "availableDisplayModes": ["inline"],
+    "containerDimensions": {"maxHeight": 800},
+    "platform": "web",
+}
 _SANDBOX: JsonObject = {"sandbox": "allow-scripts", "title": "MCP App", "referrerpolicy": "no-referrer"}
 
 
@@ -44,15 +51,15 @@ def draw_frame(page: str, arguments: object = None, result: JsonObject | None = 
         .style("height:24rem;border:1px solid var(--line);border-radius:8px;background:#fff;color-scheme:light")
     )
     frame.props.update(_SANDBOX)
-    state = {
+    state: JsonObject = {
         "page": page,
-        "arguments": arguments,
+        "arguments": arguments if isinstance(arguments, dict) else {},
         "result": result or {"content": []},
         "host": {
             "protocolVersion": "2026-01-26",
             "hostInfo": {"name": "agent-gateway-console", "version": "1"},
             "hostCapabilities": {},
-            "hostContext": {"displayMode": "inline"},
+            "hostContext": _HOST_CONTEXT,
         },
     }
     # `</script>` and the like cannot end it: the code is sent over the WebSocket, not written into HTML.

@@ -47,9 +47,8 @@ class AppPages:
                 ui.label(str(error)).classes("text-negative").props('role="alert"')
                 return
             pages = [cast(JsonObject, content).get("text") for content in read["contents"]]
-            outcome: JsonObject = {
-                "content": result.get("content") or [],
-                "structuredContent": result.get("structured"),
-            }
+            outcome: JsonObject = {"content": result.get("content") or []}
+            if isinstance(result.get("structured"), dict):
+                outcome["structuredContent"] = result["structured"]
             for page in pages[:1]:
                 draw_frame(str(page or ""), call["arguments"], outcome)

@@ -11,6 +11,8 @@ from gateway_console.components.charts import draw_chart
 
 JsonObject = dict[str, Any]
 MAX_TEXT_CHARACTERS = 20_000
+_MAX_OPEN_CHARACTERS = 1_500
+"""Characters of a text that is shown at its full height; a longer one scrolls."""
 _MAX_ROWS = 200
 _MIN_CHART_ROWS = 2
 _MAX_SERIES = 6
@@ -58,7 +60,7 @@ def draw_block(block: JsonObject) -> None:
     mime_type, data = str(block.get("mimeType") or ""), block.get("data")
     match block.get("type"):
         case "text":
-            ui.label(shorten(str(block.get("text", "")))).classes("plain")
+            _draw_text(str(block.get("text", "")))
         case "image" if mime_type in _IMAGE_TYPES and isinstance(data, str):
             ui.image(f"data:{mime_type};base64,{data}").style("max-width:28rem").props('alt="Image of the tool"')
         case "audio" if mime_type in _AUDIO_TYPES and isinstance(data, str):
@@ -67,6 +69,12 @@ def draw_block(block: JsonObject) -> None:
             _draw_resource(cast(JsonObject, block["resource"]))
         case _:
             draw_json({name: value for name, value in block.items() if name != "data"})
+
+
+def _draw_text(text: str) -> None:
+    label = ui.label(shorten(text)).classes("plain")
+    if len(text) > _MAX_OPEN_CHARACTERS:
+        label.classes("long-text").props('tabindex=0 role="region" aria-label="Text of the result"')
 
 
 def _draw_resource(resource: JsonObject) -> None:

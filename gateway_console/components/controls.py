@@ -47,9 +47,17 @@ def draw_empty(text: str) -> None:
     ui.label(text).classes("muted q-py-md")
 
 
+@contextmanager
+def open_dialog(title: str, *, is_open: bool = True) -> Generator[ui.dialog]:
+    """Draw a dialog, whose content the block draws; screen readers say its title."""
+    with ui.dialog(value=is_open) as dialog, ui.card().classes("dialog"):
+        dialog.props["aria-label"] = title  # `props()` would parse a name of others
+        yield dialog
+
+
 async def confirm(question: str, action: str) -> bool:
     """Ask a person; return whether the answer was the action."""
-    with ui.dialog() as dialog, ui.card().classes("dialog"):
+    with open_dialog(question, is_open=False) as dialog:
         ui.label(question).style("white-space:pre-wrap;overflow-wrap:anywhere")
         with ui.row().classes("w-full justify-end"):
             ui.button("Cancel", on_click=lambda: dialog.submit(False)).props("flat no-caps")
@@ -59,7 +67,7 @@ async def confirm(question: str, action: str) -> bool:
 
 async def ask_text(title: str, value: str, action: str, *, multi_line: bool = False) -> str | None:
     """Ask a person for a text; return None if it was left."""
-    with ui.dialog() as dialog, ui.card().classes("dialog"):
+    with open_dialog(action, is_open=False) as dialog:
         field = ui.textarea(title, value=value) if multi_line else ui.input(title, value=value)
         field.props("outlined autofocus").classes("w-full")
         with ui.row().classes("w-full justify-end"):

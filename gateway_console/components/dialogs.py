@@ -6,6 +6,7 @@ from typing import Any
 from nicegui import ui
 
 from gateway_console.api import ApiError
+from gateway_console.components.controls import open_dialog
 from gateway_console.components.schema_form import FormError, SchemaForm
 
 JsonObject = dict[str, Any]
@@ -20,7 +21,7 @@ def ask_form(
     note: str = "",
 ) -> None:
     """Ask for the values of a schema, and save them."""
-    with ui.dialog(value=True) as dialog, ui.card().classes("dialog"):
+    with open_dialog(title) as dialog:
         _draw_title(title, note)
         form = SchemaForm(schema, values)
 
@@ -39,7 +40,7 @@ def ask_changes(
     action: str = "Save",
 ) -> None:
     """Ask for other values of a schema, and save those that differ."""
-    with ui.dialog(value=True) as dialog, ui.card().classes("dialog"):
+    with open_dialog(title) as dialog:
         _draw_title(title, note)
         form = SchemaForm(schema, values)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from nicegui import ui
 
+from gateway_console.components.controls import open_dialog
 from gateway_console.components.dialogs import ask_changes, draw_dialog_actions
 from gateway_console.components.schema_form import FormError
 
@@ -48,7 +49,7 @@ def ask_servers(add: Callable[[object], Awaitable[None]]) -> None:
             raise FormError(f"This is not JSON: {error}.") from None
         await add(body)
 
-    with ui.dialog(value=True) as dialog, ui.card().classes("dialog"):
+    with open_dialog("Add servers") as dialog:
         ui.label("Paste the configuration of Claude, Cursor, VS Code and other hosts. Servers are reached over HTTP.")
         field = ui.textarea("mcpServers (JSON)").props("outlined rows=10 input-class=plain").classes("w-full")
         field.props.set_optional("placeholder", _EXAMPLE)

@@ -8,7 +8,7 @@ from nicegui import ui
 
 from gateway_console.components.content import draw_json, draw_result, shorten
 from gateway_console.components.controls import draw_badge, format_cost, format_milliseconds
-from gateway_console.components.turn_view import TERMINAL_EVENTS
+from gateway_console.components.turn_view import TERMINAL_EVENTS, find_edited_arguments
 
 JsonObject = dict[str, Any]
 MAX_ENTRIES = 1_000
@@ -98,6 +98,10 @@ class TurnTimeline:
             case "input.resolved" if event["input_id"] in self._inputs:
                 wait = self._inputs[event["input_id"]]
                 wait.state, wait.tone = f"{event['action']} by {event.get('by') or 'the gateway'}", "plain"
+                edited, call = find_edited_arguments(event), self._calls.get(event["call_id"])
+                if edited is not None and call is not None:
+                    wait.state += ", with other arguments"
+                    call.arguments = edited
             case "model.retry":
                 self._retry(event)
             case "sampling.completed":

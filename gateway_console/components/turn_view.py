@@ -15,6 +15,7 @@ JsonObject = dict[str, Any]
 Answer = Callable[[str, str, JsonObject | None], Awaitable[None]]
 """Answers a question: its id, the action and the content."""
 TERMINAL_EVENTS = ("turn.completed", "turn.failed", "turn.cancelled")
+_ACTIONS = {"accept": "Accepted", "decline": "Declined", "cancel": "Cancelled", "expire": "Expired"}
 _ICONS = {"ok": "check_circle", "error": "error", "denied": "block", "unknown": "help"}
 
 
@@ -64,17 +65,18 @@ class _CallCard:
 
     def __init__(self, event: JsonObject, pages: AppPages) -> None:
         self._pages, self._call = pages, event
+        self._arguments: ui.expansion | None = None
         with ui.element("div").classes("card tool-call"):
-            with ui.row().classes("items-center no-wrap w-full"):
+            with ui.row().classes("items-center w-full gap-x-3 gap-y-0"):
                 self.icon = ui.icon("hourglass_top").props('aria-hidden="true"')
-                ui.label(str(event["tool"])).classes("font-medium")
+                ui.label(str(event["tool"])).classes("font-medium").style("overflow-wrap:anywhere")
                 ui.label(str(event.get("server") or "client")).classes("muted")
                 ui.space()
                 self.state = ui.label("waits for approval" if event.get("needs_approval") else "runs").classes("muted")
             if (code := _find_program(event)) is not None:
                 ui.html(render_markdown(f"~~~~~~python\n{code}\n~~~~~~"), sanitize=True).classes("markdown w-full")
             else:
-                with ui.expansion("Arguments").classes("w-full").props("dense"):
+                with ui.expansion("Arguments").classes("w-full").props("dense") as self._arguments:
                     draw_json(event["arguments"])
             self.bar = ui.linear_progress(0, show_value=False).props('aria-label="Progress"')
             self.bar.set_visibility(False)
@@ -82,6 +84,18 @@ class _CallCard:
             self.log = ui.column().classes("w-full gap-0")
             self.result = ui.column().classes("w-full gap-1")
         self._log_lines = 0
+
+    @property
+    def arguments(self) -> object:
+        return self._call["arguments"]
+
+    def replace_arguments(self, arguments: object) -> None:
+        """Show the arguments with which a person approved the call."""
+        self._call = {**self._call, "arguments": arguments}
+        if self._arguments is not None:
+            self._arguments.clear()
+            with self._arguments:
+                draw_json(arguments)
 
     def show_progress(self, event: JsonObject) -> None:
         if total := event.get("total"):
@@ -98,6 +112,7 @@ class _CallCard:
     def finish(self, event: JsonObject) -> None:
         outcome = str(event["outcome"])
         self.icon.set_name(_ICONS.get(outcome, "help"))
+        self.icon.classes(f"outcome-{outcome}")
         self.bar.set_visibility(False)
         source = f", {event['source']}" if event.get("source") else ""
         self.state.set_text(f"{outcome}, {event.get('duration_ms') or 0:.0f} ms{source}")
@@ -163,7 +178,7 @@ class TurnView:
                 case "tool.result" if event["call_id"] in self._calls:
                     self._calls[event["call_id"]].finish(event)
                 case "input.required":
-                    self._questions[event["input_id"]] = draw_question(event, self._answer)
+                    self._ask(event)
                 case "input.resolved":
                     self._resolve(event)
                 case "model.retry":
@@ -189,11 +204,22 @@ class TurnView:
         if event.get("discard") and (step := self._steps.pop(event["step"], None)) is not None:
             step.column.delete()
 
+    def _ask(self, event: JsonObject) -> None:
+        call = self._calls.get(event["call_id"])
+        question = draw_question(event, None if call is None else call.arguments, self._answer)
+        self._questions[event["input_id"]] = question
+        ui.run_javascript(f"getHtmlElement({question.id})?.scrollIntoView({{block: 'nearest'}})")
+
     def _resolve(self, event: JsonObject) -> None:
         if (question := self._questions.pop(event["input_id"], None)) is not None:
             question.delete()
         by = f" by {event['by']}" if event.get("by") else ""
-        self._note(f"{event['action']}{by}", "how_to_reg")
+        call = self._calls.get(event["call_id"])
+        edited = find_edited_arguments(event)
+        if edited is not None and call is not None:
+            call.replace_arguments(edited)
+        changed = ", with other arguments" if edited is not None else ""
+        self._note(f"{_ACTIONS.get(event['action'], event['action'])}{by}{changed}", "how_to_reg")
 
     def _finish(self, event: JsonObject) -> None:
         self.is_finished = True
@@ -219,6 +245,14 @@ class TurnView:
             if icon:
                 ui.icon(icon).props('aria-hidden="true"')
             ui.label(text).style("overflow-wrap:anywhere")
+
+
+def find_edited_arguments(event: JsonObject) -> JsonObject | None:
+    """Return the arguments with which a person approved a call, if not the model's."""
+    content: JsonObject = event.get("content") or {}
+    arguments: object = content.get("arguments")
+    is_approval = event["action"] == "accept" and event.get("kind") == "approval"
+    return cast(JsonObject, arguments) if is_approval and isinstance(arguments, dict) else None
 
 
 def describe_figures(event: JsonObject) -> str:

@@ -8,13 +8,21 @@ from nicegui import background_tasks, events, ui
 
 from gateway_console.api import Api, ApiError, quote_path
 from gateway_console.components.app_pages import AppPages
-from gateway_console.components.controls import draw_icon_button, report_errors
+from gateway_console.components.controls import ask_text, draw_icon_button, report_errors
 from gateway_console.components.turn_follower import TurnFollower
 from gateway_console.components.turn_view import TurnView, list_stored_events
+from gateway_console.components.welcome import draw_welcome
 from gateway_console.layout import draw_error, frame, notify_error
 
 JsonObject = dict[str, Any]
 _FLUSH_SECONDS = 0.15
+# A window that is at its end stays there while the answer grows.
+_FOLLOW_END = """
+let isAtEnd = true;
+const root = document.documentElement;
+addEventListener('scroll', () => { isAtEnd = innerHeight + scrollY >= root.scrollHeight - 60; }, {passive: true});
+new ResizeObserver(() => { if (isAtEnd) scrollTo(0, root.scrollHeight); }).observe(document.body);
+"""
 _MAX_SHOWN_TURNS = 50
 _MAX_IMAGE_BYTES = 4 * 1024 * 1024
 _MAX_IMAGES = 4
@@ -40,6 +48,7 @@ class ChatPage:
         self._images: list[str] = []
         self._last_images: list[str] = []
         self._pages = AppPages(api)
+        self._welcome: ui.element | None = None
         self._client = ui.context.client
 
     async def draw(self) -> None:
@@ -48,8 +57,11 @@ class ChatPage:
         self._draw_input(await self._load_models())
         self._client.on_delete(self._cancel_task)  # pyright: ignore[reportUnknownMemberType]
         ui.timer(_FLUSH_SECONDS, self._flush)
+        self._client.run_javascript(_FOLLOW_END)
         if self._conversation_id is not None:
             await self._load_conversation(self._conversation_id)
+        elif self._api.session.role != "viewer":
+            self._welcome = draw_welcome(self._api, self._turns, self._try_example)
 
     async def _load_models(self) -> JsonObject:
         try:
@@ -118,10 +130,11 @@ class ChatPage:
         self._approval.props("outlined dense").style("min-width:8rem")
         self._temperature = ui.number("Temperature", min=0, max=2, step=0.1).props("outlined dense").style("width:8rem")
         self._system = ui.input("System prompt").props("outlined dense").style("min-width:14rem")
-        upload = ui.upload(
-            label="Images", multiple=True, auto_upload=True, max_file_size=_MAX_IMAGE_BYTES, on_upload=self._add_image
-        )
-        upload.props('accept="image/*" flat bordered').style("max-width:14rem")
+        # The button stands for Quasar's uploader, whose parts have no names for screen readers.
+        upload = ui.upload(multiple=True, auto_upload=True, max_file_size=_MAX_IMAGE_BYTES, on_upload=self._add_image)
+        upload.props('accept="image/*"').classes("hidden")
+        pick = ui.button("Add images", icon="image").props("outline no-caps")
+        pick.on("click", js_handler=f"() => runMethod({upload.id}, 'pickFiles', [])")
 
     async def _add_image(self, upload: events.UploadEventArguments) -> None:
         content = await upload.file.read()
@@ -139,6 +152,10 @@ class ChatPage:
         self._input.set_value("")
         parent = self._edited_parent if self._is_branching else None
         self._start(prompt, parent=parent, is_branch=self._is_branching)
+
+    async def _try_example(self, prompt: str) -> None:
+        self._input.set_value(prompt)
+        await self._send()
 
     def _start(self, prompt: str, *, parent: str | None, is_branch: bool) -> None:
         self._is_branching = False
@@ -172,6 +189,9 @@ class ChatPage:
 
     def _begin_turn(self, prompt: str, parent: str | None, images: list[str]) -> None:
         self._last_prompt, self._parent_of_last, self._last_images = prompt, parent, images
+        if self._welcome is not None:
+            self._welcome.delete()
+            self._welcome = None
         with self._turns:
             with ui.element("div").classes("prompt"):
                 ui.label(prompt)
@@ -256,8 +276,12 @@ class ChatPage:
 
     async def _rate(self, turn_id: str, rating: str) -> None:
         try:
-            await self._api.post(quote_path("api", "v1", "turns", turn_id, "feedback"), {"rating": rating})
+            path = quote_path("api", "v1", "turns", turn_id, "feedback")
+            await self._api.post(path, {"rating": rating})
             ui.notify("Thank you.", type="positive")
+            title = "What was good? (optional)" if rating == "up" else "What was wrong? (optional)"
+            if comment := await ask_text(title, "", "Send", multi_line=True):
+                await self._api.post(path, {"rating": rating, "comment": comment})
         except ApiError as error:
             notify_error(error)
 

@@ -5,7 +5,15 @@ from typing import Any
 from nicegui import ui
 
 from gateway_console.api import Api, ApiError, quote_path
-from gateway_console.components.controls import confirm, draw_badge, draw_empty, draw_fields, format_time, report_errors
+from gateway_console.components.controls import (
+    confirm,
+    draw_badge,
+    draw_empty,
+    draw_fields,
+    format_time,
+    open_dialog,
+    report_errors,
+)
 from gateway_console.components.dialogs import ask_changes, ask_form
 from gateway_console.layout import draw_error, frame
 from gateway_console.pages.usage import describe_budget
@@ -169,7 +177,8 @@ class KeysPage:
 
     def _show_secret(self, created: JsonObject) -> None:
         """Show a new secret once; the gateway stores its hash alone."""
-        with self._items, ui.dialog(value=True).props("persistent") as dialog, ui.card().classes("dialog"):
+        with self._items, open_dialog("New key") as dialog:
+            dialog.props("persistent")
             ui.label("This is the only time that the key is shown.")
             ui.label(created["key"]).classes("plain secret")
 

@@ -5,7 +5,14 @@ from typing import Any
 from nicegui import ui
 
 from gateway_console.api import Api, ApiError, quote_path
-from gateway_console.components.controls import confirm, draw_badge, draw_fields, format_time, report_errors
+from gateway_console.components.controls import (
+    confirm,
+    draw_badge,
+    draw_fields,
+    format_time,
+    open_dialog,
+    report_errors,
+)
 from gateway_console.components.diff import draw_diff
 from gateway_console.components.server_dialogs import ask_servers, ask_settings
 from gateway_console.layout import draw_error, frame
@@ -74,7 +81,7 @@ class ServersPage:
             with ui.row().classes("items-center w-full gap-2"):
                 ui.label(server["name"]).classes("text-lg font-medium").props('role="heading" aria-level="2"')
                 draw_badge(str(_STATES.get(server["state"], server["state"])), _TONES.get(server["state"], "bad"))
-                ui.label(f"{server['tools']} tools").classes("muted")
+                ui.label(f"{server['tools']} {'tool' if server['tools'] == 1 else 'tools'}").classes("muted")
                 ui.space()
                 self._draw_actions(server)
             if server["reason"]:
@@ -126,10 +133,11 @@ class ServersPage:
             url = str((await self._api.post(quote_path("api", "v1", "mcp", "servers", name, "sign-in")))["url"])
             if not url.startswith(("http://", "https://")):
                 return
-            with ui.dialog(value=True) as dialog, ui.card().classes("dialog"):
+            with open_dialog("Sign in") as dialog:
                 ui.label(f"Sign in to {name} in a new tab. This page shows when it is done.")
                 ui.link("Open the sign-in", url, new_tab=True).classes("plain-link").props('rel="noopener noreferrer"')
                 ui.button("Close", on_click=dialog.close).props("flat no-caps")
+                dialog.on("hide", dialog.delete)
 
     async def _add(self) -> None:
         async def add(body: object) -> None:

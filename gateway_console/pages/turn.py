@@ -11,6 +11,7 @@ from gateway_console.components.controls import (
     format_cost,
     format_milliseconds,
     format_time,
+    open_dialog,
     report_errors,
 )
 from gateway_console.components.timeline import TurnTimeline, build_time_bars, draw_entry, draw_time_bars
@@ -109,7 +110,7 @@ class TurnPage:
 
     def _open_fork(self) -> None:
         steps = list(range(int(self._timeline.last_step) + 1))
-        with ui.dialog(value=True) as dialog, ui.card().classes("dialog"):
+        with open_dialog("Fork") as dialog:
             ui.label("Start a turn that takes over the first steps of this one. They cost nothing.")
             after = ui.select(steps, label="Steps to take over", value=steps[-1]).props("outlined").classes("w-full")
             message = ui.textarea("Message after them").props("outlined autogrow").classes("w-full")
@@ -123,7 +124,7 @@ class TurnPage:
 
     def _open_replay(self) -> None:
         choices = {"stop": "stops", "run_read_only": "runs if it is read-only", "run": "runs"}
-        with ui.dialog(value=True) as dialog, ui.card().classes("dialog"):
+        with open_dialog("Replay") as dialog:
             ui.label("Ask again; recorded results answer the calls that are equal.")
             model = self._draw_model_choice()
             message = ui.textarea("Other prompt").props("outlined autogrow").classes("w-full")
@@ -158,7 +159,7 @@ class TurnPage:
     async def _open_compare(self) -> None:
         with report_errors():
             options = await self._list_comparable()
-            with ui.dialog(value=True) as dialog, ui.card().classes("dialog"):
+            with open_dialog("Compare") as dialog:
                 if not options:
                     ui.label("The conversation has no other turn. Fork or replay this one first.")
                 other = ui.select(options, label="Other turn").props("outlined").classes("w-full")

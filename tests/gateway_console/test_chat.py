@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.gateway_console.browsing import send, wait_for_end
+from tests.gateway_console.browsing import send, wait_for_end, wait_for_narrow_layout
 from tests.gateway_console.running_console import PICTURES, needs_chromium
 from tests.stack import Gateway
 
@@ -24,7 +24,7 @@ async def test_tool_runs_in_a_card_and_a_reload_shows_the_conversation(console: 
     await page.emulate_media(color_scheme="dark")
     await page.set_viewport_size({"width": 360, "height": 740})
     await expect(page.locator("body.body--dark")).to_have_count(1)
-    await page.wait_for_function("document.documentElement.scrollWidth <= 360")  # once the menu has slid out
+    await wait_for_narrow_layout(page)
     await page.screenshot(path=PICTURES / "chat-dark-narrow.png")
 
 

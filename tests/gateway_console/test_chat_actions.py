@@ -8,12 +8,12 @@ import pytest
 from playwright.async_api import Page, expect
 
 from tests.eventually import eventually
-from tests.gateway_console.browsing import choose, go, send, take_pictures, wait_for_end
+from tests.gateway_console.browsing import choose, go, needs_axe, send, take_pictures, wait_for_end
 from tests.gateway_console.running_console import needs_chromium
 from tests.gateway_console.showcase_server import ShowcaseServer, make_picture, serve_showcase
 from tests.stack import Gateway
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), needs_chromium]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), needs_chromium, needs_axe]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,9 @@ async def test_turn_is_asked_again_edited_and_rated(gateway: Gateway, console: s
     await wait_for_end(page, turns=4)
     await page.get_by_role("button", name="Good answer").last.click()
     await expect(page.get_by_text("Thank you.")).to_be_visible()
+    await page.get_by_label("What was good? (optional)").fill("It is right.")
+    await page.get_by_role("dialog").get_by_role("button", name="Send").click()
+    await expect(page.get_by_role("dialog")).to_have_count(0)
     conversation = page.url.rpartition("/")[2]
     turns = (await gateway.get(f"/api/v1/conversations/{conversation}")).body["turns"]
     first = turns[0]["id"]
@@ -80,15 +83,18 @@ async def test_turn_is_asked_again_edited_and_rated(gateway: Gateway, console: s
     await wait_for_end(page, turns=2)  # the branch alone
     await expect(page.get_by_text("Reasoning").first).to_be_visible()
     assert (await gateway.get("/api/v1/budget")).body["days"][0]["up"] == 1
+    async with gateway.session.get(f"{gateway.base_url}/api/v1/admin/user-data?user=local") as response:
+        assert '"comment":"It is right."' in (await response.text()).replace(": ", ":")
 
 
 async def test_image_is_sent_and_shown_again(gateway: Gateway, console: str, page: Page) -> None:
     await go(page, console)
     await page.get_by_text("Options").click()
     picture = base64.b64decode(make_picture())
-    await page.locator("input[type=file]").set_input_files(
-        [{"name": "blue.png", "mimeType": "image/png", "buffer": picture}]
-    )
+    async with page.expect_file_chooser() as chosen:
+        await page.get_by_role("button", name="Add images").click()
+    chooser = await chosen.value
+    await chooser.set_files([{"name": "blue.png", "mimeType": "image/png", "buffer": picture}])
     await expect(page.get_by_role("img", name="Image to send")).to_be_visible()
     await choose(page, "Model", "qwen/qwen3.8-27b")
     await send(page, "What is in it?")
@@ -117,6 +123,83 @@ async def test_question_of_a_tool_is_a_form_made_from_its_schema(
     await wait_for_end(page)
     assert "owned" not in await page.title()
     assert await page.locator("main img, main script").count() == 0
+
+
+async def test_call_is_approved_with_other_arguments(
+    gateway: Gateway, console: str, page: Page, showcase: ShowcaseServer
+) -> None:
+    await go(page, console)
+    await page.get_by_text("Options").click()
+    await choose(page, "Approval", "always")
+    given = {"to": {"city": "Oslo"}, "weight": 2.5, "extra": {"a": 1}}
+    await send(page, f"call showcase_send_parcel {json.dumps(given)}")
+    question = page.locator(".question")
+    await question.get_by_text("Change the arguments").click()
+    await expect(question.get_by_label("City *")).to_have_value("Oslo")
+    await question.get_by_label("City *").fill("Rome")
+    await take_pictures(page, "approval")
+    await question.get_by_label("City *").fill("")
+    await question.get_by_role("button", name="Approve").click()
+    await expect(question.get_by_role("alert")).to_contain_text("city: enter a value")
+    await question.get_by_label("City *").fill("Rome")
+    await question.get_by_role("button", name="Approve").click()
+    card = page.locator(".tool-call")
+    await expect(card).to_contain_text("Rome/None 2.5 small None False {'a': 1}")
+    await wait_for_end(page)
+    await expect(page.get_by_text("Accepted by local, with other arguments")).to_be_visible()
+    conversation = page.url.rpartition("/")[2]
+    [turn] = (await gateway.get(f"/api/v1/conversations/{conversation}")).body["turns"]
+    stored = (await gateway.get(f"/api/v1/turns/{turn['id']}")).body
+    assert stored["tool_calls"][0]["arguments"]["to"]["city"] == "Rome"
+    await page.reload()
+    await card.get_by_text("Arguments").click()
+    await expect(card.locator(".plain").first).to_contain_text('"city": "Rome"')
+    await page.get_by_role("link", name="Timeline").click()
+    await expect(page.locator(".timeline-wait")).to_contain_text("accept by local, with other arguments")
+
+
+async def test_call_that_is_approved_unchanged_sends_no_arguments(
+    gateway: Gateway, console: str, page: Page, showcase: ShowcaseServer
+) -> None:
+    await go(page, console)
+    await page.get_by_text("Options").click()
+    await choose(page, "Approval", "always")
+    await send(page, 'call showcase_send_parcel {"to": {"city": "Oslo", "zip": null}, "weight": 1}')
+    question = page.locator(".question")
+    await question.get_by_text("Change the arguments").click()
+    await expect(question.get_by_label("City *")).to_have_value("Oslo")
+    await question.get_by_role("button", name="Approve").click()
+    await wait_for_end(page)
+    conversation = page.url.rpartition("/")[2]
+    [turn] = (await gateway.get(f"/api/v1/conversations/{conversation}")).body["turns"]
+    [asked] = (await gateway.get(f"/api/v1/turns/{turn['id']}")).body["inputs"]
+    assert (asked["answer"]["action"], asked["answer"]["content"]) == ("accept", None)
+
+
+async def test_new_chat_has_examples_for_its_tools(console: str, page: Page) -> None:
+    await go(page, console)
+    await expect(page.get_by_text("tools of the connected MCP servers")).to_be_visible()
+    await expect(page.get_by_role("button", name="What is 23*19?")).to_be_visible()
+    await take_pictures(page, "new-chat")
+    await page.get_by_role("button", name="What is 23*19?").click()
+    await wait_for_end(page)
+    await expect(page.locator(".tool-call")).to_contain_text("23*19 = 437")
+    await expect(page.get_by_text("What shall the model do?")).to_have_count(0)
+
+
+async def test_window_follows_a_growing_answer_until_a_person_scrolls_up(console: str, page: Page) -> None:
+    await go(page, console)
+    await send(page, "What is 2*3?")
+    await wait_for_end(page)
+    grow = "document.querySelector('main').append(Object.assign(document.createElement('p'), {style: 'height: 900px'}))"
+    at_end = "innerHeight + scrollY >= document.documentElement.scrollHeight - 5"
+    for _ in range(2):
+        await page.evaluate(grow)
+        await page.wait_for_function(at_end)
+    await page.evaluate("scrollTo(0, 100)")
+    await page.wait_for_function("scrollY === 100")
+    await page.evaluate(f"new Promise(done => {{ {grow}; requestAnimationFrame(() => requestAnimationFrame(done)) }})")
+    assert await page.evaluate("scrollY") == 100
 
 
 async def test_page_of_a_tool_gets_its_result_and_may_do_nothing_else(

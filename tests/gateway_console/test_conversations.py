@@ -8,11 +8,11 @@ from playwright.async_api import Page, expect
 
 from gateway_console.components.controls import mark_snippet
 from gateway_console.components.timeline import TurnTimeline, build_time_bars
-from tests.gateway_console.browsing import choose, go, take_pictures
+from tests.gateway_console.browsing import choose, go, needs_axe, take_pictures
 from tests.gateway_console.running_console import needs_chromium
 from tests.stack import Gateway
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), needs_chromium]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), needs_chromium, needs_axe]
 ATTACK = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
 
 

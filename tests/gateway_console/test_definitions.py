@@ -9,12 +9,12 @@ from playwright.async_api import Page, expect
 
 from gateway.simulator import Simulator
 from tests.eventually import eventually
-from tests.gateway_console.browsing import go, send, take_pictures, wait_for_end
+from tests.gateway_console.browsing import go, needs_axe, send, take_pictures, wait_for_end
 from tests.gateway_console.running_console import needs_chromium, run_console
 from tests.stack import Gateway, serve_gateway, serve_tools
 from tests.tools_server.definitions import Api, serve_api
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), needs_chromium]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), needs_chromium, needs_axe]
 SECRET = "sk-of-the-warehouse"
 
 

@@ -8,12 +8,12 @@ from playwright.async_api import Page, expect
 
 from gateway_console.components.diff import list_changed_lines
 from tests.eventually import eventually
-from tests.gateway_console.browsing import choose, go, take_pictures
+from tests.gateway_console.browsing import choose, go, needs_axe, take_pictures
 from tests.gateway_console.running_console import needs_chromium
 from tests.gateway_console.showcase_server import ShowcaseServer, serve_showcase
 from tests.stack import Gateway
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), needs_chromium]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), needs_chromium, needs_axe]
 
 
 @pytest.fixture(scope="module")
