@@ -110,7 +110,8 @@ def create_demo() -> gr.ChatInterface:
         answer,
         title="MCP agent gateway",
         examples=["What is 23*19?", "Add a task to buy milk"],
-        chatbot=gr.Chatbot(label="Chat", sanitize_html=True, height=560),
+        # Without "share", which would publish the conversation.
+        chatbot=gr.Chatbot(label="Chat", sanitize_html=True, height=560, buttons=["copy", "copy_all"]),
         api_name="chat",
     )
 

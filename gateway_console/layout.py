@@ -10,6 +10,7 @@ from nicegui import ui
 from gateway_console.api import Api, ApiError
 from gateway_console.components.markdown import build_code_style
 
+_NOT_SIGNED_IN = 401
 _RANKS = {"viewer": 0, "user": 1, "admin": 2}
 
 
@@ -94,6 +95,10 @@ def notify_error(error: ApiError) -> None:
 def draw_error(error: ApiError, retry: Callable[[], object] | None = None) -> None:
     """Show an error in the page, where its content would be."""
     with ui.element("div").classes("card").props('role="alert"'):
+        if error.status == _NOT_SIGNED_IN:
+            ui.label("The gateway asks for a key or token.")
+            ui.link("Sign in", "/sign-in").classes("plain-link")
+            return
         ui.label(str(error))
         if retry is not None:
             ui.button("Try again", on_click=retry).props("flat no-caps")

@@ -98,7 +98,7 @@ class TurnTimeline:
             case "input.resolved" if event["input_id"] in self._inputs:
                 wait = self._inputs[event["input_id"]]
                 wait.state, wait.tone = f"{event['action']} by {event.get('by') or 'the gateway'}", "plain"
-                edited, call = find_edited_arguments(event), self._calls.get(event["call_id"])
+                edited, call = find_edited_arguments(event), self._calls.get(str(event.get("call_id")))
                 if edited is not None and call is not None:
                     wait.state += ", with other arguments"
                     call.arguments = edited

@@ -205,7 +205,7 @@ class TurnView:
             step.column.delete()
 
     def _ask(self, event: JsonObject) -> None:
-        call = self._calls.get(event["call_id"])
+        call = self._calls.get(str(event.get("call_id")))
         question = draw_question(event, None if call is None else call.arguments, self._answer)
         self._questions[event["input_id"]] = question
         ui.run_javascript(f"getHtmlElement({question.id})?.scrollIntoView({{block: 'nearest'}})")
@@ -214,7 +214,7 @@ class TurnView:
         if (question := self._questions.pop(event["input_id"], None)) is not None:
             question.delete()
         by = f" by {event['by']}" if event.get("by") else ""
-        call = self._calls.get(event["call_id"])
+        call = self._calls.get(str(event.get("call_id")))
         edited = find_edited_arguments(event)
         if edited is not None and call is not None:
             call.replace_arguments(edited)

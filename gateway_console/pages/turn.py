@@ -112,7 +112,11 @@ class TurnPage:
         steps = list(range(int(self._timeline.last_step) + 1))
         with open_dialog("Fork") as dialog:
             ui.label("Start a turn that takes over the first steps of this one. They cost nothing.")
-            after = ui.select(steps, label="Steps to take over", value=steps[-1]).props("outlined").classes("w-full")
+            after = (
+                ui.select(steps, label="Steps to take over", value=steps[max(0, len(steps) - 2)])
+                .props("outlined")
+                .classes("w-full")
+            )
             message = ui.textarea("Message after them").props("outlined autogrow").classes("w-full")
             model = self._draw_model_choice()
 

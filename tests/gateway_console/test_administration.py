@@ -1,19 +1,21 @@
 """Usage, keys, operations and the audit log in Chromium."""
 
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from playwright.async_api import Page, expect
 
 from gateway.domain.messages import Budget, KeyLimits
+from gateway.simulator import Simulator
 from gateway_console.pages.keys import build_key_changes, build_key_schema
 from gateway_console.pages.usage import build_latencies, describe_budget, sum_tools
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
 from tests.gateway_console.browsing import check_accessibility, choose, go, needs_axe, take_pictures
 from tests.gateway_console.running_console import PICTURES, needs_chromium, run_console
-from tests.stack import Gateway, ServeSharedGateway
+from tests.stack import Gateway, ServeSharedGateway, serve_gateway
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), needs_chromium, needs_axe]
 ADMIN = "an-admin-key-of-the-console-tests"
@@ -197,6 +199,24 @@ def test_role_may_choose_no_higher_one_and_no_owner() -> None:
     properties = build_key_schema("user")["properties"]
     assert properties["role"]["enum"] == ["viewer", "user"]
     assert "owner" not in properties
+
+
+async def test_first_key_of_an_open_gateway_leads_to_the_sign_in(
+    database_url: str, simulator: Simulator, tmp_path: Path, page: Page
+) -> None:
+    async with (
+        serve_gateway(database_url, simulator, None) as gateway,
+        run_console(gateway.base_url, tmp_path) as url,
+    ):
+        await go(page, f"{url}/keys")
+        await page.get_by_role("button", name="New key").click()
+        await page.get_by_role("button", name="Create").click()
+        secret = str(await page.locator(".secret").text_content())
+        await page.get_by_role("button", name="I have stored it").click()
+        await page.get_by_role("alert").get_by_role("link", name="Sign in").click()
+        await page.get_by_label("Key or token").fill(secret)
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("button", name="Sign out")).to_be_visible()
 
 
 def test_emptied_name_and_window_without_requests_are_sent_as_no_limit() -> None:
