@@ -96,12 +96,7 @@ class TurnTimeline:
                     TimelineEntry("wait", title, state="open", tone="warning", text=str(event["message"]))
                 )
             case "input.resolved" if event["input_id"] in self._inputs:
-                wait = self._inputs[event["input_id"]]
-                wait.state, wait.tone = f"{event['action']} by {event.get('by') or 'the gateway'}", "plain"
-                edited, call = find_edited_arguments(event), self._calls.get(str(event.get("call_id")))
-                if edited is not None and call is not None:
-                    wait.state += ", with other arguments"
-                    call.arguments = edited
+                self._resolve_wait(event)
             case "model.retry":
                 self._retry(event)
             case "sampling.completed":
@@ -133,6 +128,14 @@ class TurnTimeline:
             entry.state = f"{origin.get('kind', 'branch')} of another turn"
         entry.text = "\n".join(str(warning) for warning in event.get("warnings") or ())
         self._add(entry)
+
+    def _resolve_wait(self, event: JsonObject) -> None:
+        wait = self._inputs[event["input_id"]]
+        wait.state, wait.tone = f"{event['action']} by {event.get('by') or 'the gateway'}", "plain"
+        edited, call = find_edited_arguments(event), self._calls.get(str(event.get("call_id")))
+        if edited is not None and call is not None:
+            wait.state += ", with other arguments"
+            call.arguments = edited
 
     def _retry(self, event: JsonObject) -> None:
         if event.get("discard") and (step := self._steps.get(event["step"])) is not None:
