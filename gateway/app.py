@@ -93,7 +93,8 @@ def create_app(
     errors.register_error_handlers(app)
     register_routes(app)
     openapi.install_openapi(app)
-    app.router.routes.append(Route("/mcp", McpRoute(app.state), include_in_schema=False))
+    for path in ("/mcp", "/mcp/{toolset}"):
+        app.router.routes.append(Route(path, McpRoute(app.state), include_in_schema=False))
     return app
 
 

@@ -819,6 +819,21 @@ ALTER TABLE api_keys ADD COLUMN code TEXT;
 
 UPDATE alembic_version SET version_num='gateway_0031' WHERE alembic_version.version_num = 'gateway_0030';
 
+-- Running upgrade gateway_0031 -> gateway_0032
+
+CREATE TABLE toolsets (
+    name TEXT NOT NULL, 
+    definition JSONB NOT NULL, 
+    changed_by TEXT NOT NULL, 
+    changed_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    PRIMARY KEY (name)
+);
+
+ALTER TABLE api_keys ADD COLUMN toolset TEXT;
+
+UPDATE alembic_version SET version_num='gateway_0032' WHERE alembic_version.version_num = 'gateway_0031';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

@@ -13,9 +13,10 @@ from gateway.agent.tool_search import ToolSelection
 from gateway.agent.turn import ActiveTurn
 from gateway.common.logging import get_logger
 from gateway.domain import events as e
+from gateway.domain.cached_answer import CachedAnswer
 from gateway.domain.errors import GatewayError
 from gateway.domain.events import JournalEntry
-from gateway.domain.messages import CachedAnswer, JsonObject, Message, ToolSpec, Usage
+from gateway.domain.messages import JsonObject, Message, ToolSpec, Usage
 from gateway.domain.reading import get_reader_key
 from gateway.ports.store import ResponseCache
 from gateway.ports.turns import EventEmitter

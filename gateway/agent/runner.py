@@ -33,6 +33,7 @@ from gateway.domain.errors import (
 )
 from gateway.domain.events import Event, JournalEntry, TurnCompleted, TurnEnd, TurnStarted
 from gateway.domain.messages import MAX_ATTEMPTS, Principal, StoredQuestion, TurnOutcome, TurnRecord, TurnRequest
+from gateway.domain.toolsets import bind_toolset
 from gateway.ports.model import ModelCatalog, ModelInfo
 from gateway.ports.store import ConversationState
 from gateway.ports.tools import Toolbox
@@ -109,6 +110,7 @@ class Runner:
         if not self._lease.is_valid:
             raise StorageUnavailable
         model, request, request_warnings = await self._planner.resolve_request(request, principal)
+        principal = bind_toolset(principal, request.toolset)
         taken_events = await self._origins.load_taken_steps(request)
         await self._budgets.check_remaining(principal)
         turn_id = self._config.create_turn_id()

@@ -126,6 +126,7 @@ class ToolCallScheduler(NestedCalls):
             extra_content=msgspec.UNSET if call.extra_content is None else call.extra_content,
             model_id=call.model_id or msgspec.UNSET,
             parent_call_id=self._parent or msgspec.UNSET,
+            original_name=(spec is not None and spec.original_name) or msgspec.UNSET,
         )
         if (answer := self._find_answer(started, spec)) is not None:
             self._emitter.emit(started)

@@ -22,6 +22,7 @@ from gateway.domain.messages import (
     TurnRequest,
     text_block,
 )
+from gateway.domain.toolsets import bind_toolset
 from gateway.ports.code import ProgramInterface
 from gateway.ports.model import ModelInfo
 from gateway.ports.tools import Toolbox
@@ -39,6 +40,8 @@ _CHARS_PER_TOKEN = 4
 _RESERVED_SHARE = 0.25
 _HELPER_TOOLS = 2
 """`find_tools` and `batch`, which count in a model's request, too."""
+_MAX_MISSING = 10
+_MAX_MISSING_LENGTH = 100
 _MAX_CLIENT_NODES = 50_000
 """Values in the schemas of all client tools of a request."""
 _WORD = re.compile(r"[a-z0-9]+")
@@ -85,6 +88,7 @@ class ToolSelector:
 
         A tool is missing if no server has it. A client-side tool hides a server's tool of the same name.
         """
+        principal = bind_toolset(principal, request.toolset)
         specs, warnings = self._list_requested(request, principal)
         specs, choice = apply_choice(specs, request.tool_choice)
         required_names = [str(choice["function"]["name"])] if isinstance(choice, dict) else []
@@ -113,6 +117,15 @@ class ToolSelector:
             message = f"tool_choice: the tool {name[:_MAX_SHOWN_NAME]!r} is not among the tools of this request."
             raise InvalidRequest(message, param="tool_choice")
 
+    def check_toolset(self, principal: Principal) -> tuple[str, ...]:
+        """Return a warning if tools of the caller's toolset are not available.
+
+        Raises:
+            ToolsetNotFound: there is no such toolset.
+        """
+        missing = self._toolbox.list_missing_tools(principal)
+        return (_describe_missing(principal.toolset, missing),) if missing else ()
+
     def _list_requested(
         self, request: TurnRequest, principal: Principal
     ) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
@@ -121,7 +134,7 @@ class ToolSelector:
         if client_names or request.approve or not principal.can_use_all_tools:
             specs = tuple(
                 msgspec.structs.replace(spec, approval="always")
-                if any(name in request.approve for name in (spec.name, *spec.former_names))
+                if any(name in request.approve for name in (spec.name, spec.original_name, *spec.former_names))
                 else spec
                 for spec in specs
                 if spec.name not in client_names and principal.can_use_tool(spec)
@@ -163,6 +176,12 @@ def _leave_out_namesakes(selection: ToolSelection, warnings: tuple[str, ...]) ->
 def choose_code_mode(request: TurnRequest, principal: Principal) -> RequestedCode:
     """Return the mode of a request, else that of its key."""
     return principal.code or request.code if request.code in ("key", None) else request.code
+
+
+def _describe_missing(toolset: str | None, missing: tuple[str, ...]) -> str:
+    names = ", ".join(name[:_MAX_MISSING_LENGTH] for name in missing[:_MAX_MISSING])
+    more = len(missing) - _MAX_MISSING
+    return f"The toolset {toolset!r} names tools that are not available: {names}{f' and {more} more' * (more > 0)}."
 
 
 def check_client_tools(tools: Iterable[ToolSpec]) -> None:

@@ -28,7 +28,8 @@ from gateway.ports.definitions import DefinitionForwarder
 from gateway.ports.model import Model, ModelCatalog
 from gateway.ports.observer import MetricsPage
 from gateway.ports.servers import ServerAdmin
-from gateway.ports.tools import Toolbox
+from gateway.ports.tools import ServerStatus, Toolbox
+from gateway.ports.toolsets import ToolsetAdmin
 from gateway.store.admin.audit_chain import AuditChain
 from gateway.store.admin.operations import OperationsStore
 from gateway.store.admin.user_data import UserDataStore
@@ -75,6 +76,18 @@ def add_forwarded_headers(principal: Principal, headers: Headers, toolbox: Toolb
     return msgspec.structs.replace(principal, headers=forwarded)
 
 
+def list_visible_servers(toolbox: Toolbox, principal: Principal) -> list[ServerStatus]:
+    """Return the servers that the caller may use.
+
+    With a toolset, these are the servers of its tools.
+    """
+    statuses = [status for status in toolbox.list_server_statuses() if principal.can_use_server(status.name)]
+    if principal.toolset is None:
+        return statuses
+    names = {spec.server for spec in toolbox.list_specs(principal)}
+    return [status for status in statuses if status.name in names]
+
+
 async def _resolve_principal(request: Request) -> Principal:
     # A coroutine, like every dependency here: FastAPI would run a plain function in a thread.
     return get_principal(request)
@@ -113,6 +126,7 @@ WebhooksDep = Annotated[WebhookStore, _depends_on_part("webhooks")]
 SettingsDep = Annotated[Settings, _depends_on_part("settings")]
 StartTimeDep = Annotated[float, _depends_on_part("started_at")]
 TasksDep = Annotated[TaskRegistry, _depends_on_part("tasks")]
+ToolsetsDep = Annotated[ToolsetAdmin, _depends_on_part("toolsets")]
 ToolboxDep = Annotated[Toolbox, _depends_on_part("toolbox")]
 TurnContentsDep = Annotated[TurnContentStore, _depends_on_part("turn_contents")]
 TurnServiceDep = Annotated[TurnService, _depends_on_part("turn_service")]

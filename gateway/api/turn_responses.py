@@ -10,11 +10,12 @@ from fastapi import Header, Request, Response
 from msgspec.structs import replace
 
 from gateway.agent.service import TurnHandle, TurnListener
-from gateway.api.deps import get_toolbox, get_turn_service, run_until_disconnect
+from gateway.api.deps import get_toolbox, get_turn_service, list_visible_servers, run_until_disconnect
 from gateway.common.logging import request_id
 from gateway.domain.errors import error_from_info
 from gateway.domain.events import TurnCancelled, TurnFailed, TurnStarted
 from gateway.domain.messages import Principal, ToolSpec, TurnRequest
+from gateway.domain.toolsets import bind_toolset
 from gateway.ports.listener import EventListener
 from gateway.wire.legacy import LegacyChatRequest, LegacyChatStreamRequest, LegacyStreamRequest
 from gateway.wire.native import ChatRequest
@@ -94,11 +95,14 @@ async def start_native_turn(
     idempotency_key: str | None = None,
 ) -> TurnHandle:
     """Start the turn of a native or legacy body; see `start_turn`."""
+    principal = bind_toolset(principal, body.toolset)
     gateway_tools = {spec.name for spec in list_model_tools(request, principal)} if body.defines_tools else ()
     turn_request = body.to_turn_request(gateway_tools=gateway_tools)
     names, own_names = turn_request.tools, {spec.name for spec in turn_request.client_tools}
     offer = build_tool_offer(request, principal, turn_request.model, tools_header)
     selected = None if names is None or (names and own_names.issuperset(names)) else names
+    if selected is None and turn_request.toolset is not None:
+        selected = "all"
     turn_request = replace(turn_request, tools=offer.select(selected, brings_tools=bool(own_names)))
     if idempotency_key is not None:
         turn_request = replace(turn_request, idempotency_key=idempotency_key)
@@ -120,8 +124,7 @@ def list_model_tools(request: Request, principal: Principal) -> tuple[ToolSpec, 
 
 def list_server_urls(request: Request, principal: Principal) -> dict[str, str | None]:
     """Return the URLs of the caller's MCP servers, by name."""
-    servers = get_toolbox(request).list_server_statuses()
-    return {server.name: server.url for server in servers if principal.can_use_server(server.name)}
+    return {server.name: server.url for server in list_visible_servers(get_toolbox(request), principal)}
 
 
 def stream_turn(

@@ -28,6 +28,10 @@ _CodeOption = Annotated[
     CodeMode | None,
     typer.Option(help="Programs of requests that say nothing. Default: the setting CODE_MODE in native requests."),
 ]
+_RoleOption = Annotated[
+    Literal["admin", "user", "viewer"] | None,
+    typer.Option(help="Role of the key. Default: admin for the first stored key where none is configured, else user."),
+]
 _OPTION_NAMES = {"scopes": "scope", "models": "model", "servers": "server", "tools": "tool"}
 
 app = typer.Typer(help="Create, list, rotate and revoke API keys.", no_args_is_help=True)
@@ -36,12 +40,7 @@ app = typer.Typer(help="Create, list, rotate and revoke API keys.", no_args_is_h
 @app.command("create")
 def create_key(
     owner: Annotated[str, typer.Option(help="Owner of the key and of everything created with it.")],
-    role: Annotated[
-        Literal["admin", "user", "viewer"] | None,
-        typer.Option(
-            help="Role of the key. Default: admin for the first stored key where none is configured, else user."
-        ),
-    ] = None,
+    role: _RoleOption = None,
     name: Annotated[str, typer.Option(help="Purpose of the key.")] = "",
     expires_days: Annotated[float | None, typer.Option(help="Days until the key expires. Default: never.")] = None,
     scope: Annotated[
@@ -60,6 +59,7 @@ def create_key(
     usd_per_month: Annotated[float | None, typer.Option(help="Cost budget per month, in US dollars.")] = None,
     gateway_tools: _GatewayToolsOption = None,
     code: _CodeOption = None,
+    toolset: Annotated[str | None, typer.Option(help="Toolset that the key is bound to. Default: all tools.")] = None,
 ) -> None:
     """Create a key and print it once.
 
@@ -80,6 +80,7 @@ def create_key(
             servers=server,
             tools=tool,
             **msgspec.to_builtins({"budget": budget, "limits": limits}),
+            toolset=toolset,
             expires_at=expires_at,
         )
     key = NewKey(
@@ -91,6 +92,7 @@ def create_key(
         limits=None if requests is None and streams is None else limits,
         gateway_tools=gateway_tools,
         code=code,
+        toolset=toolset,
         expires_at=expires_at,
     )
     _print_new_key(*run_with_database(partial(_store_new_key, key)))

@@ -92,7 +92,7 @@ async def build_gateway(
         state.settings, state.auth, state.rates = settings, auth, rates
         _set_stores(state, store)
         state.turn_service = turn_service
-        state.lease, state.registry = lease, tools.registry
+        state.lease, state.registry, state.toolsets = lease, tools.registry, tools.toolsets
         state.mcp, state.metrics = mcp, None
         state.toolbox, state.definitions = tools.policy_toolbox, tools.definitions
         state.sandbox = tools.code.sandbox

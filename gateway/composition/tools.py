@@ -7,6 +7,7 @@ from functools import partial
 
 from gateway.agent.code.offer import CodeOffer
 from gateway.agent.server_registry import ServerRegistry
+from gateway.agent.toolsets.registry import ToolsetRegistry
 from gateway.common.concurrency import TaskRegistry
 from gateway.composition.observed import observe_calls, observe_programs, observe_servers
 from gateway.composition.storage import Store
@@ -18,11 +19,13 @@ from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.server_config import ServerConfigFile
 from gateway.mcp_client.tool_server.definitions import DefinitionClient
 from gateway.mcp_client.toolbox import McpToolbox
+from gateway.mcp_client.toolsets.view import ToolsetToolbox
 from gateway.ports.code import Sandbox
 from gateway.ports.observer import Observer
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import Toolbox
 from gateway.sandbox.program import MontySandbox, SandboxLimits
+from gateway.store.admin.toolsets import ToolsetStore
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Tools:
     policy_toolbox: Toolbox
     host_toolbox: Toolbox
     registry: ServerRegistry
+    toolsets: ToolsetRegistry
     definitions: DefinitionClient
     code: CodeOffer
 
@@ -62,7 +66,10 @@ async def build_tools(
         max_result_chars=settings.tool_result_max_chars,
     )
     observe = partial(observe_calls, observer=observer, redactor=store.redactor)
-    policy_toolbox, host_toolbox = observe(apply_rules()), observe(apply_rules(sanitizes=False))
+    toolsets = ToolsetRegistry(settings.toolsets, ToolsetStore(store.database), toolbox.announce_other_lists)
+    store.bus.subscribe(BusKind.TOOLSETS_CHANGED, toolsets.on_toolsets_changed)
+    policy_toolbox = ToolsetToolbox(observe(apply_rules()), toolsets)
+    host_toolbox = ToolsetToolbox(observe(apply_rules(sanitizes=False)), toolsets)
     registry = ServerRegistry(ServerConfigFile(settings), toolbox, store.servers, store.bus)
     store.bus.subscribe(BusKind.SERVERS_CHANGED, registry.on_servers_changed)
     store.bus.subscribe(BusKind.GRANTS_CHANGED, lambda _: toolbox.on_grants_changed())
@@ -70,13 +77,14 @@ async def build_tools(
         await toolbox.connect_servers()
         stack.push_async_callback(toolbox.disconnect_servers)
         supervise(registry.task, tasks, stack)
+        supervise(toolsets.task, tasks, stack)
         secret = settings.tools_server_secret
         issuer = TokenIssuer(store.identity_keys, secret.get_secret_value() if secret else None)
         code = _create_code_offer(
             settings, stack, partial(observe_programs, observer=observer, redactor=store.redactor)
         )
         definitions = DefinitionClient(registry.get_config, issuer)
-        yield Tools(toolbox, policy_toolbox, host_toolbox, registry, definitions, code)
+        yield Tools(toolbox, policy_toolbox, host_toolbox, registry, toolsets, definitions, code)
 
 
 def _create_code_offer(settings: Settings, stack: AsyncExitStack, observe: Callable[[Sandbox], Sandbox]) -> CodeOffer:

@@ -33,6 +33,7 @@ class BusKind(StrEnum):
     TURN_RUNNABLE = "orphan"
     """No worker runs the turn, or its question was answered."""
     SERVERS_CHANGED = "servers"
+    TOOLSETS_CHANGED = "toolsets"
     KEYS_CHANGED = "keys"
     GRANTS_CHANGED = "logins"
     """A sign-in to an MCP server was completed."""

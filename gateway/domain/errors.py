@@ -16,7 +16,8 @@
      ├─ NotFound                 404 not_found
      │   ├─ ModelNotFound        404 model_not_found
      │   ├─ PreviousResponseNotFound 404 previous_response_not_found
-     │   └─ ToolNotFound         404 tool_not_found
+     │   ├─ ToolNotFound         404 tool_not_found
+     │   └─ ToolsetNotFound      404 toolset_not_found
      ├─ Conflict                 409 conflict
      │   ├─ ConversationBusy     409 conversation_busy
      │   ├─ JournalExpired       410 journal_expired
@@ -181,6 +182,10 @@ class PreviousResponseNotFound(NotFound):
 
 class ToolNotFound(NotFound):
     code = "tool_not_found"
+
+
+class ToolsetNotFound(NotFound):
+    code = "toolset_not_found"
 
 
 class Conflict(GatewayError):

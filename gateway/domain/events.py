@@ -95,6 +95,7 @@ class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
     ends with the finish reason `tool_calls`, and the client sends the result in a later request. A `hosted` call was
     run by the model's server. `model_id` is the model's own id of the call if it is not `call_id`; the model's server
     gets it back, and `extra_content` with it. A call with a `parent_call_id` was made by the program of that call.
+    `original_name` is the tool's name outside of the toolset that renames it.
     """
 
     step: int
@@ -108,6 +109,7 @@ class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
     extra_content: Any = msgspec.UNSET
     model_id: str | msgspec.UnsetType = msgspec.UNSET
     parent_call_id: str | msgspec.UnsetType = msgspec.UNSET
+    original_name: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ToolProgress(_Event, frozen=True, kw_only=True, tag="tool.progress"):

@@ -25,16 +25,13 @@ The input is not JSON, not UTF-8, or nested too deeply.
 UserRole = Literal["admin", "user", "viewer"]
 Area = Literal["chat", "history", "tools", "servers", "keys", "metrics", "admin"]
 GatewayTools = Literal["auto", "all", "none"]
+"""Gateway tools by default; `auto`: none beside the client's own."""
 CodeMode = Literal["off", "auto", "only"]
+"""Whether a model may write programs that call the tools."""
 RequestedCode = CodeMode | Literal["key"] | None
 """Mode of a request.
 
 A request that says nothing gets that of its key. Without one, `key` is off, and None the setting CODE_MODE.
-"""
-"""Whether a model may write programs that call the tools."""
-"""Gateway tools of requests that say nothing.
-
-`auto`: all, or none beside the client's own.
 """
 
 
@@ -65,7 +62,8 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
     `user` owns what the request creates; `key` names the credential, never its secret. `key` is None if authentication
     is off. `scopes` are the areas that the credential permits; `models`, `servers` and `tools` are globs of what it may
     use; None permits everything. `budget`, `limits`, `gateway_tools` and `code` belong to the credential. `headers` are
-    the request headers to forward to MCP servers; the gateway does not store them.
+    the request headers to forward to MCP servers; the gateway does not store them. With a `toolset`, the caller sees
+    that alone.
     """
 
     user: str
@@ -80,14 +78,15 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
     limits: KeyLimits | None = None
     gateway_tools: GatewayTools | None = None
     code: CodeMode | None = None
+    toolset: str | None = None
 
     def has_scope(self, area: Area) -> bool:
         return self.scopes is None or area in self.scopes
 
     @property
     def can_use_all_tools(self) -> bool:
-        """True if no allow list restricts the tools."""
-        return self.servers is None and self.tools is None
+        """True if neither an allow list nor a toolset restricts the tools."""
+        return self.servers is None and self.tools is None and self.toolset is None
 
     def can_use_model(self, model: str) -> bool:
         return matches_any_glob(model, self.models)
@@ -99,7 +98,7 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
         """True if the allow lists permit a tool or it is client-side."""
         if spec.client or not matches_any_glob(spec.server, self.servers):
             return spec.client
-        return any(matches_any_glob(name, self.tools) for name in (spec.name, *spec.aliases))
+        return any(matches_any_glob(name, self.tools) for name in (spec.identity, *spec.aliases))
 
 
 def matches_any_glob(name: str, globs: tuple[str, ...] | None) -> bool:
@@ -182,6 +181,13 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     """Names that the tool may have had in release 0.1.0."""
     aliases: tuple[str, ...] = ()
     """The former names that cannot be those of another server's tool."""
+    original_name: str = ""
+    """The name outside of a toolset that renames the tool."""
+
+    @property
+    def identity(self) -> str:
+        """Name outside of toolsets, which allow and deny lists match."""
+        return self.original_name or self.name
 
     @property
     def is_repeatable(self) -> bool:
@@ -284,7 +290,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     format, which returns it when the turn is read. `origin` and `follow_ups` belong to forks and replays. Equal
     requests of a caller have the same `request_hash`. `webhook_url` is told when the turn ends or asks. `message_paths`
     are the client's names of the messages in errors, if these are not its own list `messages`. `code` says whether the
-    model may write programs (None: as the administrator set it).
+    model may write programs (None: as the administrator set it). `toolset` is the one whose tools alone are offered.
     """
 
     messages: tuple[Message, ...]
@@ -314,6 +320,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     webhook_url: str | None = None
     message_paths: tuple[str, ...] = ()
     code: RequestedCode = "key"
+    toolset: str | None = None
 
     @property
     def prompt(self) -> str:
@@ -347,7 +354,8 @@ class TurnRecord(msgspec.Struct, frozen=True):
     def principal(self) -> Principal:
         """The caller with its rights, also if no authentication asked for it."""
         anonymous = LOCAL_PRINCIPAL if self.owner == LOCAL_PRINCIPAL.user else Principal(self.owner)
-        return self.caller or anonymous
+        principal, toolset = self.caller or anonymous, self.request.toolset
+        return principal if toolset is None else msgspec.structs.replace(principal, toolset=toolset)
 
 
 MAX_ATTEMPTS = 3
@@ -385,13 +393,6 @@ class TurnOutcome(msgspec.Struct, frozen=True):
     first_token_ms: float | None = None
     cached: bool = False
     prompt: str | None = None
-
-
-class CachedAnswer(msgspec.Struct, frozen=True):
-    """Answer of an earlier turn: its steps' texts and finish reason."""
-
-    texts: tuple[str, ...]
-    finish_reason: str
 
 
 class Question(msgspec.Struct, frozen=True):

@@ -188,6 +188,10 @@ class McpToolbox(ServerPool, ServerItems):
         """Await `callback` after the tools, resources or prompts on offer have changed."""
         self._notifier.add_subscriber(callback)
 
+    def announce_other_lists(self) -> None:
+        """Tell subscribers that callers see other tools, resources and prompts."""
+        self._notifier.schedule_notification(("tools", "resources", "prompts"))
+
     def on_grants_changed(self) -> None:
         """A user has signed in or out, at any worker."""
         self._pool.discard_tokens()

@@ -108,6 +108,8 @@ def find_format(path: str) -> str:
         return name
     if path.startswith("/api/v1/"):
         return "native"
+    if path.startswith("/mcp/"):
+        return "mcp"
     if path.startswith("/v1/responses"):
         return "openai_responses"
     return "legacy" if path == "/stream" or path.startswith("/api/") else "other"

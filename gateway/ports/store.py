@@ -9,12 +9,12 @@ from typing import Protocol
 from uuid import UUID
 
 from gateway.domain.bus import BusKind, BusMessage
+from gateway.domain.cached_answer import CachedAnswer
 from gateway.domain.errors import ErrorInfo
 from gateway.domain.events import JournalEntry
 from gateway.domain.history import History
 from gateway.domain.messages import (
     Answer,
-    CachedAnswer,
     JsonObject,
     Message,
     PendingInput,

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4, uuid5
 
 import msgspec
 
-from gateway.domain.errors import NotFound
+from gateway.domain.errors import NotFound, ToolsetNotFound
 from gateway.domain.grants import AuthorizationRequest
 from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import (
@@ -274,6 +274,16 @@ class Toolbox(Protocol):
         See `list_specs`. Includes sign-in tools that a sign-in has removed from the offer.
         """
         ...
+
+    def list_missing_tools(self, principal: Principal) -> tuple[str, ...]:
+        """Return the entries of a principal's toolset without a tool.
+
+        Raises:
+            ToolsetNotFound: there is no such toolset.
+        """
+        if principal.toolset is not None:
+            raise ToolsetNotFound(f"There is no toolset {principal.toolset[:100]!r}.", param="toolset")
+        return ()
 
     @abstractmethod
     def get_instructions(self, servers: Collection[str]) -> str:

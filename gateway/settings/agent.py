@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
 
 from gateway.domain.messages import GatewayTools
+from gateway.domain.toolsets import ToolsetDefinition, ToolsetName
 from gateway.settings.values import CommaSeparated
 
 
@@ -36,6 +37,7 @@ class AgentSettings(BaseSettings):
     tool_result_max_blocks: int = Field(default=200, ge=1)
     tool_result_max_data_bytes: int = Field(default=192 * 1024, ge=0)
     tools_deny: CommaSeparated = ()
+    toolsets: dict[ToolsetName, ToolsetDefinition] = {}
     agent_timeout: float = Field(default=120.0, gt=0)
     agent_max_steps: int = Field(default=10, ge=1, le=100)
     agent_max_tokens: int = Field(default=200_000, ge=1)

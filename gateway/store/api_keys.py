@@ -55,6 +55,7 @@ class NewKey(msgspec.Struct, frozen=True):
     limits: KeyLimits | None = None
     gateway_tools: GatewayTools | None = None
     code: CodeMode | None = None
+    toolset: str | None = None
     expires_at: datetime | None = None
 
 
@@ -250,6 +251,7 @@ def principal_from_key(key: ApiKey) -> Principal:
             "limits": key.limits,
             "gateway_tools": key.gateway_tools,
             "code": key.code,
+            "toolset": key.toolset,
         },
         Principal,
     )
@@ -274,6 +276,7 @@ def _build_key(new: NewKey, by: str, made_with: str | None) -> tuple[ApiKey, str
         limits=None if new.limits is None else msgspec.to_builtins(new.limits),
         gateway_tools=new.gateway_tools,
         code=new.code,
+        toolset=new.toolset,
         created_by=by,
         made_with=made_with,
         created_at=datetime.now(UTC),

@@ -297,8 +297,8 @@ class ApiKey(Table, table=True):
     """Hash, prefix and permissions of an API key.
 
     The hash is SHA-256: a fast hash suffices for 256 random bits. See docs/adr/0020. The prefix identifies the key. A
-    revoked key keeps its row. `scopes`, `models`, `servers` and `tools` are lists; null allows everything. `created_by`
-    is a user, `made_with` the prefix of the key that made this one.
+    revoked key keeps its row. `scopes`, `models`, `servers` and `tools` are lists; null allows everything, as does no
+    `toolset`. `created_by` is a user, `made_with` the prefix of the key that made this one.
     """
 
     __tablename__ = "api_keys"
@@ -323,6 +323,7 @@ class ApiKey(Table, table=True):
     limits: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     gateway_tools: str | None = Field(default=None, sa_type=Text)
     code: str | None = Field(default=None, sa_type=Text)
+    toolset: str | None = Field(default=None, sa_type=Text)
     created_by: str = Field(sa_type=Text)
     made_with: str | None = Field(default=None, sa_type=Text)
     created_at: datetime | None = Field(default=None, sa_column=created_at_column())

@@ -9,7 +9,8 @@ from uuid import UUID
 import msgspec
 from sqlmodel import text
 
-from gateway.domain.messages import CachedAnswer, Message
+from gateway.domain.cached_answer import CachedAnswer
+from gateway.domain.messages import Message
 from gateway.ports.store import ResponseCache
 from gateway.store.database import Database, decode_json
 

@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from gateway.domain.messages import Area, CodeMode, GatewayTools, UserRole
+from gateway.domain.toolsets import ToolsetName
 from gateway_runtime.requests.model import ItemList, RequestModel
 
 Glob = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
@@ -86,6 +87,7 @@ class KeyView(BaseModel):
     limits: KeyLimitsView | None
     gateway_tools: GatewayTools | None = None
     code: CodeMode | None = None
+    toolset: str | None = None
     created_by: str
     made_with: str | None = None
     created_at: datetime
@@ -128,6 +130,9 @@ class _KeyRightsBody(RequestModel):
         default=None,
         description="Programs of requests that say nothing, in every format, and of MCP hosts: `auto`, `only` or "
         "`off`. Default: the setting CODE_MODE in native requests, and none in other formats.",
+    )
+    toolset: ToolsetName | None = Field(
+        default=None, description="Toolset that the key is bound to: it sees no other tools, resources and prompts."
     )
     expires_at: Annotated[datetime, AfterValidator(_to_utc)] | None = None
 

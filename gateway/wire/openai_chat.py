@@ -16,7 +16,7 @@ from gateway.wire.client_tools import FunctionBody, ToolBody, build_client_tool
 from gateway.wire.openai.chat_messages import MessageBody, list_unknown_fields, to_messages
 from gateway.wire.openai_refusals import IGNORED_IF_EMPTY, refuse_unsupported_chat
 from gateway.wire.request_fields import describe_unknown_fields
-from gateway.wire.request_model import ConversationId
+from gateway.wire.request_model import ConversationId, ToolsetChoice
 from gateway.wire.tool_offer import ToolOffer
 from gateway.wire.turn_fields import AllowedToolChoice, CacheOptions
 from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
@@ -65,6 +65,7 @@ class GatewayOptions(RequestModel):
     )
     on_disconnect: Literal["cancel", "continue"] | None = Field(default=None, description="Default: cancel.")
     cache: CacheOptions | None = None
+    toolset: ToolsetChoice = None
     code: CodeMode | None = Field(
         default=None,
         description="Programs of the model that call tools: `auto`, `only` or `off`; see the native format. Default: "
@@ -73,6 +74,11 @@ class GatewayOptions(RequestModel):
     webhook_url: str | None = Field(
         default=None, max_length=2_000, description="URL that is told of the turn's end and of its questions."
     )
+
+    @property
+    def tool_selection(self) -> str | list[str] | None:
+        """Gateway tools of the request; a toolset alone asks for all."""
+        return "all" if self.tools is None and self.toolset is not None else self.tools
 
 
 class ChatCompletionRequest(RequestModel):
@@ -175,7 +181,7 @@ class ChatCompletionRequest(RequestModel):
             messages=tuple(to_messages(self.messages)),
             model=self.model or "",
             parameters=parameters,
-            tools=offer.select(options.tools, brings_tools=bool(self.tools or self.functions)),
+            tools=offer.select(options.tool_selection, brings_tools=bool(self.tools or self.functions)),
             tool_choice=self._parse_tool_choice(),
             conversation_id=options.conversation_id,
             parent_turn_id=options.parent_turn_id,
@@ -191,6 +197,7 @@ class ChatCompletionRequest(RequestModel):
             warnings=tuple(self._list_warnings()),
             webhook_url=options.webhook_url,
             code=options.code or "key",
+            toolset=options.toolset,
         )
 
     @property

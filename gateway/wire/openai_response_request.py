@@ -38,6 +38,7 @@ from gateway.wire.openai_response_tools import (
     matches_filter,
     needs_approval,
 )
+from gateway.wire.request_model import ToolsetChoice
 from gateway.wire.tool_offer import ToolOffer
 from gateway_runtime.requests.model import ItemList, RequestModel, limit_entries
 
@@ -82,6 +83,7 @@ class ResponseGatewayOptions(RequestModel):
         default=None,
         description="Gateway tools that may be used. Default: all, and none where the request has tools of its own.",
     )
+    toolset: ToolsetChoice = None
     code: CodeMode | None = Field(
         default=None,
         description="Programs of the model that call tools: `auto`, `only` or `off`; see the native format. Default: "
@@ -174,6 +176,11 @@ class ResponseRequest(RequestModel):
         replaced = [parse_items([found[i.id]])[0] if isinstance(i, ReferenceItem) else i for i in items]
         return self.model_copy(update={"input": replaced})
 
+    @property
+    def toolset(self) -> str | None:
+        """Name of the toolset that the request asks for."""
+        return None if self.x_gateway is None else self.x_gateway.toolset
+
     def to_turn_request(
         self,
         offer: ToolOffer,
@@ -191,12 +198,11 @@ class ResponseRequest(RequestModel):
         """
         if self.background and self.store is False:
             raise InvalidRequest("background: a background response must be stored.", param="background")
-        effort = self.reasoning.effort if self.reasoning else None
         parameters = Parameters(
             temperature=self.temperature,
             top_p=self.top_p,
             max_tokens=self.max_output_tokens,
-            reasoning_effort=effort,
+            reasoning_effort=self.reasoning.effort if self.reasoning else None,
             parallel_tool_calls=self.parallel_tool_calls,
         )
         selected, approve = self._select_tools(offer, specs, urls)
@@ -230,6 +236,7 @@ class ResponseRequest(RequestModel):
             metadata=self.metadata or {},
             webhook_url=self.x_gateway.webhook_url if self.x_gateway else None,
             code=(self.x_gateway and self.x_gateway.code) or "key",
+            toolset=self.toolset,
             approve=approve,
             warnings=tuple(self._list_warnings()),
             echo=self._build_echo(specs if selected is None else [spec for spec in specs if spec.name in selected]),
@@ -269,6 +276,7 @@ class ResponseRequest(RequestModel):
             approve += [spec.name for spec in matching if needs_approval(spec, tool.require_approval)]
         options = self.x_gateway or ResponseGatewayOptions()
         body = named if options.tools is None else options.tools
+        body = "all" if body is None and options.toolset is not None else body
         return offer.select(body, brings_tools=any(True for _ in self._list_tools())), tuple(approve)
 
     def _parse_tool_choice(self, specs: tuple[ToolSpec, ...]) -> ToolChoice | None:
@@ -318,7 +326,7 @@ class ResponseRequest(RequestModel):
             "user",
         }
         echo = self.model_dump(mode="json", by_alias=True, include=fields, exclude_none=True)
-        return {"response": echo, "servers": servers}
+        return {"response": echo, "servers": servers} | ({"toolset": self.toolset} if self.toolset else {})
 
 
 class ApprovalAnswers(NamedTuple):

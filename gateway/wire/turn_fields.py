@@ -19,7 +19,7 @@ from gateway.domain.conversation_ids import is_new_conversation
 from gateway.domain.messages import CodeMode, JsonObject, Message, Parameters, ToolChoice, TurnRequest
 from gateway.wire.client_tools import ToolBody, build_client_tool
 from gateway.wire.request_fields import FieldReader, make_unsupported
-from gateway.wire.request_model import ConversationId
+from gateway.wire.request_model import ConversationId, ToolsetChoice
 from gateway_runtime.requests.model import ItemList, RequestModel
 
 SystemText = Annotated[
@@ -150,6 +150,7 @@ class TurnFields(RequestModel):
     cache: CacheOptions | None = Field(
         default=None, description="Reuse the answer to an equal request of the same user. Default: call the model."
     )
+    toolset: ToolsetChoice = None
     code: CodeMode | None = Field(
         default=None,
         description="Programs of the model that call tools: `auto` where not all tools fit into its request, `only` in "
@@ -220,6 +221,7 @@ class TurnFields(RequestModel):
             cache_ttl=self.cache.ttl if self.cache else None,
             parent_turn_id=self.parent_turn_id,
             code=self.code,
+            toolset=self.toolset,
             response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
         )
 

@@ -11,6 +11,7 @@ from gateway.agent.tool_search import ToolSelection, ToolSelector, check_client_
 from gateway.agent.turn import ActiveTurn
 from gateway.domain.errors import Forbidden
 from gateway.domain.messages import Parameters, Principal, TurnRequest
+from gateway.domain.toolsets import bind_toolset
 from gateway.ports.model import ModelCatalog, ModelInfo
 
 
@@ -75,13 +76,18 @@ class TurnPlanner:
         )
         defaults = self._models.fit_defaults(self._default_parameters, model)
         tools, parameters = () if is_plain else request.tools, parameters.with_defaults(defaults)
-        request = msgspec.structs.replace(request, model=name, tools=tools, parameters=parameters)
+        principal = bind_toolset(principal, request.toolset)
+        toolset_warnings = self._tools.check_toolset(principal)
+        request = msgspec.structs.replace(
+            request, model=name, tools=tools, parameters=parameters, toolset=principal.toolset
+        )
         if request.response_format is not None:
             await OutputSchema.prepare(request.response_format)
         check_client_tools(request.client_tools)
         self._tools.check_choice(request, principal)
         image_warnings = self._images.check(request, model, partial(self._list_seeing, principal))
-        return model, request, (*model_warnings, *parameter_warnings, *image_warnings)
+        warnings = (*model_warnings, *parameter_warnings, *image_warnings)
+        return model, request, warnings if tools == () else (*warnings, *toolset_warnings)
 
     def _list_seeing(self, principal: Principal) -> list[str]:
         """List the models that see images, and that the caller may use."""

@@ -108,7 +108,7 @@ def _build_challenge(request: Request) -> str:
     MCP hosts find their authorization server by it (RFC 9728).
     """
     settings: Settings = request.app.state.settings
-    if request.url.path != "/mcp" or settings.authorization_server is None:
+    if not f"{request.url.path}/".startswith("/mcp/") or settings.authorization_server is None:
         return "Bearer"
     problem = 'error="invalid_token", ' if "authorization" in request.headers else ""
     return f'Bearer {problem}resource_metadata="{settings.public_url}/.well-known/oauth-protected-resource/mcp"'

@@ -88,8 +88,11 @@ class _ReportingSummary(TurnSummary):
 
 
 def may_ask_agent(principal: Principal) -> bool:
-    """Return whether the caller may start turns."""
-    return principal.role != "viewer" and principal.has_scope("chat")
+    """Return whether the caller may start turns at the MCP endpoint.
+
+    A toolset has tools of servers alone.
+    """
+    return principal.role != "viewer" and principal.has_scope("chat") and principal.toolset is None
 
 
 async def ask_agent(

@@ -1,10 +1,11 @@
-"""The gateway as an MCP server at `/mcp`.
+"""The gateway as an MCP server at `/mcp`, with toolsets below it.
 
 It offers the tools, resources and prompts of every connected server, and `ask_agent`, which runs a turn.
 Authentication, permissions and turns are those of the HTTP API. The approval policy of turns applies to `ask_agent`;
 for the other tools, hosts ask their users before a call.
 """
 
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
@@ -49,6 +50,7 @@ from gateway.common.timeouts import Timeouts
 from gateway.config import Settings
 from gateway.domain.errors import Overloaded
 from gateway.domain.messages import JsonObject, ToolResult, ToolSpec
+from gateway.domain.toolsets import bind_toolset
 from gateway.ports.code import HostTools
 from gateway.ports.tools import (
     ITEM_NAME_FIELDS,
@@ -63,6 +65,7 @@ from gateway.ports.tools import (
 log = get_logger(__name__)
 
 _SESSION_HEADER = "mcp-session-id"
+_TOOLSET_PATH = re.compile(r"/mcp/([^/]+)$")
 _MAX_ROUNDS = 10
 
 
@@ -119,6 +122,9 @@ class McpEndpoint:
         if holder and await self._forwarder.forward_request(holder, scope, receive, send):
             return
         principal = add_forwarded_headers(scope[PRINCIPAL_SCOPE_KEY], Headers(scope=scope), self._toolbox)
+        if (path := _TOOLSET_PATH.search(scope["path"])) is not None:
+            principal = bind_toolset(principal, path[1])
+            self._toolbox.list_missing_tools(principal)
         # httptools keeps trailing blanks of values; with them, `Mcp-Name` would not match the name in the body.
         headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         if session and worker == self._forwarder.name:
@@ -263,7 +269,7 @@ class McpEndpoint:
             if spec is None or not principal.can_use_tool(spec):
                 raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
             prepare = partial(self._prepare_call, ctx, params, spec, host, log_level)
-            result = await self._finish_call(ctx, params, spec.name, host, prepare)
+            result = await self._finish_call(ctx, params, spec.identity, host, prepare)
         await host.wait_until_notified()
         return result
 
@@ -306,7 +312,7 @@ class McpEndpoint:
         self, ctx: Context, params: t.CallToolRequestParams, spec: ToolSpec, host: HostObserver, log_level: str | None
     ) -> SendCall:
         principal = get_principal(ctx)
-        state = self._question_states.open(params.request_state, spec.name, principal)
+        state = self._question_states.open(params.request_state, spec.identity, principal)
         request = ToolCallRequest(
             spec,
             params.arguments or {},

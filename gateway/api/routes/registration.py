@@ -20,6 +20,7 @@ from gateway.api.routes.mcp import (
     mcp_servers,
     mcp_sign_in,
     resource_metadata,
+    toolsets,
 )
 from gateway.api.routes.native import (
     branches,
@@ -79,6 +80,7 @@ def register_routes(app: FastAPI) -> None:
         usage,
         webhooks,
         mcp_servers,
+        toolsets,
         mcp_resources,
         mcp_sign_in,
         identity_keys,

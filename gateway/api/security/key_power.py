@@ -18,7 +18,14 @@ def require_power_over(key: ApiKey, principal: Principal) -> None:
     if principal.key == key.prefix:
         return
     require_permission(principal, MANAGE_KEYS)
-    lists = (principal.models, principal.servers, principal.tools, principal.budget, principal.limits)
+    lists = (
+        principal.models,
+        principal.servers,
+        principal.tools,
+        principal.budget,
+        principal.limits,
+        principal.toolset,
+    )
     is_stored = principal.key is not None and principal.key.startswith(KEY_PREFIX)
     is_narrow = any(value is not None for value in lists) or (is_stored and principal.scopes is not None)
     if principal.scopes is not None and (key.scopes is None or not set(key.scopes) <= set(principal.scopes)):

@@ -105,6 +105,11 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/api/v1/mcp/oauth/start"): _PUBLIC,  # the ticket in the URL is the credential
     ("POST", "/api/v1/mcp/oauth/start"): _PUBLIC,
     ("GET", "/api/v1/mcp/oauth/callback"): _PUBLIC,
+    ("GET", "/api/v1/toolsets"): _TOOLS,
+    ("POST", "/api/v1/toolsets"): _ADMIN_SERVERS,
+    ("GET", "/api/v1/toolsets/{name}"): _TOOLS,
+    ("PUT", "/api/v1/toolsets/{name}"): _ADMIN_SERVERS,
+    ("DELETE", "/api/v1/toolsets/{name}"): _ADMIN_SERVERS,
     ("GET", "/api/v1/mcp/resources"): _TOOLS,
     ("GET", "/api/v1/mcp/resources/read"): _TOOLS,
     ("GET", "/api/v1/mcp/prompts"): _TOOLS,
@@ -222,6 +227,9 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     # The MCP endpoint itself rejects calls of viewers that change something.
     ("POST", "/mcp"): RoutePermission("tools", route_class="mcp"),
     ("DELETE", "/mcp"): RoutePermission("tools", route_class="mcp"),
+    ("GET", "/mcp/{toolset}"): RoutePermission("tools", route_class="mcp"),
+    ("POST", "/mcp/{toolset}"): RoutePermission("tools", route_class="mcp"),
+    ("DELETE", "/mcp/{toolset}"): RoutePermission("tools", route_class="mcp"),
 }
 PUBLIC_DOCUMENTS: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/"): _UNCOUNTED._replace(detailed=True),

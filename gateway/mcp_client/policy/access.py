@@ -22,7 +22,7 @@ from gateway.mcp_client.server_items.requests import find_resource_server
 from gateway.ports.tools import ITEM_NAME_FIELDS, HostExchange, ItemKind, ResourceWatch, Toolbox, ToolCallRequest
 
 _MAX_LISTS = 50
-_READERS: dict[ItemKind, tuple[str, ...]] = {
+READER_TOOLS: dict[ItemKind, tuple[str, ...]] = {
     "resources": ("list_resources", "read_resource"),
     "resource_templates": ("list_resources", "read_resource"),
     "prompts": ("list_prompts", "get_prompt"),
@@ -179,7 +179,7 @@ class ItemPermissions(ToolboxWrapper):
         return any(get_ui_resource((spec.definition or {}).get("_meta")) == uri for spec in specs)
 
     def _may_use_reader(self, kind: ItemKind, server: str, principal: Principal) -> bool:
-        readers = _READERS[kind]
+        readers = READER_TOOLS[kind]
         specs = (spec for spec in self._toolbox.list_specs(principal) if spec.helper and spec.server == server)
         return any(spec.tool in readers and principal.can_use_tool(spec) for spec in specs)
 

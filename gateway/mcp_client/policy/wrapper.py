@@ -19,6 +19,9 @@ class ToolboxWrapper(Toolbox):
     def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
         return self._toolbox.find_tool(name, principal)
 
+    def list_missing_tools(self, principal: Principal) -> tuple[str, ...]:
+        return self._toolbox.list_missing_tools(principal)
+
     def get_instructions(self, servers: Collection[str]) -> str:
         return self._toolbox.get_instructions(servers)
 

@@ -59,6 +59,7 @@ _ERASURES: dict[str, str] = {
     "oauth_grants": "DELETE FROM oauth_grants WHERE owner = :user",
     "oauth_logins": "DELETE FROM oauth_logins WHERE :user IN (login->>'owner', login->>'by')",
     "mcp_servers": "UPDATE mcp_servers SET changed_by = :erased WHERE changed_by = :user",
+    "toolsets": "UPDATE toolsets SET changed_by = :erased WHERE changed_by = :user",
     "api_keys_made": "UPDATE api_keys SET created_by = :erased WHERE created_by = :user",
     "tools.http_tools": "UPDATE tools.http_tools SET updated_by = :erased WHERE updated_by = :user",
     "tools.http_tool_secrets": "UPDATE tools.http_tool_secrets SET updated_by = :erased WHERE updated_by = :user",

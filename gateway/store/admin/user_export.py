@@ -61,6 +61,7 @@ EXPORTS = (
     _Export("oauth_logins", {"ticket": "text"}, owner="login->>'owner'", row="login", without=("challenge",)),
     _Export("audit_log", {"id": "uuid"}, owner="actor"),
     _Export("mcp_servers", {"name": "text"}, owner="changed_by", without=("config",)),
+    _Export("toolsets", {"name": "text"}, owner="changed_by"),
     _Export("tools.tasks", {"id": "integer"}, owner="user_id"),
     _Export("tools.task_calls", {"key": "text"}, owner="user_id", without=("fingerprint",)),
     _Export("tools.task_counters", {"user_id": "text"}, owner="user_id"),

@@ -273,9 +273,10 @@ def _build_call_rows(fence: Fence, entries: Iterable[JournalEntry]) -> Iterable[
                 pass
             case e.ToolCallStarted() as call:
                 outcome = "client" if call.client else None
+                name = call.original_name or call.tool
                 yield (
                     START_CALL,
-                    (*fence, call.call_id, call.step, call.server, call.tool, call.arguments, outcome),
+                    (*fence, call.call_id, call.step, call.server, name, call.arguments, outcome),
                 )
             case e.ToolFinished() as result:
                 content, structured = result.content, result.structured

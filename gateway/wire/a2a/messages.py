@@ -20,6 +20,7 @@ from gateway.domain.messages import (
     StoredQuestion,
     TurnRequest,
 )
+from gateway.wire.request_model import ToolsetChoice
 from gateway.wire.tool_offer import ToolOffer
 from gateway_runtime.requests.model import ItemList, RequestModel
 
@@ -41,6 +42,12 @@ class MessageOptions(RequestModel):
     tools: Literal["all", "none"] | ItemList[str] | None = None
     approval: Approval | None = None
     code: CodeMode | None = None
+    toolset: ToolsetChoice = None
+
+    @property
+    def tool_selection(self) -> str | list[str] | None:
+        """Gateway tools of the request; a toolset alone asks for all."""
+        return "all" if self.tools is None and self.toolset is not None else self.tools
 
 
 def read_options(*metadata: JsonObject) -> MessageOptions:
@@ -73,11 +80,12 @@ def build_turn_request(message: JsonObject, options: MessageOptions, offer: Tool
         message_paths=("message",),
         model=options.model or "",
         system=options.system,
-        tools=offer.select(options.tools, brings_tools=False),
+        tools=offer.select(options.tool_selection, brings_tools=False),
         conversation_id=message.get("contextId") or "new",
         on_disconnect="continue",
         approval=options.approval or "never",
         code=options.code or "key",
+        toolset=options.toolset,
         echo={"message_id": message_id[:_MAX_SHOWN_LENGTH]},
     )
 

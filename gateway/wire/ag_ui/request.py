@@ -145,7 +145,7 @@ class RunInput(_RunPart):
                 max_tokens=forwarded.max_tokens,
                 reasoning_effort=forwarded.reasoning_effort,
             ),
-            tools=offer.select(options.tools, brings_tools=bool(self.tools)),
+            tools=offer.select(options.tool_selection, brings_tools=bool(self.tools)),
             client_tools=read_tools(self.tools or []),
             conversation_id=options.conversation_id or self.thread_id,
             parent_turn_id=options.parent_turn_id,
@@ -155,6 +155,7 @@ class RunInput(_RunPart):
             cache_ttl=options.cache.ttl if options.cache else None,
             webhook_url=options.webhook_url,
             code=options.code or "key",
+            toolset=options.toolset,
             idempotency_key=idempotency_key,
             drop_unsupported=True,
         )

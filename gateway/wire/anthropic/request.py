@@ -136,6 +136,11 @@ class PromptBody(RequestModel):
         thinking = self.thinking
         return thinking is not None and thinking.type != "disabled" and thinking.display != "omitted"
 
+    @property
+    def toolset(self) -> str | None:
+        """Name of the toolset that the request asks for."""
+        return None if self.x_gateway is None else self.x_gateway.toolset
+
     def to_turn_request(
         self,
         offer: ToolOffer,
@@ -175,6 +180,7 @@ class PromptBody(RequestModel):
             cache_ttl=options.cache.ttl if options.cache else None,
             webhook_url=options.webhook_url,
             code=options.code or "key",
+            toolset=options.toolset,
         )
 
     def _build_parameters(self) -> Parameters:
@@ -201,7 +207,7 @@ class PromptBody(RequestModel):
         servers = {server.name: server for server in self.mcp_servers or ()}
         toolsets = [(n, tool) for n, tool in enumerate(self.tools or ()) if tool.type == "mcp_toolset"]
         if not toolsets and not servers:
-            return None
+            return None if self.x_gateway is None else self.x_gateway.tool_selection
         selected: list[str] = []
         for number, toolset in toolsets:
             label = toolset.mcp_server_name or ""

@@ -52,12 +52,13 @@ def build_turn_request(
         model=inference.get("model") or options.model or "",
         system=options.system,
         parameters=Parameters(parallel_tool_calls=False) if client_tools else Parameters(),
-        tools=offer.select(options.tools, brings_tools=bool(client_tools)),
+        tools=offer.select(options.tool_selection, brings_tools=bool(client_tools)),
         client_tools=client_tools,
         tool_choice={"type": "function", "function": {"name": choice["id"]}} if choice else None,
         conversation_id=item["thread_id"],
         approval=options.approval or "never",
         code=options.code or "key",
+        toolset=options.toolset,
         echo={ECHO_KEY: item["id"]},
     )
 

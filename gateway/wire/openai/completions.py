@@ -91,7 +91,7 @@ class CompletionRequest(RequestModel):
             messages=(Message("user", self._text),),
             model=self.model or "",
             parameters=parameters,
-            tools=offer.select(options.tools, brings_tools=False),
+            tools=offer.select(options.tool_selection, brings_tools=False),
             conversation_id=options.conversation_id,
             parent_turn_id=options.parent_turn_id,
             user_label=self.user,
@@ -101,6 +101,7 @@ class CompletionRequest(RequestModel):
             cache_ttl=options.cache.ttl if options.cache else None,
             webhook_url=options.webhook_url,
             code=options.code or "key",
+            toolset=options.toolset,
         )
 
 

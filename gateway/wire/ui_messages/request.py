@@ -121,7 +121,7 @@ class UIMessagesRequest(RequestModel):
             parameters=Parameters(
                 temperature=self.temperature, max_tokens=self.max_tokens, reasoning_effort=self.reasoning_effort
             ),
-            tools=offer.select(options.tools, brings_tools=bool(self.tools)),
+            tools=offer.select(options.tool_selection, brings_tools=bool(self.tools)),
             client_tools=read_tools(self.tools or []),
             conversation_id=options.conversation_id or self.id or None,
             parent_turn_id=options.parent_turn_id,
@@ -131,6 +131,7 @@ class UIMessagesRequest(RequestModel):
             cache_ttl=options.cache.ttl if options.cache else None,
             webhook_url=options.webhook_url,
             code=options.code or "key",
+            toolset=options.toolset,
             warnings=tuple(self._list_warnings()),
             idempotency_key=idempotency_key,
             drop_unsupported=True,

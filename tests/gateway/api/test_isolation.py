@@ -80,6 +80,11 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("DELETE", "/api/v1/mcp/servers/{name}"): ("admin", None),
     ("POST", "/api/v1/mcp/servers/{name}/tools/{tool}/approve"): ("admin", None),
     ("POST", "/api/v1/mcp/servers/{name}/instructions/approve"): ("admin", None),
+    ("GET", "/api/v1/toolsets"): ("shared", None),
+    ("POST", "/api/v1/toolsets"): ("admin", {"name": "few", "tools": ["calculator"]}),
+    ("GET", "/api/v1/toolsets/{name}"): ("shared", None),
+    ("PUT", "/api/v1/toolsets/{name}"): ("admin", {"tools": ["calculator"]}),
+    ("DELETE", "/api/v1/toolsets/{name}"): ("admin", None),
     ("POST", "/api/v1/mcp/servers/{name}/sign-in"): ("creates", None),
     ("DELETE", "/api/v1/mcp/servers/{name}/sign-in"): ("creates", None),
     ("GET", "/api/v1/mcp/resources"): ("shared", None),
@@ -211,7 +216,7 @@ def test_every_classified_route_exists(app: Any) -> None:
     undocumented = {("GET", path) for path in ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/metrics")}
     pages = {("GET", "start"), ("POST", "start"), ("GET", "callback"), ("GET", "client.json")}
     undocumented |= {(method, f"/api/v1/mcp/oauth/{page}") for method, page in pages}
-    undocumented |= {(method, "/mcp") for method in ("GET", "POST", "DELETE")}
+    undocumented |= {(method, path) for path in ("/mcp", "/mcp/{toolset}") for method in ("GET", "POST", "DELETE")}
     undocumented |= {
         (method, f"/openai{path}") for method, path in get_documented_routes(app) if path.startswith("/v1/")
     }
@@ -238,6 +243,7 @@ class ResourceOwner:
     async def create_resources(self) -> None:
         keyring = self.keyring
         await keyring.create_key("ada")
+        await keyring.post("root", "/api/v1/toolsets", {"name": "few", "tools": ["calculator"]})
         turn = (await keyring.chat("ada", f"Remember that {SECRET}", conversation_id="new")).body
         waiting_turn = (await keyring.chat("ada", f"Add a task to {SECRET}", approval="always")).body
         response = (await keyring.post("ada", "/v1/responses", {"input": SECRET})).body
@@ -274,6 +280,7 @@ class ResourceOwner:
 
     def fill_path(self, path: str) -> str:
         template = path.replace("prompts/{name}", "prompts/plan_day").replace("servers/{name}", "servers/tools")
+        template = template.replace("toolsets/{name}", "toolsets/few")
         return (template + QUERIES.get(path, "")).format(**self.ids)
 
     def fill_body(self, body: Any) -> Any:
@@ -347,6 +354,7 @@ async def test_paths_similar_to_a_route_are_rejected(keyring: Keyring) -> None:
     )
     ids |= {"task_id": str(uuid4()), "push_id": "none"}
     ids |= {"item_id": "in_1", "user_id": "ada", "name": "tools", "tool": "calculator", "model": "m"}
+    ids["toolset"] = "few"
     for method, path in ROUTES:
         for suffix in ("%0a", "%0A%0a", "%0d", "%00", "%20", ";x", "/%0a"):
             if path.endswith("}") and suffix != "%0a":

@@ -6,13 +6,14 @@ from uuid import UUID
 import msgspec
 from fastapi import APIRouter, Response
 
-from gateway.api.deps import ApiKeysDep, PrincipalDep
+from gateway.api.deps import ApiKeysDep, PrincipalDep, ToolsetsDep
 from gateway.api.http.errors import ErrorBody
 from gateway.api.http.json_lists import build_list_response
 from gateway.api.security.key_power import require_power_over
 from gateway.api.security.permissions import role_at_most
 from gateway.domain.errors import Forbidden, InvalidRequest
 from gateway.domain.messages import Area, JsonObject, Principal
+from gateway.domain.toolsets import bind_toolset
 from gateway.store.api_keys import KEY_PREFIX, KeyStore, NewKey
 from gateway.store.models import ApiKey
 from gateway.wire.api_keys import CreatedKey, KeyChangeBody, KeyList, KeyView, NewKeyBody, RotationBody
@@ -39,7 +40,9 @@ async def list_keys(principal: PrincipalDep, keys: ApiKeysDep) -> Response:
 
 
 @router.post("", summary="Create a key", status_code=201)
-async def create_key(body: NewKeyBody, principal: PrincipalDep, keys: ApiKeysDep, response: Response) -> CreatedKey:
+async def create_key(
+    body: NewKeyBody, principal: PrincipalDep, keys: ApiKeysDep, toolsets: ToolsetsDep, response: Response
+) -> CreatedKey:
     """Create a key with at most your own rights.
 
     Only this response shows the secret. The first key enables authentication on every worker; its role is admin unless
@@ -47,14 +50,18 @@ async def create_key(body: NewKeyBody, principal: PrincipalDep, keys: ApiKeysDep
     """
     response.headers["Cache-Control"] = "no-store"
     new = _build_new_key(body, principal)
+    if body.toolset is not None:
+        toolsets.get_toolset(body.toolset)
     new = msgspec.structs.replace(new, expires_at=await _limit_expiry(new.expires_at, principal, keys))
     row, secret = await keys.create_key(new, by=principal.user, made_with=principal.key)
     return _view_created_key(row, secret)
 
 
 @router.patch("/{key_id}", summary="Change a key", responses={**_NOT_FOUND, **_INACTIVE})
-async def change_key(key_id: UUID, body: KeyChangeBody, principal: PrincipalDep, keys: ApiKeysDep) -> KeyView:
-    """Change the name, areas, allow lists, budget, limits or expiry of a key, on every worker.
+async def change_key(
+    key_id: UUID, body: KeyChangeBody, principal: PrincipalDep, keys: ApiKeysDep, toolsets: ToolsetsDep
+) -> KeyView:
+    """Change the name, areas, allow lists, toolset, budget, limits or expiry of a key, on every worker.
 
     Omitted fields stay as they are. The rules are those of creating keys: the key gets at most your own rights, and a
     key with its own budget or limits changes none. The same keys may be changed as revoked. Turns that run keep the
@@ -63,6 +70,8 @@ async def change_key(key_id: UUID, body: KeyChangeBody, principal: PrincipalDep,
     key = await keys.get_key(key_id, _owner_filter(principal))
     require_power_over(key, principal)
     rights = _build_rights(body, principal)
+    if body.toolset is not None:
+        toolsets.get_toolset(body.toolset)
     if "expires_at" in body.model_fields_set:
         rights["expires_at"] = await _limit_expiry(body.expires_at, principal, keys)
     changes = {name: value for name, value in rights.items() if name in body.model_fields_set}
@@ -158,6 +167,7 @@ def _build_rights(body: NewKeyBody | KeyChangeBody, creator: Principal) -> JsonO
         "limits": None if body.limits is None else body.limits.model_dump(),
         "gateway_tools": body.gateway_tools,
         "code": body.code,
+        "toolset": bind_toolset(creator, body.toolset).toolset,
         "expires_at": body.expires_at,
     }
 

@@ -19,6 +19,7 @@ from gateway.api.turn_responses import (
 from gateway.domain.errors import error_from_info
 from gateway.domain.events import TurnCancelled, TurnFailed
 from gateway.domain.messages import JsonObject, TurnRequest
+from gateway.domain.toolsets import bind_toolset
 from gateway.wire.anthropic.answers import MessageWriter, stream_message
 from gateway.wire.anthropic.request import MessagesRequest, PromptBody
 
@@ -67,7 +68,7 @@ async def count_tokens(body: PromptBody, request: Request, x_gateway_tools: Gate
 
 
 def _to_turn_request(body: PromptBody, request: Request, tools: str | None, idempotency_key: str | None) -> TurnRequest:
-    principal = get_principal(request)
+    principal = bind_toolset(get_principal(request), body.toolset)
     specs, urls = list_model_tools(request, principal), list_server_urls(request, principal)
     offer = build_tool_offer(request, principal, body.model, tools)
     return body.to_turn_request(offer, specs=specs, urls=urls, idempotency_key=idempotency_key)

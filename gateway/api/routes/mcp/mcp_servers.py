@@ -7,7 +7,7 @@ import msgspec
 from fastapi import APIRouter, Path
 from pydantic import BaseModel
 
-from gateway.api.deps import PrincipalDep, ServerAdminDep, ServersDep, ToolboxDep
+from gateway.api.deps import PrincipalDep, ServerAdminDep, ServersDep, ToolboxDep, list_visible_servers
 from gateway.api.http.errors import ErrorBody
 from gateway.api.routes.mcp.server_bodies import ServerCreate, ServerPatch, ServerReplace, ServersBody
 from gateway.common.sanitize import reveal_text, reveal_value
@@ -127,9 +127,7 @@ async def list_servers(
 
     The list also has the tools whose definition has changed.
     """
-    statuses = {
-        status.name: status for status in toolbox.list_server_statuses() if principal.can_use_server(status.name)
-    }
+    statuses = {status.name: status for status in list_visible_servers(toolbox, principal)}
     views: list[McpServerView] = []
     for name, status in statuses.items():
         config = admin.get_config(name)
@@ -157,7 +155,7 @@ async def list_servers(
     changed = {
         key: (reveal_value(was), reveal_value(now))
         for key, (was, now) in (await servers.list_changed_definitions()).items()
-        if principal.can_use_server(key[0])
+        if principal.can_use_server(key[0]) and (principal.toolset is None or key[0] in statuses)
     }
     return McpServerList(
         servers=views,

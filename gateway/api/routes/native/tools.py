@@ -7,7 +7,7 @@ import msgspec
 from fastapi import APIRouter, Body, Header
 from pydantic import BaseModel
 
-from gateway.api.deps import PrincipalDep, ToolboxDep
+from gateway.api.deps import PrincipalDep, ToolboxDep, list_visible_servers
 from gateway.api.http.errors import ErrorBody
 from gateway.common.mcp_meta import get_ui_resource
 from gateway.domain.errors import ToolNotFound
@@ -98,7 +98,7 @@ async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolListVi
 
     The list also has the state of each MCP server.
     """
-    servers = [server for server in toolbox.list_server_statuses() if principal.can_use_server(server.name)]
+    servers = list_visible_servers(toolbox, principal)
     states = {server.name: server.state for server in servers}
     tools = [
         ToolView(

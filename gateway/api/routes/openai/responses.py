@@ -37,6 +37,7 @@ from gateway.domain.conversation_ids import is_new_conversation
 from gateway.domain.errors import InvalidRequest, NotFound, PreviousResponseNotFound
 from gateway.domain.events import StepCompleted
 from gateway.domain.messages import Answer, JsonObject, Message, TurnRequest
+from gateway.domain.toolsets import bind_toolset
 from gateway.store.lists.turn_contents import find_followed
 from gateway.wire.openai.item_lists import ItemOrder, ItemPage, build_items
 from gateway.wire.openai_response_ids import format_response_id, parse_item_id, parse_response_id
@@ -76,6 +77,7 @@ async def create_response(
     else:
         if body.references:
             body = body.replace_references(await _find_items(body.references, request))
+        principal = bind_toolset(principal, body.toolset)
         specs, urls = list_model_tools(request, principal), list_server_urls(request, principal)
         offer = build_tool_offer(request, principal, body.model, x_gateway_tools)
         turn_request = body.to_turn_request(offer, specs=specs, urls=urls, idempotency_key=idempotency_key)
@@ -117,6 +119,7 @@ async def count_input_tokens(
     principal = get_principal(request)
     if body.references:
         body = body.replace_references(await _find_items(body.references, request))
+    principal = bind_toolset(principal, body.toolset)
     specs, urls = list_model_tools(request, principal), list_server_urls(request, principal)
     offer = build_tool_offer(request, principal, body.model, x_gateway_tools)
     turn_request = body.to_turn_request(offer, specs=specs, urls=urls)
@@ -241,7 +244,11 @@ async def _find_response(response_id: str, request: Request) -> tuple[TurnHandle
 
 
 def _create_writer(turn: TurnHandle, request: Request, part: int) -> ResponseWriter:
-    return ResponseWriter(turn.id, ResponseContext(turn.echo, get_toolbox(request).find_tool), part)
+    toolset = (turn.echo or {}).get("toolset")
+    principal = get_principal(request)
+    principal = principal if principal.toolset is not None else bind_toolset(principal, toolset)
+    find_tool = partial(get_toolbox(request).find_tool, principal=principal)
+    return ResponseWriter(turn.id, ResponseContext(turn.echo, find_tool), part)
 
 
 async def _answer_approvals(turn_id: UUID, approvals: dict[UUID, bool], request: Request) -> TurnHandle:

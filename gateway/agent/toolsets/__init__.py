@@ -1,0 +1,1 @@
+"""Toolsets, from the setting and defined at run time."""

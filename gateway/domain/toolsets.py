@@ -1,0 +1,99 @@
+"""Named subsets of the tools, and the toolset of a caller."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from gateway.domain.errors import Forbidden
+from gateway.domain.messages import Principal
+
+TOOLSET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+_GLOB_CHARACTERS = frozenset("*?[")
+_MAX_GLOBS = 50
+_OWN_TOOLS = frozenset({"ask_agent", "batch", "find_tools", "run_python"})
+_Pattern = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
+ToolsetName = Annotated[str, StringConstraints(pattern=TOOLSET_NAME)]
+
+
+class ToolsetTool(BaseModel):
+    """Tools of a toolset.
+
+    `tool` is a glob over exposed names and `server/tool`. `name`, `title` and `description` replace those of one tool,
+    which `tool` then names without wildcards.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tool: _Pattern
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    title: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    description: Annotated[str, StringConstraints(min_length=1, max_length=4_000)] | None = None
+
+    @model_validator(mode="after")
+    def _validate_changes(self) -> "ToolsetTool":
+        if self.name in _OWN_TOOLS:
+            raise ValueError(f"the name {self.name!r} is one of the gateway's own tools")
+        if self.is_glob and self.changes_definition:
+            raise ValueError("an entry with wildcards cannot rename or describe a tool: name it")
+        return self
+
+    @property
+    def is_glob(self) -> bool:
+        """Whether the entry may match several tools."""
+        return not _GLOB_CHARACTERS.isdisjoint(self.tool)
+
+    @property
+    def changes_definition(self) -> bool:
+        """Whether the toolset shows the tool differently."""
+        return any(value is not None for value in (self.name, self.title, self.description))
+
+
+class ToolsetDefinition(BaseModel):
+    """Content of a toolset.
+
+    A plain string in `tools` is an entry without changes. `resources` are globs over `server/uri`, `prompts` over
+    exposed names and `server/prompt`; without them, a toolset has none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: str = Field(default="", max_length=2_000)
+    tools: tuple[_Pattern | ToolsetTool, ...] = Field(max_length=500)
+    resources: tuple[_Pattern, ...] = Field(default=(), max_length=_MAX_GLOBS)
+    prompts: tuple[_Pattern, ...] = Field(default=(), max_length=_MAX_GLOBS)
+
+    @model_validator(mode="after")
+    def _validate_entries(self) -> "ToolsetDefinition":
+        names = [entry.name for entry in self.entries if entry.name is not None]
+        if len(names) != len(set(names)):
+            raise ValueError("two tools have the same name")
+        if sum(entry.is_glob for entry in self.entries) > _MAX_GLOBS:
+            raise ValueError(f"more than {_MAX_GLOBS} entries have wildcards")
+        return self
+
+    @property
+    def entries(self) -> tuple[ToolsetTool, ...]:
+        """The tools, each as an object."""
+        return tuple(ToolsetTool(tool=entry) if isinstance(entry, str) else entry for entry in self.tools)
+
+
+class Toolset(msgspec.Struct, frozen=True):
+    """A toolset, from the setting TOOLSETS or defined over the API."""
+
+    name: str
+    definition: ToolsetDefinition
+    source: Literal["setting", "api"]
+
+
+def bind_toolset(principal: Principal, name: str | None) -> Principal:
+    """Return the principal limited to a toolset; None: as the credential says.
+
+    Raises:
+        Forbidden: the credential is bound to another toolset.
+    """
+    if name is None or name == principal.toolset:
+        return principal
+    if principal.toolset is not None:
+        raise Forbidden(f"Your key is bound to the toolset {principal.toolset!r}.", param="toolset")
+    return msgspec.structs.replace(principal, toolset=name)

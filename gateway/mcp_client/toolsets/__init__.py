@@ -1,0 +1,1 @@
+"""Callers' toolsets over the toolbox."""
