@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import api_keys, audit, compose, definitions, evaluation, mcp, tools_token, users
+from gateway.cli import api_keys, audit, compose, definitions, evaluation, mcp, mcp_stdio, tools_token, users
 from gateway.cli.errors import report_config_errors
 from gateway.cli.serve import serve_gateway
 from gateway.config import load_settings
@@ -28,6 +28,7 @@ app.add_typer(users.app, name="users")
 app.add_typer(definitions.app, name="tools")
 app.command("compose-secrets")(compose.write_secrets)
 app.command("tools-token")(tools_token.print_token)
+app.command("mcp-stdio")(mcp_stdio.serve_stdio)
 app.command("eval")(evaluation.evaluate)
 
 

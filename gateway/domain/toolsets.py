@@ -3,17 +3,27 @@
 from typing import Annotated, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from gateway.domain.errors import Forbidden
 from gateway.domain.messages import Principal
 
 TOOLSET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+SERVER_CARD = "server-card"
+"""Last segment of the server card's path, which no toolset has."""
 _GLOB_CHARACTERS = frozenset("*?[")
 _MAX_GLOBS = 50
 _OWN_TOOLS = frozenset({"ask_agent", "batch", "find_tools", "run_python"})
 _Pattern = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
-ToolsetName = Annotated[str, StringConstraints(pattern=TOOLSET_NAME)]
+
+
+def _reject_reserved(name: str) -> str:
+    if name == SERVER_CARD:
+        raise ValueError(f"the name {name!r} is that of the server card")
+    return name
+
+
+ToolsetName = Annotated[str, StringConstraints(pattern=TOOLSET_NAME), AfterValidator(_reject_reserved)]
 
 
 class ToolsetTool(BaseModel):

@@ -67,3 +67,6 @@ async def test_inspector_lists_and_calls_the_tools_over_http_and_stdio(directory
         server = {"command": sys.executable, "args": ["-m", "tools_server.cli", "--stdio"], "env": environment}
         config.write_text(json.dumps({"mcpServers": {"tools": server}}))
         await check_target("--config", str(config), "--server", "tools", lists_tools=False)
+        bridge = {"command": sys.executable, "args": ["-m", "gateway.cli", "mcp-stdio", "--url", stack.base_url]}
+        config.write_text(json.dumps({"mcpServers": {"gateway": bridge}}))
+        await check_target("--config", str(config), "--server", "gateway", lists_tools=False)

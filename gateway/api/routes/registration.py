@@ -20,6 +20,7 @@ from gateway.api.routes.mcp import (
     mcp_servers,
     mcp_sign_in,
     resource_metadata,
+    server_card,
     toolsets,
 )
 from gateway.api.routes.native import (
@@ -85,6 +86,7 @@ def register_routes(app: FastAPI) -> None:
         mcp_sign_in,
         identity_keys,
         resource_metadata,
+        server_card,
         api_keys,
         budget,
         stats,

@@ -239,6 +239,9 @@ PUBLIC_DOCUMENTS: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/.well-known/oauth-protected-resource"): _PUBLIC,
     ("GET", "/.well-known/oauth-protected-resource/mcp"): _PUBLIC,
     ("GET", "/.well-known/agent-card.json"): _PUBLIC,
+    ("GET", "/.well-known/mcp/catalog.json"): _PUBLIC,
+    ("GET", "/.well-known/mcp/server-card.json"): _PUBLIC,
+    ("GET", "/mcp/server-card"): _PUBLIC,
 }
 """Documents outside the API, which need no credential."""
 _PARAMETERS_WITH_SLASHES = {"model"}

@@ -224,6 +224,7 @@ async def test_unknown_toolset_of_the_endpoint_is_not_found(gateway: Gateway) ->
         ({"tools": [f"a{n}*" for n in range(51)]}, "wildcards"),
         ({"tools": [{"tool": "calculator", "name": "a b"}]}, "name"),
         ({"tools": ["calculator"], "more": 1}, "more"),
+        ({"tools": ["calculator"], "name": "server-card"}, "server card"),
     ],
 )
 async def test_invalid_toolset_is_refused(gateway: Gateway, definition: JsonObject, problem: str) -> None:
@@ -293,6 +294,25 @@ async def test_tools_that_appear_later_join_their_toolset(
         async with connect(gateway, "/mcp/later", {}) as client:
             await client.call_tool("more_more_two", {})
         assert server.calls[-1][1]["name"] == "one"
+
+
+async def test_card_and_catalog_describe_the_endpoint_to_anyone(keyring: Keyring) -> None:
+    gateway = keyring.gateway
+    async with gateway.session.get(f"{gateway.base_url}/.well-known/mcp/catalog.json") as response:
+        assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (200, "*")
+        (entry,) = (await response.json())["entries"]
+    path = entry["url"].partition("//")[2].partition("/")[2]
+    async with gateway.session.get(f"{gateway.base_url}/{path}") as response:
+        assert (response.status, response.content_type) == (200, "application/mcp-server-card+json")
+        card = await response.json(content_type=None)
+    (remote,) = card["remotes"]
+    assert remote["type"] == "streamable-http"
+    assert remote["url"].endswith("/mcp")
+    async with connect(gateway, "/mcp", keyring.headers("root")) as client:
+        assert client.server_info is not None
+        assert card["name"].endswith(f"/{client.server_info.name}")
+        assert card["version"] == client.server_info.version
+        assert client.protocol_version in remote["supportedProtocolVersions"]
 
 
 def test_setting_reads_json(monkeypatch: pytest.MonkeyPatch) -> None:
