@@ -29,6 +29,7 @@ from gateway.mcp_client.definition_check import DefinitionChecker
 from gateway.mcp_client.elicitation import answers_required_pages, parse_required_pages
 from gateway.mcp_client.identity_keys import IdentityKeys
 from gateway.mcp_client.instructions import quote_instructions
+from gateway.mcp_client.oauth.client_credentials import ClientTokenProvider
 from gateway.mcp_client.oauth.sign_in import SignInService
 from gateway.mcp_client.oauth.tokens import GRANT_MAX_AGE_SECONDS, AccessTokenProvider, get_grant_owner
 from gateway.mcp_client.repeated_calls import call_with_repeats
@@ -113,13 +114,14 @@ class McpToolbox(ServerPool, ServerItems):
             capabilities=capabilities,
             max_message_bytes=self._max_message_bytes,
             max_call_seconds=self._max_call_seconds,
-            tokens=AccessTokenProvider(
-                self._grants,
-                server,
-                get_grant_owner(server, principal),
-                max_age_seconds=self._grant_max_age_seconds,
-            ),
+            tokens=self._create_tokens(server, principal),
         )
+
+    def _create_tokens(self, server: ServerConfig, principal: Principal | None) -> AccessTokenProvider:
+        if server.gets_own_tokens:
+            return ClientTokenProvider(server)
+        owner = get_grant_owner(server, principal)
+        return AccessTokenProvider(self._grants, server, owner, max_age_seconds=self._grant_max_age_seconds)
 
     def _find_memory(self, server: ServerConfig) -> ConnectionMemory:
         """Return the memory that all connections to this server share."""

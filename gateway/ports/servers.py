@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from gateway.domain.messages import Approval, JsonObject
 from gateway.domain.resource_globs import denies_uri, permits_uri
@@ -21,7 +21,8 @@ class OAuthClient(BaseModel):
     """A client registered by hand, for servers without dynamic registration.
 
     `scope` is the scope to request. `token_endpoint_auth_method`: how the client sends its secret (None: as the
-    authorization server's metadata say).
+    authorization server's metadata say). With the `grant_type` "client_credentials" the gateway gets tokens for itself,
+    at the authorization server `issuer` alone, with its secret or with assertions that the `private_key` (PEM) signs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +31,20 @@ class OAuthClient(BaseModel):
     client_secret: SecretStr | None = None
     token_endpoint_auth_method: Literal["client_secret_basic", "client_secret_post"] | None = None
     scope: str | None = Field(default=None, max_length=1_000, pattern=r"^[\x20-\x21\x23-\x5b\x5d-\x7e]*$")
+    grant_type: Literal["authorization_code", "client_credentials"] = "authorization_code"
+    issuer: str | None = Field(default=None, min_length=1, max_length=2_000)
+    private_key: SecretStr | None = None
+    signing_algorithm: Literal["RS256", "PS256", "ES256", "ES384", "EdDSA"] = "RS256"
+
+    @model_validator(mode="after")
+    def _validate_own_tokens(self) -> "OAuthClient":
+        if self.grant_type != "client_credentials":
+            return self
+        if self.issuer is None:
+            raise ValueError("client_credentials needs the `issuer` that the credentials are for")
+        if (self.client_secret is None) == (self.private_key is None):
+            raise ValueError("client_credentials needs a `client_secret` or a `private_key`")
+        return self
 
 
 class ServerConfig(BaseModel):
@@ -105,8 +120,13 @@ class ServerConfig(BaseModel):
 
         The server must use HTTP, and the entry have no credentials of its own.
         """
-        has_credentials = any(name.lower() == "authorization" for name in self.headers)
+        has_credentials = self.gets_own_tokens or any(name.lower() == "authorization" for name in self.headers)
         return self.transport != "stdio" and self.identity == "none" and not has_credentials
+
+    @property
+    def gets_own_tokens(self) -> bool:
+        """Whether the gateway gets access tokens for itself."""
+        return self.oauth is not None and self.oauth.grant_type == "client_credentials"
 
     @property
     def token_audience(self) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.conformance.client import make_value
+from tests.conformance.client import build_client_entry, make_value
 from tests.stack import Gateway, Stream
 
 _MAX_ROUNDS = 8
@@ -45,9 +45,9 @@ class ApiClient:
         """
         name = f"suite-{next(self._numbers)}"
         needs_sign_in = scenario.startswith("auth/")
-        oauth = {key: context[key] for key in ("client_id", "client_secret") if context.get(key)}
+        oauth = await build_client_entry(url, context, scenario)
         if needs_sign_in:
-            self._entries[name] = {"url": url, "oauth": oauth or None, "oauth_hosts": ["localhost", "127.0.0.1"]}
+            self._entries[name] = {"url": url, "oauth": oauth, "oauth_hosts": ["localhost", "127.0.0.1"]}
             self._write_file()
         else:
             reply = await self._gateway.post("/api/v1/mcp/servers", {"name": name, "url": url})

@@ -163,11 +163,32 @@ async def call_tool(toolbox: McpToolbox, spec: ToolSpec, arguments: dict[str, An
         ]
 
 
-async def run_scenario(url: str, context: dict[str, Any]) -> None:
+async def find_issuer(url: str) -> str:
+    """Return the issuer of a server's tokens, which an administrator would know."""
+    origin = url.removesuffix("/mcp")
+    async with httpx2.AsyncClient(timeout=30) as client:
+        for path in ("/.well-known/oauth-protected-resource/mcp", "/.well-known/oauth-protected-resource"):
+            answer = await client.get(origin + path)
+            if answer.is_success:
+                return answer.json()["authorization_servers"][0]
+    raise AssertionError("the server names no authorization server")
+
+
+async def build_client_entry(url: str, context: dict[str, Any], scenario: str) -> dict[str, Any] | None:
+    """Build the `oauth` of a server's entry from a scenario's credentials."""
+    oauth = {key: context[key] for key in ("client_id", "client_secret") if context.get(key)}
+    if scenario.startswith("auth/client-credentials"):
+        oauth |= {"grant_type": "client_credentials", "issuer": await find_issuer(url)}
+        if key := context.get("private_key_pem"):
+            oauth |= {"private_key": key, "signing_algorithm": context["signing_algorithm"]}
+    return oauth or None
+
+
+async def run_scenario(url: str, context: dict[str, Any], scenario: str = "") -> None:
     """Run a scenario: connect, sign in if required, and call each tool."""
     settings = Settings(_env_file=None)  # type: ignore[call-arg]
-    oauth = {key: context[key] for key in ("client_id", "client_secret") if context.get(key)}
-    server = ServerConfig.model_validate({"name": "suite", "url": url, "prefix": "", "oauth": oauth or None})
+    oauth = await build_client_entry(url, context, scenario)
+    server = ServerConfig.model_validate({"name": "suite", "url": url, "prefix": "", "oauth": oauth})
     toolbox = McpToolbox([server], settings, grants=InMemoryGrantStore())
     assert toolbox.sign_in_service is not None
     toolbox.sign_in_service.on_change = toolbox.on_grants_changed  # as the composition root does
@@ -197,7 +218,7 @@ async def serve_client_scenarios(path: str) -> AsyncGenerator[None]:
     async def handle_scenario(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         scenario = json.loads(await reader.readline())
         try:
-            await run_scenario(scenario["url"], scenario["context"])
+            await run_scenario(scenario["url"], scenario["context"], scenario["scenario"])
         except GatewayError:  # some scenarios expect a refused sign-in
             writer.write(b"1")
         else:

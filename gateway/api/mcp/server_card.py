@@ -1,4 +1,4 @@
-"""Server card and catalog of the MCP endpoint, for hosts before they connect (SEP-2127)."""
+"""Server card and catalog of the MCP endpoint (SEP-2127)."""
 
 from urllib.parse import urlsplit
 

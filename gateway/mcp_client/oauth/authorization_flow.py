@@ -31,7 +31,7 @@ log = get_logger(__name__)
 
 _LEGACY_VERSION = "2025-11-25"
 _PKCE_METHOD = "S256"
-_PROBE: JsonObject = {
+PROBE: JsonObject = {
     "jsonrpc": "2.0",
     "id": 1,
     "method": "initialize",
@@ -41,7 +41,7 @@ _PROBE: JsonObject = {
         "clientInfo": {"name": "agent-gateway", "version": "1"},
     },
 }
-_PROBE_HEADERS = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": _LEGACY_VERSION}
+PROBE_HEADERS = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": _LEGACY_VERSION}
 
 
 def make_client_metadata(callback_url: str, scope: str | None = None) -> OAuthClientMetadata:
@@ -106,7 +106,7 @@ class AuthorizationFlow:
             )
             async with (
                 httpx2.AsyncClient(auth=self._provider, timeout=REQUEST_TIMEOUT_SECONDS, transport=transport) as http,
-                http.stream("POST", self._config.url, json=_PROBE, headers=_PROBE_HEADERS) as response,
+                http.stream("POST", self._config.url, json=PROBE, headers=PROBE_HEADERS) as response,
             ):
                 is_refused = response.status_code in (401, 403)
         except OAuthTokenError as error:

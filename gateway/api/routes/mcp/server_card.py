@@ -19,11 +19,14 @@ _HEADERS = {
 @router.get("/mcp/server-card", include_in_schema=False)
 @router.get("/.well-known/mcp/server-card.json", include_in_schema=False)
 async def get_server_card(settings: SettingsDep) -> JSONResponse:
-    """Return the card of the MCP endpoint; drafts had it at the second path."""
+    """Return the card of the MCP endpoint.
+
+    Drafts had it at the second path.
+    """
     return JSONResponse(build_server_card(settings.public_url), headers=_HEADERS, media_type=CARD_MEDIA_TYPE)
 
 
 @router.get("/.well-known/mcp/catalog.json", include_in_schema=False)
 async def get_mcp_catalog(settings: SettingsDep) -> JSONResponse:
-    """Return the catalog of server cards of this host."""
+    """Return the catalog of server cards."""
     return JSONResponse(build_catalog(settings.public_url), headers=_HEADERS)
