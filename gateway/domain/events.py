@@ -171,7 +171,10 @@ class InputResolved(_Event, frozen=True, kw_only=True, tag="input.resolved"):
 
     @property
     def edited_arguments(self) -> JsonObject | None:
-        """The arguments with which a person approved the call, if not the model's."""
+        """The arguments of the approval.
+
+        None if the person kept the model's.
+        """
         if self.action != "accept" or self.kind not in (msgspec.UNSET, "approval"):
             return None
         arguments = (self.content or {}).get("arguments")

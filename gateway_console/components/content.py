@@ -12,7 +12,10 @@ from gateway_console.components.charts import draw_chart
 JsonObject = dict[str, Any]
 MAX_TEXT_CHARACTERS = 20_000
 _MAX_OPEN_CHARACTERS = 1_500
-"""Characters of a text that is shown at its full height; a longer one scrolls."""
+"""Characters of a text that is shown at its full height.
+
+A longer one scrolls.
+"""
 _MAX_ROWS = 200
 _MIN_CHART_ROWS = 2
 _MAX_SERIES = 6

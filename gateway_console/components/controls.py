@@ -49,7 +49,10 @@ def draw_empty(text: str) -> None:
 
 @contextmanager
 def open_dialog(title: str, *, is_open: bool = True) -> Generator[ui.dialog]:
-    """Draw a dialog, whose content the block draws; screen readers say its title."""
+    """Draw a dialog, whose content the block draws.
+
+    Screen readers say its title.
+    """
     with ui.dialog(value=is_open) as dialog, ui.card().classes("dialog"):
         dialog.props["aria-label"] = title  # `props()` would parse a name of others
         yield dialog

@@ -56,7 +56,9 @@ class SchemaForm:
         return None if value == self._initial else value
 
     def read_changes(self) -> JsonObject:
-        """Return the fields that a person has changed; None for those that were emptied.
+        """Return the fields that a person has changed.
+
+        Those that were emptied are None.
 
         Raises:
             FormError: see `read`.

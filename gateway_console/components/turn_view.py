@@ -248,7 +248,10 @@ class TurnView:
 
 
 def find_edited_arguments(event: JsonObject) -> JsonObject | None:
-    """Return the arguments with which a person approved a call, if not the model's."""
+    """Return the arguments of an approval.
+
+    None if the person kept the model's.
+    """
     content: JsonObject = event.get("content") or {}
     arguments: object = content.get("arguments")
     is_approval = event["action"] == "accept" and event.get("kind") == "approval"

@@ -1,4 +1,4 @@
-"""What a chat without turns shows: where to begin."""
+"""Examples of a chat without turns."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial

@@ -67,9 +67,9 @@ async def take_pictures(page: Page, name: str) -> None:
 
 
 async def wait_for_narrow_layout(page: Page) -> None:
-    """Wait until the menu has slid out, and nothing is wider than the window.
+    """Wait until the page fits into the window.
 
-    Behind a dialog, Quasar's layout does not notice another width.
+    The menu slides out. Behind a dialog, Quasar's layout does not notice another width.
     """
     await page.wait_for_function(
         "document.querySelector('.q-drawer').getBoundingClientRect().right <= 0 ||"

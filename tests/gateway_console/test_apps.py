@@ -1,4 +1,4 @@
-"""Pages of MCP Apps that were written with the official SDK, in the chat."""
+"""Pages of MCP Apps by the official SDK, in the chat."""
 
 from collections.abc import AsyncGenerator
 from pathlib import Path

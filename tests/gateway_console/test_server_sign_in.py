@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.database, pytest.mark.faults, pytest.mark.timeout(300)
 
 @pytest.fixture
 async def console(database_url: str, simulator: Simulator, tmp_path: Path) -> AsyncGenerator[str]:
-    """A console of a gateway whose only MCP server asks for a sign-in."""
+    """Run a console whose only MCP server asks for a sign-in."""
     port, server = find_free_port(), OAuthMcpServer(vault_port := find_free_port())
     file = tmp_path / "mcp.json"
     file.write_text(json.dumps({"mcpServers": {"vault": {"url": server.url}}}))

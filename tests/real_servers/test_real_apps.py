@@ -1,4 +1,7 @@
-"""Pages of MCP Apps that others wrote, in the console: `make real-servers` installs them."""
+"""Pages of MCP Apps that others wrote, in the console.
+
+`make real-servers` installs them.
+"""
 
 import json
 from pathlib import Path

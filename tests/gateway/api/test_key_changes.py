@@ -1,4 +1,7 @@
-"""Changes of stored API keys: who may, what stays, and when they count."""
+"""Changes of stored API keys.
+
+Who may make them, what stays, and when they count.
+"""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -61,11 +61,12 @@ async def create_key(
 async def change_key(
     key_id: UUID, body: KeyChangeBody, principal: PrincipalDep, keys: ApiKeysDep, toolsets: ToolsetsDep
 ) -> KeyView:
-    """Change the name, areas, allow lists, toolset, budget, limits or expiry of a key, on every worker.
+    """Change properties of a key, on every worker.
 
-    Omitted fields stay as they are. The rules are those of creating keys: the key gets at most your own rights, and a
-    key with its own budget or limits changes none. The same keys may be changed as revoked. Turns that run keep the
-    rights that they began with, and so do keys that were made with this key.
+    They are the name, areas, allow lists, toolset, budget, limits and expiry; omitted fields stay as they are. The rules
+    are those of creating keys: the key gets at most your own rights, and a key with its own budget or limits changes
+    none. The same keys may be changed as revoked. Turns that run keep the rights that they began with, and so do keys
+    that were made with this key.
     """
     key = await keys.get_key(key_id, _owner_filter(principal))
     require_power_over(key, principal)
@@ -148,7 +149,7 @@ def _build_new_key(body: NewKeyBody, creator: Principal) -> NewKey:
 
 
 def _build_rights(body: NewKeyBody | KeyChangeBody, creator: Principal) -> JsonObject:
-    """Build the properties of a key that its creator or a later change sets.
+    """Build the properties of a key that a body may set.
 
     Raises:
         Forbidden: the key would have more rights than the caller.
@@ -173,7 +174,10 @@ def _build_rights(body: NewKeyBody | KeyChangeBody, creator: Principal) -> JsonO
 
 
 async def _limit_expiry(expires_at: datetime | None, caller: Principal, keys: KeyStore) -> datetime | None:
-    """Return the expiry of a key, which is not after that of the caller's."""
+    """Return the expiry of a key.
+
+    It is not after that of the caller's.
+    """
     if caller.key is None or not caller.key.startswith(KEY_PREFIX):
         return expires_at
     latest = (await keys.get_by_prefix(caller.key)).expires_at
