@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from sqlmodel import SQLModel
 
 import gateway.store.models
+import gateway.store.tables.server_tasks
 import gateway.store.tables.toolsets
 import gateway.store.tables.upstream
 import gateway.store.tables.webhooks  # noqa: F401

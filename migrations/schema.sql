@@ -834,6 +834,28 @@ ALTER TABLE api_keys ADD COLUMN toolset TEXT;
 
 UPDATE alembic_version SET version_num='gateway_0032' WHERE alembic_version.version_num = 'gateway_0031';
 
+-- Running upgrade gateway_0032 -> gateway_0033
+
+CREATE TABLE tool_tasks (
+    id UUID NOT NULL, 
+    turn_id UUID NOT NULL, 
+    call_id TEXT NOT NULL, 
+    task JSONB NOT NULL, 
+    due_at TIMESTAMP WITH TIME ZONE NOT NULL, 
+    settled_at TIMESTAMP WITH TIME ZONE, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    PRIMARY KEY (id), 
+    FOREIGN KEY(turn_id) REFERENCES turns (id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_tool_tasks_turn ON tool_tasks (turn_id);
+
+CREATE INDEX ix_tool_tasks_due ON tool_tasks (due_at) WHERE settled_at IS NULL;
+
+ALTER TABLE turns ADD COLUMN waits_for_task BOOLEAN DEFAULT false NOT NULL;
+
+UPDATE alembic_version SET version_num='gateway_0033' WHERE alembic_version.version_num = 'gateway_0032';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Collection
+from typing import cast
 from uuid import UUID, uuid4
 
 from gateway.agent.model_context import TurnContext
+from gateway.agent.tasks.waits import TurnTaskWaits
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
 from gateway.domain.errors import NotFound
@@ -17,11 +19,14 @@ from gateway.domain.messages import (
     Question,
     ToolResult,
     ToolSpec,
+    TurnRecord,
+    TurnRequest,
     Usage,
     text_block,
 )
 from gateway.ports.model import ModelCall
 from gateway.ports.tools import HostExchange, ItemKind, ServerStatus, ToolCallRequest
+from gateway.store.tasks.waits import TaskWaitStore
 
 
 def spec(name: str, *, read_only: bool = False) -> ToolSpec:
@@ -126,6 +131,7 @@ class RecordingTurn(TurnContext):
         self.log = TurnLog(uuid4())
         self.transcript = Transcript()
         self.inputs = []
+        self.tasks = TurnTaskWaits(TurnRecord(uuid4(), "", TurnRequest(messages=()), ""), cast(TaskWaitStore, None))
         self.was_accepted = False
 
     @property

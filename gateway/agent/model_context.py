@@ -6,6 +6,7 @@ import msgspec
 
 from gateway.agent.branches.recorded_calls import RecordedCalls
 from gateway.agent.history.window import HistoryOverflow
+from gateway.agent.tasks.waits import TurnTaskWaits
 from gateway.agent.transcript import Transcript
 from gateway.domain.messages import (
     Approval,
@@ -31,6 +32,7 @@ class TurnContext(EventEmitter):
     """
 
     transcript: Transcript
+    tasks: TurnTaskWaits
     inputs: list[StoredQuestion]
     interrupted_step: int | None = None
     taken_steps: int = 0

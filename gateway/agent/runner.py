@@ -8,12 +8,15 @@ import msgspec
 
 from gateway.agent.branches.origins import TurnOrigins, add_taken_events, make_origin_note
 from gateway.agent.budgets import Budgets
+from gateway.agent.following.cancel_reasons import HandOverReason
 from gateway.agent.loop import AgentLoop
 from gateway.agent.prompt import PromptBuilder
 from gateway.agent.response_cache import TurnResponseCache
 from gateway.agent.runner_config import RunnerConfig, RunnerStorage
 from gateway.agent.starting.plan import TurnPlan, TurnPlanner
-from gateway.agent.turn import ActiveTurn, HandOverReason
+from gateway.agent.starting.takeover import StoredProgress
+from gateway.agent.tasks.waits import TASK_WAIT, TurnTaskWaits
+from gateway.agent.turn import ActiveTurn
 from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import TaskSet
 from gateway.common.lease import WorkerLease
@@ -31,8 +34,8 @@ from gateway.domain.errors import (
     TurnTakenOver,
     TurnTimeout,
 )
-from gateway.domain.events import Event, JournalEntry, TurnCompleted, TurnEnd, TurnStarted
-from gateway.domain.messages import MAX_ATTEMPTS, Principal, StoredQuestion, TurnOutcome, TurnRecord, TurnRequest
+from gateway.domain.events import Event, TurnCompleted, TurnEnd, TurnStarted
+from gateway.domain.messages import MAX_ATTEMPTS, Principal, TurnOutcome, TurnRecord, TurnRequest
 from gateway.domain.toolsets import bind_toolset
 from gateway.ports.model import ModelCatalog, ModelInfo
 from gateway.ports.store import ConversationState
@@ -194,14 +197,12 @@ class Runner:
             and not self._budgets.applies_to(turn.principal)
         )
 
-    def take_over(
-        self, record: TurnRecord, events: list[JournalEntry], inputs: list[StoredQuestion], *, cancel: bool
-    ) -> None:
+    def take_over(self, record: TurnRecord, progress: StoredProgress, *, cancel: bool) -> None:
         """Continue a claimed turn of another worker, or a suspended one."""
         model, _ = self._models.resolve(record.model)
         turn = self._create_turn(record, record.principal, model)
         plan = self._planner.plan_takeover(turn)
-        turn.restore(events, inputs)
+        turn.restore(progress)
         if not turn.is_stored:
             turn.takeover_error = TurnLost()
         elif record.attempts >= MAX_ATTEMPTS:
@@ -222,6 +223,7 @@ class Runner:
             turn_log,
             journal,
             self._storage.questions,
+            TurnTaskWaits(record, self._storage.tasks),
             model,
             self._budgets,
             self._lease,
@@ -374,7 +376,7 @@ class Runner:
         return turn.build_completed_event(finish_reason)
 
     async def _suspend_turn(self, turn: ActiveTurn) -> None:
-        """Suspend the turn until a person answers.
+        """Suspend the turn until an answer or a settled task.
 
         From then on it exists only in the database.
         """
@@ -389,7 +391,7 @@ class Runner:
         except (StorageUnavailable, TurnTakenOver) as error:
             log.warning("turn_not_suspended", turn_id=str(turn.id), code=error.code)
             return
-        turn.log.close("input_required")
+        turn.log.close(TASK_WAIT if turn.transcript.waits_for_tasks_only else "input_required")
         log.info("turn_suspended", turn_id=str(turn.id))
         try:
             if await self._storage.questions.wake_if_answered(turn.id, open_inputs):
@@ -407,6 +409,7 @@ class Runner:
         if isinstance(end, TurnCompleted):
             await self._responses.save(turn)
         try:
+            await turn.tasks.abandon_open_waits(end, turn.transcript)
             outcome = await self._store_end(turn, end)
         except WRITE_REFUSALS as refusal:
             end = turn.drop_refused_content(refusal, all_steps=True)

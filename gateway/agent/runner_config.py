@@ -14,6 +14,7 @@ from gateway.agent.turn import DEFAULT_MAX_TURN_BYTES
 from gateway.config import Settings
 from gateway.domain.messages import Parameters
 from gateway.ports.journal import Journal
+from gateway.ports.server_tasks import TaskWaitRepository
 from gateway.ports.store import (
     Bus,
     ConversationRepository,
@@ -107,5 +108,6 @@ class RunnerStorage:
     turns: TurnRepository
     workers: WorkerRepository
     questions: QuestionRepository
+    tasks: TaskWaitRepository
     responses: ResponseCache
     bus: Bus

@@ -17,6 +17,7 @@ from gateway.agent.code.programs import TurnPrograms
 from gateway.agent.model_context import TurnContext
 from gateway.agent.sampling.calls import call_with_sampling, sample_inline
 from gateway.agent.sampling.sampler import TurnSampler
+from gateway.agent.tasks.waits import make_wait_event
 from gateway.agent.tool_search import FIND_TOOLS, RUN_PYTHON, search_tools
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
@@ -177,7 +178,10 @@ class ToolCallScheduler(NestedCalls):
         turn = self._emitter
         open_inputs = turn.transcript.open_inputs(call.call_id)
         questions = [question for question in turn.inputs if str(question.id) in open_inputs]
-        if not questions:
+        if (wait := turn.tasks.find_wait(call.call_id)) is not None and not wait.is_settled:
+            if str(wait.id) not in open_inputs:
+                turn.emit(make_wait_event(wait))
+        elif not questions:
             self.retry_interrupted(call)
         elif all(question.answer is not None for question in questions):
             for question in questions:
@@ -188,22 +192,23 @@ class ToolCallScheduler(NestedCalls):
     def retry_interrupted(self, call: ToolCallStarted) -> None:
         """Repeat an interrupted call if that is safe.
 
-        A takeover interrupted it. If it is not repeatable, its outcome is unknown. Programs keep their order, because
-        a later one reads the variables of an earlier one.
+        Its task goes on. Else, if not repeatable, its outcome is unknown. Programs keep their order for variables.
         """
         spec = self._find_spec(call)
         if (answer := self._find_answer(call, spec)) is not None:
             self._add_answer(answer)
             return
-        if spec is None or not spec.is_repeatable:
+        answers = None if self._emitter.tasks.find_wait(call.call_id) is None else list[StoredQuestion]()
+        if spec is None or not (spec.is_repeatable or answers is not None):
             note = text_block("The gateway was interrupted during this call. It may or may not have taken effect.")
             self._emitter.emit(ToolFinished(call_id=call.call_id, outcome="unknown", content=[note]))
             return
         arguments = call.arguments if isinstance(call.arguments, dict) else None
-        repeated_call = ToolCall(call.call_id, call.tool, "")
         is_program = spec.helper and spec.name == RUN_PYTHON
         earlier = self._order.list_earlier(read_only=False) if is_program else []
-        self._spawn(self._run_call(repeated_call, spec, arguments, earlier, deferred=False), read_only=not is_program)
+        again = ToolCall(call.call_id, call.tool, "")
+        repeated = self._run_call(again, spec, arguments, earlier, deferred=False, answers=answers)
+        self._spawn(repeated, read_only=not is_program)
 
     def resume_with_answers(self, call: ToolCallStarted, inputs: list[StoredQuestion]) -> None:
         """Continue a call whose questions were answered.
@@ -334,6 +339,8 @@ class ToolCallScheduler(NestedCalls):
             observer=_EventObserver(call_id, request.spec.server, self._emitter, self._sampler),
             require_lease=self._emitter.require_lease,
             is_in_turn=True,
+            can_wait=self._emitter.is_stored,
+            task=self._emitter.tasks.find_task(call_id),
         )
         return await call_with_sampling(self._toolbox, self._sampler, call_id, request)
 

@@ -103,6 +103,7 @@ class Transcript(EventFold):
         self._call_steps: dict[str, TranscriptStep] = {}
         self._hosted_calls: set[str] = set()
         self._open_inputs: dict[str, str] = {}
+        self._wait_ids: set[str] = set()
         self.loaded_tools: dict[str, None] = {}
         self.history_summary: e.HistorySummarized | None = None
         self._samplings: Counter[str] = Counter()
@@ -145,6 +146,10 @@ class Transcript(EventFold):
                 self.add_usage(event.usage, event.cost_usd)
             case e.InputRequired():
                 self._open_inputs[event.input_id] = event.call_id
+            case e.ToolProgress():
+                if event.wait_id is not msgspec.UNSET:
+                    self._open_inputs[event.wait_id] = event.call_id
+                    self._wait_ids.add(event.wait_id)
             case e.InputResolved():
                 self._open_inputs.pop(event.input_id, None)
                 self._apply_edited_arguments(event)
@@ -155,13 +160,7 @@ class Transcript(EventFold):
                 if event.usage is not msgspec.UNSET:
                     self.add_usage(event.usage, None if event.cost_usd is msgspec.UNSET else event.cost_usd)
             case (
-                e.TurnStarted()
-                | e.ToolProgress()
-                | e.ToolLog()
-                | e.TurnResumed()
-                | e.TurnCompleted()
-                | e.TurnFailed()
-                | e.TurnCancelled()
+                e.TurnStarted() | e.ToolLog() | e.TurnResumed() | e.TurnCompleted() | e.TurnFailed() | e.TurnCancelled()
             ):
                 pass
             case _:
@@ -213,8 +212,13 @@ class Transcript(EventFold):
 
     @property
     def waits_for_input(self) -> bool:
-        """True if a call waits for a person."""
+        """True if a call waits for a person or a task."""
         return bool(self._open_inputs)
+
+    @property
+    def waits_for_tasks_only(self) -> bool:
+        """True if no call waits for a person."""
+        return self._open_inputs.keys() <= self._wait_ids
 
     @property
     def open_input_ids(self) -> list[UUID]:

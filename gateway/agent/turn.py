@@ -5,14 +5,16 @@ The module covers its events, its questions to the user, and its cancellation.
 
 import asyncio
 import time
-from collections.abc import Sequence
 from typing import Literal
 from uuid import UUID
 
 import msgspec
 
 from gateway.agent.budgets import Budgets
+from gateway.agent.following.cancel_reasons import CANCEL_MESSAGES, CancelReason
 from gateway.agent.model_context import TurnContext
+from gateway.agent.starting.takeover import StoredProgress
+from gateway.agent.tasks.waits import TurnTaskWaits
 from gateway.agent.tool_calls import build_input_resolved
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
@@ -32,7 +34,6 @@ from gateway.domain.errors import (
 from gateway.domain.events import (
     Event,
     InputRequired,
-    JournalEntry,
     ModelRetry,
     ToolFinished,
     TurnCancelled,
@@ -58,15 +59,6 @@ from gateway.ports.turns import TurnSlot, TurnSpending
 
 log = get_logger(__name__)
 
-HandOverReason = Literal["server_stopping", "storage_unavailable"]
-CancelReason = Literal["client_disconnected", "cancelled", "handed_over", "storage_refused"] | HandOverReason
-_CANCEL_MESSAGES: dict[CancelReason, str] = {
-    "client_disconnected": "The client disconnected, and the request did not ask to continue without it.",
-    "cancelled": "The turn was cancelled.",
-    "handed_over": "Another worker continues the turn.",
-    "server_stopping": "The worker stopped, and this turn was not stored, so it cannot be resumed.",
-    "storage_unavailable": "The worker lost the database, and this turn was not stored, so it cannot be resumed.",
-}
 _POLL_SECONDS = 2.0
 DEFAULT_MAX_TURN_BYTES = 64 * 1024 * 1024
 _WITHDRAWN = Answer("cancel", by="gateway")
@@ -87,6 +79,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         turn_log: TurnLog,
         journal: Journal,
         questions: QuestionRepository,
+        tasks: TurnTaskWaits,
         model: ModelInfo,
         budgets: Budgets,
         lease: WorkerLease,
@@ -118,6 +111,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.is_cached = False
         self.journal = journal
         self._questions = questions
+        self.tasks = tasks
         self._lease = lease
         self._accepted = asyncio.Event()
         self._listeners = 0
@@ -191,7 +185,9 @@ class ActiveTurn(TurnContext, TurnSpending):
     # --- questions
 
     async def ask_questions(self, call_id: str, pending_input: PendingInput) -> None:
-        if self.is_stored:
+        if self.is_stored and pending_input.task is not None and not pending_input.questions:
+            self.emit(await self.tasks.begin_wait(call_id, pending_input.task))
+        elif self.is_stored:
             await self._show_questions(call_id, pending_input)
         else:
             self.emit(ToolFinished(call_id=call_id, outcome="denied", content=[text_block(_CANNOT_ASK)]))
@@ -232,8 +228,8 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     @property
     def unanswered_input_ids(self) -> list[UUID]:
-        """Ids of the open questions without an answer at the claim."""
-        answered = {stored.id for stored in self.inputs if stored.answer is not None}
+        """Ids of questions and waits that were open at the claim."""
+        answered = {stored.id for stored in self.inputs if stored.answer is not None} | self.tasks.settled_ids
         return [input_id for input_id in self.transcript.open_input_ids if input_id not in answered]
 
     async def _show_questions(self, call_id: str, pending_input: PendingInput) -> list[StoredQuestion]:
@@ -344,11 +340,12 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     # --- the end
 
-    def restore(self, entries: Sequence[JournalEntry], inputs: list[StoredQuestion]) -> None:
-        """Load events and questions that another worker has stored."""
-        self.log.load_entries(entries)
-        self.inputs = inputs
-        for entry in entries:
+    def restore(self, progress: StoredProgress) -> None:
+        """Load what another worker has stored."""
+        self.tasks.restore_waits(progress.waits)
+        self.log.load_entries(progress.events)
+        self.inputs = progress.inputs
+        for entry in progress.events:
             self.transcript.apply(entry.event)
         if self.is_stored:
             self.interrupted_step = self._find_interrupted_step()
@@ -422,7 +419,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         if self.cancel_reason == "storage_refused":
             return self.drop_refused_content(self.log.failure or StorageRefused())
         self.discard_interrupted_step()
-        error = ErrorInfo(code=self.cancel_reason, message=_CANCEL_MESSAGES[self.cancel_reason])
+        error = ErrorInfo(code=self.cancel_reason, message=CANCEL_MESSAGES[self.cancel_reason])
         return TurnCancelled(error=error, saved=self._get_saved_part())
 
     def build_outcome(self, end: TurnEnd) -> TurnOutcome:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from gateway.agent.runner import Runner
+from gateway.agent.starting.takeover import StoredProgress
 from gateway.agent.transcript import Transcript
 from gateway.common.concurrency import SupervisedTask, wait_or_poll
 from gateway.common.lease import WorkerLease, read_clock
@@ -13,6 +14,7 @@ from gateway.common.logging import get_logger
 from gateway.domain.bus import BusMessage
 from gateway.domain.errors import GatewayError, StorageUnavailable, TooManyAttempts, TurnUnreadable
 from gateway.domain.messages import MAX_ATTEMPTS, TurnClaim
+from gateway.ports.server_tasks import TaskWaitRepository
 from gateway.ports.store import QuestionRepository, TurnRepository, WorkerRepository
 
 log = get_logger(__name__)
@@ -103,9 +105,11 @@ class TurnClaimer:
         lease: WorkerLease,
         turns: TurnRepository,
         questions: QuestionRepository,
+        tasks: TaskWaitRepository,
         timing: LeaseTiming,
     ) -> None:
         self._runner = runner
+        self._tasks = tasks
         self._workers = workers
         self._lease = lease
         self._turns = turns
@@ -179,7 +183,8 @@ class TurnClaimer:
             record, cancel = await self._turns.load_record(claim)
             events = await self._turns.load_journal(claim.turn_id)
             inputs = await self._questions.list_for_turn(claim.turn_id)
-            self._runner.take_over(record, events, inputs, cancel=cancel)
+            waits = await self._tasks.list_waits(claim.turn_id)
+            self._runner.take_over(record, StoredProgress(events, inputs, waits), cancel=cancel)
             return
         except StorageUnavailable:
             raise

@@ -11,6 +11,7 @@ from gateway.agent.runner_config import RunnerConfig, RunnerStorage
 from gateway.agent.sampling.limits import SamplingLimits
 from gateway.agent.service import TurnService
 from gateway.agent.subscriptions import TurnSubscriptions
+from gateway.agent.tasks.poller import TaskPoller
 from gateway.agent.workers import LeaseTiming, TurnClaimer, WorkerHeartbeat
 from gateway.common.concurrency import TaskRegistry
 from gateway.common.lease import WorkerLease
@@ -68,10 +69,8 @@ async def build_agent(
     assert sign_in is not None
     sign_in.on_granted = service.resume_after_sign_in
     sign_in.on_change = partial(_announce_sign_in, tools.toolbox, store.bus)
-    interval = settings.heartbeat_seconds
-    timing = LeaseTiming(interval, settings.heartbeat_timeout_seconds or 4 * interval)
-    heartbeat = WorkerHeartbeat(runner, store.workers, lease, timing)
-    claimer = TurnClaimer(runner, store.workers, lease, store.turns, store.questions, timing)
+    heartbeat = WorkerHeartbeat(runner, store.workers, lease, timing := _choose_lease_timing(settings))
+    claimer = TurnClaimer(runner, store.workers, lease, store.turns, store.questions, store.tasks, timing)
     lease.on_end = claimer.on_lease_end
     store.bus.subscribe(BusKind.CANCEL_TURN, runner.on_cancel)
     store.bus.subscribe(BusKind.WATCH_TURN, runner.on_watch)
@@ -91,7 +90,19 @@ async def build_agent(
         stack.push_async_callback(heartbeat.task.stop)
         stack.push_async_callback(runner.stop, 0)
         supervise(claimer.task, tasks, stack)
+        supervise(_create_task_poller(store, tools).task, tasks, stack)
         yield service
+
+
+def _choose_lease_timing(settings: Settings) -> LeaseTiming:
+    interval = settings.heartbeat_seconds
+    return LeaseTiming(interval, settings.heartbeat_timeout_seconds or 4 * interval)
+
+
+def _create_task_poller(store: Store, tools: Tools) -> TaskPoller:
+    poller = TaskPoller(store.tasks, tools.toolbox.tasks, store.bus)
+    store.tasks.on_due = poller.wake_poller
+    return poller
 
 
 def _build_runner(
@@ -112,6 +123,7 @@ def _build_runner(
         turns=store.turns,
         workers=store.workers,
         questions=store.questions,
+        tasks=store.tasks,
         responses=ResponseCacheStore(store.database),
         bus=store.bus,
     )

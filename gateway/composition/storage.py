@@ -28,6 +28,7 @@ from gateway.store.mcp_servers import ServerStore
 from gateway.store.oauth_grants import PostgresGrantStore
 from gateway.store.questions import QuestionStore
 from gateway.store.search.indexer import SearchIndexer
+from gateway.store.tasks.waits import TaskWaitStore
 from gateway.store.turns import TurnStore, prune_forever
 from gateway.store.upstream.ledger import RequestLedgerStore
 from gateway.store.upstream.objects import UpstreamObjectStore
@@ -51,6 +52,7 @@ class Store:
     conversations: ConversationStore
     usage: UsageStore
     questions: QuestionStore
+    tasks: TaskWaitStore
     keys: KeyStore
     audit: AuditStore
     user_data: UserDataStore
@@ -102,8 +104,7 @@ async def build_store(
         retry_seconds=settings.storage_retry_seconds,
         redactor=redactor,
     )
-    secrets = load_encryption_secrets(settings)
-    cipher = Cipher(*secrets)
+    cipher = Cipher(*(secrets := load_encryption_secrets(settings)))
     workers, turns = WorkerStore(database, worker_id), TurnStore(database)
     retention, user_data = timedelta(days=settings.journal_retention_days), UserDataStore(database)
     async with AsyncExitStack() as stack:
@@ -128,6 +129,7 @@ async def build_store(
             questions=choose_questions(observer)(
                 database, worker_id, lifetime=timedelta(days=settings.input_expiry_days), redactor=redactor
             ),
+            tasks=TaskWaitStore(database, worker_id),
             keys=KeyStore(database),
             audit=AuditStore(database),
             user_data=user_data,

@@ -113,10 +113,16 @@ class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
 
 
 class ToolProgress(_Event, frozen=True, kw_only=True, tag="tool.progress"):
+    """Progress of a call.
+
+    With a `wait_id`, its server runs it as a task, and the turn may be suspended until the task is settled.
+    """
+
     call_id: str
     progress: float
     total: float | None = None
     message: str | None = None
+    wait_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ToolLog(_Event, frozen=True, kw_only=True, tag="tool.log"):

@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.domain.branches import FollowUp, TurnOrigin
 from gateway.domain.errors import ErrorInfo
+from gateway.domain.server_tasks import ServerTask
 
 Role = Literal["system", "user", "assistant", "tool"]
 Outcome = Literal["ok", "error", "unknown", "denied"]
@@ -21,7 +22,6 @@ JSON_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 The input is not JSON, not UTF-8, or nested too deeply.
 """
-
 UserRole = Literal["admin", "user", "viewer"]
 Area = Literal["chat", "history", "tools", "servers", "keys", "metrics", "admin"]
 GatewayTools = Literal["auto", "all", "none"]
@@ -420,11 +420,12 @@ class Question(msgspec.Struct, frozen=True):
 class PendingInput(msgspec.Struct, frozen=True):
     """Questions that a call asked instead of returning a result.
 
-    `state` is the server's; the gateway returns it with the answers.
+    `state` is the server's, and goes back with the answers. Without questions, the call waits for its `task`.
     """
 
     questions: tuple[Question, ...]
     state: str | None = None
+    task: ServerTask | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 import msgspec
+from mcp.types import CallToolResult
 
 from gateway.common.concurrency import LruDict
 from gateway.common.logging import get_logger
@@ -35,6 +36,7 @@ from gateway.mcp_client.oauth.tokens import GRANT_MAX_AGE_SECONDS, AccessTokenPr
 from gateway.mcp_client.repeated_calls import call_with_repeats
 from gateway.mcp_client.results.dump import ResultLimits, dump_result, truncate_result
 from gateway.mcp_client.server_items.items import ServerItems
+from gateway.mcp_client.tasks.client import ServerTasks
 from gateway.mcp_client.tool_specs import MAX_TOOLS, SpecBuilder
 from gateway.ports.grants import GrantStore
 from gateway.ports.servers import ServerConfig, ServerPool
@@ -75,6 +77,7 @@ class McpToolbox(ServerPool, ServerItems):
         self._grant_max_age_seconds = grant_max_age_seconds
         self._max_message_bytes = settings.mcp_max_message_bytes
         self._max_call_seconds = settings.tool_progress_timeout
+        self._max_task_seconds = settings.tool_task_timeout
         self._result_limits = ResultLimits(
             settings.tool_result_max_chars, settings.tool_result_max_blocks, settings.tool_result_max_data_bytes
         )
@@ -84,6 +87,7 @@ class McpToolbox(ServerPool, ServerItems):
         self._memories: LruDict[tuple[object, ...], ConnectionMemory] = LruDict(_MAX_MEMORIES)
         pool = ConnectionPool(servers, self._make_connection, drain_seconds=settings.tool_timeout)
         self._checker = DefinitionChecker(definitions, pool.find_offer, lambda user: self.reconcile(user=user))
+        self.tasks = ServerTasks(pool)
         ServerItems.__init__(self, pool, SpecBuilder(pool, self._checker), settings.tool_timeout)
         self._item_sources: frozenset[str] = frozenset()
         self._uses_instructions = settings.mcp_instructions
@@ -115,6 +119,7 @@ class McpToolbox(ServerPool, ServerItems):
             max_message_bytes=self._max_message_bytes,
             max_call_seconds=self._max_call_seconds,
             tokens=self._create_tokens(server, principal),
+            max_task_seconds=self._max_task_seconds,
         )
 
     def _create_tokens(self, server: ServerConfig, principal: Principal | None) -> AccessTokenProvider:
@@ -148,6 +153,7 @@ class McpToolbox(ServerPool, ServerItems):
         if self.sign_in_service is not None:
             await self.sign_in_service.cancel_sign_ins()
         await self._watches.stop()
+        await self.tasks.stop_cancellations()
         await self._pool.close_connections()
 
     async def wait_until_connected(self, seconds: float) -> None:
@@ -302,7 +308,7 @@ class McpToolbox(ServerPool, ServerItems):
             timeout = connection.config.timeout or self._timeout
             arguments = fill_required_defaults(spec.input_schema, request.arguments)
             sent = msgspec.structs.replace(request, arguments=arguments, answers=server_answers)
-            result = await call_with_repeats(connection, sent, timeout)
+            result = await self._call_or_resume(connection, sent, timeout)
         except ToolCallError as error:
             question = await self._ask_to_sign_in(connection, request, error) if error.needs_sign_in else None
             if request.host is None or not request.host.is_legacy:  # a legacy host knows the server's error itself
@@ -311,6 +317,22 @@ class McpToolbox(ServerPool, ServerItems):
         if isinstance(result, PendingInput):
             return result
         return dump_result(result) if request.is_whole else truncate_result(result, self._result_limits)
+
+    async def _call_or_resume(
+        self, connection: ServerConnection, request: ToolCallRequest, timeout: float
+    ) -> CallToolResult | PendingInput:
+        """Make a call, or go on with its task.
+
+        A call that cannot wait follows its task to the end.
+        """
+        if request.task is not None:
+            result = await self.tasks.resume_call(connection, request, timeout)
+        else:
+            result = await call_with_repeats(connection, request, timeout)
+        if isinstance(result, PendingInput) and result.task is not None and not request.can_wait:
+            seconds = max(timeout, self._max_call_seconds)
+            return await self.tasks.follow_call(connection, request, result.task, seconds)
+        return result
 
     async def _ask_to_sign_in(
         self, connection: ServerConnection, request: ToolCallRequest, error: ToolCallError

@@ -11,11 +11,12 @@ from gateway.agent.budgets import Budgets
 from gateway.agent.conversation_queue import ConversationPlace, ConversationQueue
 from gateway.agent.runner import Runner
 from gateway.agent.starting.plan import TurnPlan
+from gateway.agent.starting.takeover import StoredProgress
 from gateway.agent.turn import ActiveTurn
 from gateway.common.concurrency import Deadline
 from gateway.domain.errors import ConversationBusy
-from gateway.domain.events import JournalEntry, TurnCompleted, TurnEnd, TurnFailed
-from gateway.domain.messages import Principal, StoredQuestion, TurnRecord, TurnRequest
+from gateway.domain.events import TurnCompleted, TurnEnd, TurnFailed
+from gateway.domain.messages import Principal, TurnRecord, TurnRequest
 from gateway.observation import families as f
 from gateway.observation import names as n
 from gateway.observation.http import request_format
@@ -45,13 +46,11 @@ class ObservedRunner(Runner):
         self._provider = provider
         self._redactor = redactor
 
-    def take_over(
-        self, record: TurnRecord, events: list[JournalEntry], inputs: list[StoredQuestion], *, cancel: bool
-    ) -> None:
+    def take_over(self, record: TurnRecord, progress: StoredProgress, *, cancel: bool) -> None:
         """See `Runner.take_over`."""
-        reason = "lost_worker" if record.attempts else "answer" if inputs else "handed_over"
-        self._observer.increase_counter(f.TAKEOVERS, 1, reason)
-        super().take_over(record, events, inputs, cancel=cancel)
+        reason = "answer" if progress.inputs else "task" if progress.waits else "handed_over"
+        self._observer.increase_counter(f.TAKEOVERS, 1, "lost_worker" if record.attempts else reason)
+        super().take_over(record, progress, cancel=cancel)
 
     async def _run_turn(self, turn: ActiveTurn, plan: TurnPlan) -> None:
         origin = turn.record.trace_context or {}

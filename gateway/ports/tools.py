@@ -20,6 +20,7 @@ from gateway.domain.messages import (
     ToolResult,
     ToolSpec,
 )
+from gateway.domain.server_tasks import ServerTask
 from gateway.ports.start_check import StartCheck, allow_start
 
 MAX_OBSERVED_MESSAGES = 500
@@ -210,7 +211,8 @@ class ToolCallRequest(msgspec.Struct, frozen=True):
     server is told the capabilities of the `host` that the call comes from; without one, those of the gateway.
     `require_lease` runs right before each request to the server. `meta` is a host's `_meta` for the server,
     and `log_level` the lowest level of the log messages that the host wants; None: the server chooses. A call that
-    `is_in_turn` may have the server's requests for sampling and roots as questions.
+    `is_in_turn` may have the server's requests for sampling and roots as questions. One that
+    `can_wait` may return a task to wait for, and is made again with that `task` when it is settled.
     """
 
     spec: ToolSpec
@@ -225,6 +227,8 @@ class ToolCallRequest(msgspec.Struct, frozen=True):
     meta: JsonObject = msgspec.field(default_factory=dict[str, Any])
     log_level: str | None = None
     is_in_turn: bool = False
+    can_wait: bool = False
+    task: ServerTask | None = None
 
 
 class HostExchange(msgspec.Struct, frozen=True):

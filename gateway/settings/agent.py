@@ -31,6 +31,7 @@ class AgentSettings(BaseSettings):
     tools_server_secret: SecretStr | None = None
     tool_timeout: float = Field(default=60.0, gt=0)
     tool_progress_timeout: float = Field(default=600.0, gt=0)
+    tool_task_timeout: float = Field(default=86_400.0, gt=0, le=30 * 86_400)
     tool_parallelism: int = Field(default=8, ge=1, le=128)
     tool_token_budget: int = Field(default=24_000, ge=500)
     tool_result_max_chars: int = Field(default=32_000, ge=1_000)

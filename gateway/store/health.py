@@ -10,7 +10,7 @@ from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database, raise_database_error
 from gateway.store.errors import get_sqlstate
 from gateway.store.journal.postgres_journal import PostgresJournal
-from gateway.store.models import Turn
+from gateway.store.tables.server_tasks import ToolTaskRow
 from gateway_runtime.cached_value import CachedValue
 from gateway_runtime.postgres.connections import ConnectionTimeouts
 
@@ -22,6 +22,7 @@ _WRITTEN_TABLES = (
     "turns",
     "turn_events",
     "turn_inputs",
+    "tool_tasks",
     "tool_calls",
     "turn_usage",
     "budget_holds",
@@ -37,7 +38,7 @@ def _list_zero_row_writes() -> Iterator[str]:
     a table is locked.
     """
     for name in _WRITTEN_TABLES:
-        table = Turn.metadata.tables[name]
+        table = ToolTaskRow.metadata.tables[name]
         columns = [column.name for column in table.columns if column.computed is None and column.identity is None]
         names = ", ".join(columns)
         yield f"new_{name} AS (INSERT INTO {name} ({names}) SELECT {names} FROM {name} WHERE false)"  # noqa: S608

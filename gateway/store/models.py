@@ -49,6 +49,7 @@ class Turn(Table, table=True):
     `position` orders a conversation's turns, after those without one. `parent_id` is the turn before this, `origin_id`
     that of a fork or replay. `busy_conversation_id` is unique: that of an unfinished turn that is no branch. `epoch`
     counts claims: an older write is refused. `attempts` counts workers that died since the last completed step.
+    `waits_for_task`: no worker runs it until a task of a server is settled.
     `search` has the words of PostgreSQL's parser, from a trigger, or the application's terms if `has_terms`.
     """
 
@@ -83,6 +84,7 @@ class Turn(Table, table=True):
     worker_id: UUID | None = None
     epoch: int = Field(default=0, sa_column=number_column(Integer))
     attempts: int = Field(default=0, sa_column=number_column(Integer))
+    waits_for_task: bool = Field(default=False, sa_column=number_column(Boolean, "false"))
     status: str = Field(sa_type=Text)
     prompt: str = Field(sa_type=Text)
     response: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))

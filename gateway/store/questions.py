@@ -18,6 +18,7 @@ from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.lists.byte_pages import build_page_query
 from gateway.store.models import AuditLog, Turn, TurnInput
+from gateway.store.tables.server_tasks import ToolTaskRow
 from gateway_runtime.redaction.redactor import Redactor
 
 MAX_EXPIRED = 100
@@ -117,10 +118,13 @@ class QuestionStore(QuestionRepository):
     async def wake_if_answered(self, turn_id: UUID, open_inputs: list[UUID]) -> bool:
         """See `QuestionRepository.wake_if_answered`."""
         answered = select(TurnInput.id).where(col(TurnInput.id).in_(open_inputs), col(TurnInput.answer).is_not(None))
+        settled = select(ToolTaskRow.id).where(
+            col(ToolTaskRow.id).in_(open_inputs), col(ToolTaskRow.settled_at).is_not(None)
+        )
         waiting = (col(Turn.id) == turn_id, col(Turn.worker_id).is_(None), _IS_OPEN)
         async with self._database.session() as session:
-            is_due = or_(col(Turn.cancel_requested), answered.exists())
-            wake = update(Turn).where(*waiting, is_due).values(status="running")
+            is_due = or_(col(Turn.cancel_requested), answered.exists(), settled.exists())
+            wake = update(Turn).where(*waiting, is_due).values(status="running", waits_for_task=False)
             return bool(await count_changed_rows(session, wake))
 
     async def get_question(self, turn_id: UUID, input_id: UUID) -> StoredQuestion:

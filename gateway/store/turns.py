@@ -204,7 +204,7 @@ class TurnStore(TurnRepository):
     async def request_cancel(self, turn_id: UUID) -> None:
         """See `TurnRepository.request_cancel`."""
         is_open = (col(Turn.id) == turn_id, col(Turn.status).in_(("running", "waiting")))
-        change = update(Turn).where(*is_open).values(cancel_requested=True, status="running")
+        change = update(Turn).where(*is_open).values(cancel_requested=True, status="running", waits_for_task=False)
         async with self._database.session() as session:
             await session.exec(change)
 

@@ -34,7 +34,9 @@ ON CONFLICT (id) DO UPDATE SET seen_at = now(), lease_until = excluded.lease_unt
 _DEAD = (
     "id <> :worker_id AND (lease_until < now() OR lease_until IS NULL AND seen_at < now() - CAST(:silence AS interval))"
 )
-_WITHOUT_WORKER = "(worker_id IS NULL OR NOT EXISTS (SELECT FROM workers WHERE workers.id = turns.worker_id))"
+_WITHOUT_WORKER = (
+    "NOT waits_for_task AND (worker_id IS NULL OR NOT EXISTS (SELECT FROM workers WHERE workers.id = turns.worker_id))"
+)
 _IDS = bindparam("ids", type_=ARRAY(Uuid))
 # Most looks find nothing. They must hold no lock: a worker that is cut off then would delay the claim of its turns.
 _HAS_CLAIMABLE = f"""

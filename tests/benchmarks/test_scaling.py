@@ -8,6 +8,7 @@ from sqlalchemy import Table
 from sqlmodel import SQLModel
 
 import gateway.store.models
+import gateway.store.tables.server_tasks
 import gateway.store.tables.toolsets
 import gateway.store.tables.upstream
 import gateway.store.tables.webhooks  # noqa: F401

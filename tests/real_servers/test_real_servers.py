@@ -10,6 +10,7 @@ from mcp import Client
 
 from tests.conftest import ServeSharedGateway
 from tests.eventually import eventually
+from tests.gateway.api.test_turns import read_turn_events
 from tests.stack import Gateway
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,3 +116,18 @@ async def test_tools_of_a_real_server_are_offered_and_called(gateway: Gateway, n
 def test_tools_of_seventeen_packages_are_called() -> None:
     called = {command for command, _, _, arguments, _ in SERVERS.values() if arguments is not None}
     assert len(called) >= 17
+
+
+@pytest.mark.parametrize("name", [require_installed("everything")])
+async def test_task_of_a_real_server_asks_and_ends(gateway: Gateway, name: str) -> None:
+    """Answer a question that comes over stdio during `tasks/result`."""
+    arguments = json.dumps({"topic": "python", "ambiguous": True})
+    async with gateway.stream(f"call {name}_simulate-research-query {arguments}", on_disconnect="continue") as stream:
+        turn_id = stream.response.headers["x-turn-id"]
+        question = (await stream.read_until("input.required")).data
+    answer = {"input_id": question["input_id"], "action": "accept", "content": {"interpretation": "snake"}}
+    assert (await gateway.post(f"/api/v1/turns/{turn_id}/input", answer)).status == 200
+    events = await read_turn_events(gateway, turn_id)
+    [result] = [event.data for event in events if event.type == "tool.result"]
+    assert result["outcome"] == "ok"
+    assert "snake" in result["content"][0]["text"].lower()

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from uuid import UUID
 
 from gateway.agent.subscriptions import TurnSubscription, TurnSubscriptions
+from gateway.agent.tasks.waits import TASK_WAIT
 from gateway.agent.turn import ActiveTurn
 from gateway.domain.errors import GatewayError
 from gateway.domain.events import Event, JournalEntry
@@ -149,9 +150,7 @@ class TurnListener(EventListener):
             self._log = self._active.log
             self.is_local = True
             return self
-        turn = self._turn
-        subscription = self._subscriptions.subscribe(turn.id, is_stored=turn.is_stored, until_input=self._until_input)
-        self._subscription, self._log, self.is_local = subscription, subscription.log, subscription.is_local
+        self._follow_journal()
         return self
 
     async def __aexit__(
@@ -159,15 +158,33 @@ class TurnListener(EventListener):
     ) -> None:
         if self._subscription is not None:
             self._subscription.unsubscribe()
-        elif self._active is not None:
+        if self._active is not None:
             may_retry = isinstance(self._turn, StartedTurn) and self._turn.retries
             if may_retry and not (self._is_streamed and self._active.first_token_ms is not None):
                 asyncio.get_running_loop().call_later(RETRY_GRACE_SECONDS, self._active.remove_listener)
             else:
                 self._active.remove_listener()
 
-    def __aiter__(self) -> AsyncIterator[list[JournalEntry]]:
-        return self._log.follow(self._after)
+    async def __aiter__(self) -> AsyncIterator[list[JournalEntry]]:
+        after = self._after
+        while True:
+            async for batch in self._log.follow(after):
+                after = batch[-1].seq
+                yield batch
+            if self._log.close_reason != TASK_WAIT or self._log.has_ended:
+                return
+            self._follow_journal()
+
+    def _follow_journal(self) -> None:
+        """Follow the turn wherever it runs.
+
+        The log of a turn that this call started would have closed at a question, so its successor does, too.
+        """
+        if self._subscription is not None:
+            self._subscription.unsubscribe()
+        turn, until_input = self._turn, self._until_input or self._active is not None
+        subscription = self._subscriptions.subscribe(turn.id, is_stored=turn.is_stored, until_input=until_input)
+        self._subscription, self._log, self.is_local = subscription, subscription.log, subscription.is_local
 
     @property
     def close_reason(self) -> str | None:

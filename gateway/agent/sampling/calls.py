@@ -36,7 +36,9 @@ async def call_with_sampling(
         ]
         for _ in range(_MAX_ROUNDS):
             result = await toolbox.call_tool(msgspec.structs.replace(request, answers=answers))
-            if not isinstance(result, PendingInput) or any(question.kind != "host" for question in result.questions):
+            if not isinstance(result, PendingInput) or not result.questions:
+                return result
+            if any(question.kind != "host" for question in result.questions):
                 return result
             answers = [
                 StoredQuestion(

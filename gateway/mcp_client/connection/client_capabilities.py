@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import cast
 
 from mcp.server.apps import APP_MIME_TYPE
 from mcp.server.apps import EXTENSION_ID as APPS_EXTENSION
@@ -10,14 +11,16 @@ from mcp.types import CLIENT_CAPABILITIES_META_KEY
 
 from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import JsonObject
+from gateway.mcp_client.tasks.protocol import TASKS_EXTENSION
 
 GATEWAY_CAPABILITIES: JsonObject = {
     "elicitation": {"form": {}, "url": {}},
-    "extensions": {APPS_EXTENSION: {"mimeTypes": [APP_MIME_TYPE]}},
+    "extensions": {APPS_EXTENSION: {"mimeTypes": [APP_MIME_TYPE]}, TASKS_EXTENSION: {}},
 }
 """Capabilities of the gateway itself.
 
-Its chats ask their users. Some servers list tools with pages (MCP Apps) only to clients that know pages.
+Its chats ask their users. Some servers list tools with pages (MCP Apps) only to clients that know pages. The gateway
+follows tasks itself, so it declares them for every host.
 """
 DIRECT_CALL = HostProfile(is_legacy=False, capabilities=GATEWAY_CAPABILITIES)
 """Profile of callers that are neither turns nor hosts."""
@@ -53,4 +56,9 @@ def declare_capabilities(method: str, params: JsonObject, session_capabilities: 
 
 def _replace(declared: JsonObject | None, capabilities: JsonObject) -> JsonObject:
     others = {name: value for name, value in (declared or {}).items() if name not in _HOST_CAPABILITIES}
-    return others | capabilities
+    extensions = capabilities.get("extensions")
+    tasks: JsonObject = {
+        **(cast("JsonObject", extensions) if isinstance(extensions, dict) else {}),
+        TASKS_EXTENSION: {},
+    }
+    return others | capabilities | {"extensions": tasks}

@@ -72,6 +72,7 @@ class ServerConnection:
         memory: ConnectionMemory | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         max_call_seconds: float = 0.0,
+        max_task_seconds: float = 86_400.0,
         capabilities: JsonObject | None = None,
     ) -> None:
         self.config = config
@@ -108,6 +109,8 @@ class ServerConnection:
             uses_http=self._uses_http,
             connect_timeout_seconds=connect_timeout_seconds,
             max_call_seconds=max_call_seconds,
+            max_task_seconds=max_task_seconds,
+            find_tool=self._tool_list.find_tool,
         )
         self._wrong_transport_reason: str | None = None
         self._is_stopping = False

@@ -8,6 +8,7 @@ from mcp.types import CallToolResult, Tool
 from gateway.common.logging import get_logger
 from gateway.common.sanitize import clean_text
 from gateway.mcp_client.results.normalize import restore_structure
+from gateway.mcp_client.tasks.protocol import TASK_META
 from gateway_runtime.json_schema.rules import SchemaInvalid
 from gateway_runtime.json_schema.validation import SchemaNotCheckable, compile_schema_off_loop, find_error_off_loop
 
@@ -28,7 +29,7 @@ def replace_output_check(client: Client, server: str, find_tool: Callable[[str],
     async def validate_tool_result(name: str, result: CallToolResult) -> None:
         restore_structure(result)
         tool = find_tool(name)
-        if tool is None or tool.output_schema is None:
+        if tool is None or tool.output_schema is None or TASK_META in (result.meta or {}):
             return
         if result.structured_content is None and "structured_content" not in result.model_fields_set:
             log.info("mcp_result_without_structure", server=server, tool=clean_text(name, 100))

@@ -12,7 +12,7 @@ from mcp.types import RequestId
 
 from gateway.common.concurrency import Deadline, LruDict, TaskSet, wait_or_poll
 
-_ASKING_METHODS = ("tools/call", "prompts/get", "resources/read")
+_ASKING_METHODS = ("tools/call", "tasks/result", "prompts/get", "resources/read")
 _MAX_REQUESTS, _MAX_TOOLS = 10_000, 10_000
 _GIVEN_UP_SECONDS = 30.0
 """Maximum time that a server works on an abandoned call."""

@@ -6,13 +6,18 @@ from functools import partial
 from typing import TypeVar, cast
 
 from mcp import Client, MCPError
+from mcp.shared.dispatcher import ProgressFnT
 from mcp.types import (
     INVALID_REQUEST,
     PARSE_ERROR,
     URL_ELICITATION_REQUIRED,
+    CallToolRequest,
+    CallToolRequestParams,
     CallToolResult,
     InputRequiredResult,
     RequestParamsMeta,
+    TaskMetadata,
+    Tool,
 )
 
 from gateway.common.concurrency import Deadline, wait_or_poll
@@ -50,6 +55,7 @@ from gateway.mcp_client.http.start_check import checking_start
 from gateway.mcp_client.http_transport import CONNECTION_CLOSED
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.mcp_client.results.normalize import restore_structure
+from gateway.mcp_client.tasks.protocol import FetchTaskResult, TaskParams, requires_task, take_created_task
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import IDEMPOTENCY_KEY_META, ToolCallRequest
 
@@ -72,7 +78,7 @@ class RequestSender:
     """Sends requests over one connection, from any task.
 
     A request waits `connect_timeout_seconds` for a server that is starting, then fails. A call that reports progress
-    may take `max_call_seconds`.
+    may take `max_call_seconds`, and one that the server runs as a task `max_task_seconds`.
     """
 
     def __init__(
@@ -85,6 +91,8 @@ class RequestSender:
         uses_http: Callable[[], bool],
         connect_timeout_seconds: float,
         max_call_seconds: float,
+        max_task_seconds: float,
+        find_tool: Callable[[str], Tool | None],
     ) -> None:
         self._config = config
         self._status = status
@@ -93,6 +101,8 @@ class RequestSender:
         self._uses_http = uses_http
         self._connect_timeout_seconds = connect_timeout_seconds
         self._max_call_seconds = max_call_seconds
+        self._max_task_seconds = max_task_seconds
+        self._find_tool = find_tool
         self._log_level = ServerLogLevel(config.name)
 
     @property
@@ -156,13 +166,46 @@ class RequestSender:
             raise self._unreachable_error()
         return status.client
 
+    async def _send_or_fetch(
+        self, client: Client, request: ToolCallRequest, report_progress: ProgressFnT
+    ) -> CallToolResult | InputRequiredResult:
+        """Make the call, or fetch the result of its task."""
+        tool, answers = request.spec.tool, request.answers
+        if request.task is not None:
+            fetch = FetchTaskResult(params=TaskParams(task_id=request.task.task_id))
+            result = await client.session.send_request(fetch, CallToolResult, _NO_TIMEOUT_SECONDS)
+            if not result.is_error:
+                await client.session.validate_tool_result(tool, result)
+            return result
+        listed = self._find_tool(tool)
+        if client.session.initialize_result is not None and listed is not None and requires_task(listed.execution):
+            params = CallToolRequestParams(
+                name=tool,
+                arguments=request.arguments,
+                task=TaskMetadata(ttl=round(self._max_task_seconds * 1000)),
+                _meta=_make_meta(request),
+            )
+            call = CallToolRequest(params=params)
+            return await client.session.send_request(
+                call, CallToolResult, _NO_TIMEOUT_SECONDS, progress_callback=report_progress
+            )
+        return await client.session.call_tool(
+            tool,
+            request.arguments,
+            read_timeout_seconds=_NO_TIMEOUT_SECONDS,
+            progress_callback=report_progress,
+            input_responses=make_input_responses(answers, None if request.host else build_roots(self._config)),
+            request_state=answers[0].state if answers else None,
+            meta=_make_meta(request),
+            allow_input_required=True,
+        )
+
     async def _send_tool_call_once(self, request: ToolCallRequest, timeout: float) -> CallToolResult | PendingInput:
-        tool, observer, answers = request.spec.tool, request.observer, request.answers
+        tool, observer = request.spec.tool, request.observer
         client = await self.wait_for_client()
         pausable = PausableTimeout(timeout, max_seconds=max(timeout, self._max_call_seconds))
         shares_stream = not self._uses_http() or self._calls.asks_on_shared_stream
         takes_turns = shares_stream and client.protocol_version in _INLINE_QUESTION_VERSIONS
-        roots = None if request.host else build_roots(self._config)
         try:
             async with pausable, self._calls.track_call(request, pausable, takes_turns=takes_turns):
                 with (
@@ -173,18 +216,12 @@ class RequestSender:
                 ):
                     await self._log_level.request_level(client, request.log_level)
                     request.require_lease()
-                    result = await client.session.call_tool(
-                        tool,
-                        request.arguments,
-                        read_timeout_seconds=_NO_TIMEOUT_SECONDS,
-                        progress_callback=make_progress_callback(observer, pausable),
-                        input_responses=make_input_responses(answers, roots),
-                        request_state=answers[0].state if answers else None,
-                        meta=_make_meta(request),
-                        allow_input_required=True,
-                    )
+                    result = await self._send_or_fetch(client, request, make_progress_callback(observer, pausable))
                 if isinstance(result, InputRequiredResult):
                     return self._parse_input_request(result, request)
+                if (created := take_created_task(result.meta)) is not None:
+                    task = created.to_server_task(self._config.name, self._max_task_seconds)
+                    return PendingInput((), task=task)
                 restore_structure(result)
                 return result
         except TimeoutError:

@@ -102,7 +102,8 @@ class SanitizingToolbox(ToolboxWrapper):
         observer = request.observer and _SanitizingObserver(request.observer)
         result = await self._toolbox.call_tool(msgspec.structs.replace(request, observer=observer))
         if isinstance(result, PendingInput):
-            return PendingInput(tuple(_sanitize_question(question) for question in result.questions), result.state)
+            questions = tuple(_sanitize_question(question) for question in result.questions)
+            return msgspec.structs.replace(result, questions=questions)
         content, structured = sanitize_value(result.content), sanitize_value(result.structured)
         return msgspec.structs.replace(result, content=content, structured=structured)
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from gateway.domain.messages import JsonObject, text_block
 from gateway.mcp_client.definitions.repair import find_misfit, remove_misfits
+from gateway.mcp_client.tasks.protocol import move_created_task
 
 _MODERN_MEMBERS: JsonObject = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
 _CACHE_SCOPES = ("public", "private")
@@ -54,8 +55,15 @@ def set_modern_members(result: JsonObject) -> None:
 
 
 def normalize_result(method: str, params: JsonObject, result: JsonObject, version: str) -> None:
-    """Normalize the result of a request that is no list, in place."""
+    """Normalize the result of a request that is no list, in place.
+
+    Those about tasks are read leniently, and stay as they are.
+    """
+    if method.startswith("tasks/"):
+        return
     is_modern = version in MODERN_PROTOCOL_VERSIONS
+    if method == "tools/call":
+        move_created_task(params, result, version)
     if is_modern:
         set_modern_members(result)
         if result["resultType"] == "input_required":

@@ -48,6 +48,7 @@ EXPORTS = (
     _Export("turn_events", {"turn_id": "uuid", "first_seq": "bigint"}, join=_OF_TURN),
     _Export("tool_calls", {"turn_id": "uuid", "call_id": "text"}, join=_OF_TURN),
     _Export("turn_inputs", {"id": "uuid"}, join=_OF_TURN),
+    _Export("tool_tasks", {"id": "uuid"}, join=_OF_TURN),
     _Export("webhook_messages", {"id": "uuid"}),
     _Export("push_configs", {"turn_id": "uuid", "id": "text"}, without=("sealed",)),
     _Export("turn_feedback", {"turn_id": "uuid"}),

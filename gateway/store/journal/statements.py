@@ -118,10 +118,16 @@ EDIT_CALL = f"{FENCE} UPDATE tool_calls SET arguments = $5 FROM fence WHERE turn
 RESET_ATTEMPTS = f"{FENCE} UPDATE turns SET attempts = 0 FROM fence WHERE turns.id = fence.id AND attempts > 0"
 SUSPEND_TURN = f"""
 {FENCE}
-UPDATE turns SET worker_id = NULL, status = CASE WHEN cancel_requested OR EXISTS (
-    SELECT FROM turn_inputs WHERE turn_inputs.id = ANY($4::uuid[]) AND answer IS NOT NULL
-) THEN 'running' ELSE 'waiting' END
-FROM fence WHERE turns.id = fence.id"""
+UPDATE turns SET worker_id = NULL,
+    status = CASE WHEN cancel_requested OR is_due OR NOT asks THEN 'running' ELSE 'waiting' END,
+    waits_for_task = NOT (cancel_requested OR is_due OR asks)
+FROM fence, (SELECT
+    EXISTS (SELECT FROM turn_inputs WHERE id = ANY($4::uuid[]) AND answer IS NOT NULL)
+    OR EXISTS (SELECT FROM tool_tasks WHERE id = ANY($4::uuid[]) AND settled_at IS NOT NULL) AS is_due,
+    EXISTS (SELECT FROM turn_inputs WHERE id = ANY($4::uuid[]))
+    OR NOT EXISTS (SELECT FROM tool_tasks WHERE id = ANY($4::uuid[])) AS asks
+) AS waits
+WHERE turns.id = fence.id"""
 SAVE_SUMMARY = f"{FENCE} UPDATE turns SET history_summary = $4 FROM fence WHERE turns.id = fence.id"
 RELEASE_TURN = f"""
 {FENCE}, inserted AS ({_insert_events_sql(4, "fence")})
@@ -235,7 +241,10 @@ def build_release_row(fence: Fence) -> Row:
 
 
 def build_suspend_row(fence: Fence, open_inputs: list[UUID]) -> Row:
-    """Build the row that suspends a turn until a question is answered."""
+    """Build the row that suspends a turn until something is settled.
+
+    That is a question or a task.
+    """
     return SUSPEND_TURN, (*fence, open_inputs)
 
 

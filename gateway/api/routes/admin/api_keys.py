@@ -63,7 +63,7 @@ async def change_key(
 ) -> KeyView:
     """Change properties of a key, on every worker.
 
-    They are the name, areas, allow lists, toolset, budget, limits and expiry; omitted fields stay as they are. The rules
+    They are the name, areas, allow lists, toolset, budget, limits and expiry; omitted fields stay. The rules
     are those of creating keys: the key gets at most your own rights, and a key with its own budget or limits changes
     none. The same keys may be changed as revoked. Turns that run keep the rights that they began with, and so do keys
     that were made with this key.

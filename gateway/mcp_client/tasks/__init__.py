@@ -1,0 +1,1 @@
+"""Calls that servers run as tasks."""

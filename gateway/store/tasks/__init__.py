@@ -1,0 +1,1 @@
+"""Waits of turns for tasks of servers."""
