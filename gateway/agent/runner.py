@@ -62,8 +62,7 @@ class Runner:
         lease: WorkerLease,
         slots: TurnSlots,
     ) -> None:
-        self._config = config
-        self._slots = slots
+        self._config, self._slots = config, slots
         self._loop = loop
         self._storage = storage
         self._models = models
@@ -442,9 +441,9 @@ class Runner:
         """
         turn.log.append(end)
         outcome = turn.build_outcome(end)
-        stored_future = turn.journal.finish_turn(turn.log, outcome)
+        stored = asyncio.shield(turn.journal.finish_turn(turn.log, outcome))
         try:
-            await asyncio.wait_for(asyncio.shield(stored_future), self._config.storage_timeout)
+            await asyncio.wait_for(stored, self._config.storage_timeout)
         except TimeoutError:
             turn.log.close(StorageUnavailable.code)
             raise StorageUnavailable from None

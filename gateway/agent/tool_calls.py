@@ -50,8 +50,7 @@ from gateway.ports.turns import EventEmitter, NestedCalls
 
 log = get_logger(__name__)
 
-_MAX_CLIENT_CALL_ID_LENGTH = 128
-_MAX_LOGGED_NAME_LENGTH = 100
+_MAX_CLIENT_CALL_ID_LENGTH, _MAX_LOGGED_NAME_LENGTH = 128, 100
 
 
 class ToolCallScheduler(NestedCalls):

@@ -353,9 +353,8 @@ class TurnRecord(msgspec.Struct, frozen=True):
     @property
     def principal(self) -> Principal:
         """The caller with its rights, also if no authentication asked for it."""
-        anonymous = LOCAL_PRINCIPAL if self.owner == LOCAL_PRINCIPAL.user else Principal(self.owner)
-        principal, toolset = self.caller or anonymous, self.request.toolset
-        return principal if toolset is None else msgspec.structs.replace(principal, toolset=toolset)
+        principal = self.caller or (LOCAL_PRINCIPAL if self.owner == LOCAL_PRINCIPAL.user else Principal(self.owner))
+        return msgspec.structs.replace(principal, toolset=self.request.toolset or principal.toolset)
 
 
 MAX_ATTEMPTS = 3
