@@ -206,3 +206,32 @@ async def test_gathered_calls_of_a_program_keep_the_parallel_limit(database_url:
     ):
         assert list_results(await run(gateway, program)) == [("ok", "7")]
         assert highest == 3
+
+
+async def test_program_ends_with_the_deadline_of_its_turn(database_url: str, simulator: Simulator) -> None:
+    mcp: MCPServer[Any] = MCPServer("slow", log_level="ERROR")
+
+    @mcp.tool(annotations=ToolAnnotations(read_only_hint=True))
+    async def look() -> str:
+        """Look, which never ends."""
+        await asyncio.Event().wait()
+        return "seen"
+
+    program = "try:\n    await look()\nexcept BaseException:\n    pass\nwhile True:\n    await look()"
+    async with (
+        serve_asgi(mcp.streamable_http_app(stateless_http=True)) as url,
+        serve_gateway(database_url, simulator, f"{url}/mcp", agent_timeout=2) as gateway,
+    ):
+        async with asyncio.timeout(30):
+            reply = await run(gateway, program)
+        assert get_only_event(reply.events, "turn.failed")["error"]["code"] == "turn_timeout"
+        assert list_results(await run(gateway, "1 + 1")) == [("ok", "2")]
+
+
+async def test_model_call_after_a_program_is_refused_when_the_budget_is_used_up(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    async with serve_gateway(database_url, simulator, tools_url, budget_tokens_per_day=1) as gateway:
+        reply = await run(gateway, 'await calculator(expression="6*7")')
+        assert [outcome for outcome, _ in list_results(reply)] == ["ok"]
+        assert get_only_event(reply.events, "turn.failed")["error"]["code"] == "budget_exceeded"
