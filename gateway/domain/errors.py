@@ -12,6 +12,7 @@
      ├─ NotAuthenticated         401 not_authenticated
      ├─ BudgetExceeded           402 budget_exceeded
      ├─ Forbidden                403 forbidden
+     │   └─ ScopeMissing         403 forbidden
      ├─ WrongHost                421 wrong_host
      ├─ NotFound                 404 not_found
      │   ├─ ModelNotFound        404 model_not_found
@@ -156,6 +157,17 @@ class BudgetExceeded(GatewayError):
 class Forbidden(GatewayError):
     code = "forbidden"
     status = 403
+
+
+class ScopeMissing(Forbidden):
+    """The credential lacks a scope.
+
+    `scopes` are those that it has, and the missing one.
+    """
+
+    def __init__(self, message: str, scopes: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.scopes = scopes
 
 
 class WrongHost(GatewayError):

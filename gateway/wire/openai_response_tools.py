@@ -1,8 +1,8 @@
 """Tools in requests of OpenAI's Responses API."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gateway.domain.messages import JsonObject, ToolSpec
 from gateway.wire.client_tools import ToolName
@@ -51,7 +51,7 @@ class McpTool(RequestModel):
     """MCP server of the gateway, selected by its name or its URL."""
 
     type: Literal["mcp"]
-    server_label: str = Field(default="", max_length=128, description="Default: the server with the URL.")
+    server_label: str = Field(max_length=128, description="May be left out beside `server_url`.")
     server_url: str | None = Field(default=None, description="Must be the configured URL of the server.")
     server_description: str | None = None
     allowed_tools: ItemList[str] | ToolNames | None = None
@@ -62,6 +62,13 @@ class McpTool(RequestModel):
     tunnel_id: None = Field(default=None, exclude=True)
     allowed_callers: object = Field(default=None, exclude=True, description="Left out: the model itself calls.")
     defer_loading: object = Field(default=None, exclude=True, description="Left out: the model gets all tools.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _select_by_url(cls, tool: object) -> object:
+        if not isinstance(tool, dict) or cast(JsonObject, tool).get("server_url") is None:
+            return cast(object, tool)
+        return {"server_label": "", **cast(JsonObject, tool)}
 
 
 class IgnoredTool(BaseModel):

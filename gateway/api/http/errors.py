@@ -16,11 +16,18 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.http.request_context import ANTHROPIC_PREFIX, ERROR_SCOPE_KEY, STARTED_SCOPE_KEY
-from gateway.api.security.permissions import list_methods
+from gateway.api.security.permissions import MCP_SCOPES, list_methods
 from gateway.common.logging import get_logger, request_id
 from gateway.common.validation_errors import describe_problem, list_causes, remove_tags
 from gateway.config import Settings
-from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge, ServerStopping
+from gateway.domain.errors import (
+    ErrorInfo,
+    GatewayError,
+    InvalidRequest,
+    PayloadTooLarge,
+    ScopeMissing,
+    ServerStopping,
+)
 from gateway.domain.messages import JsonObject
 from gateway.wire.anthropic import answers as anthropic
 from gateway.wire.openai.error_codes import get_problem_code
@@ -85,7 +92,8 @@ def error_response(
     if (turn_id := getattr(request.state, "turn_id", None)) is not None:
         headers["X-Turn-Id"] = turn_id
     if status == 401:
-        headers["WWW-Authenticate"] = _build_challenge(request)
+        problem = "invalid_token" if "authorization" in request.headers else None
+        headers["WWW-Authenticate"] = _build_challenge(request, problem, MCP_SCOPES) or "Bearer"
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, round(retry_after)))
     info = ErrorInfo(code=code, message=message, param=param)
@@ -102,23 +110,30 @@ def error_response(
     return JSONResponse(body, status_code=status, headers=headers)
 
 
-def _build_challenge(request: Request) -> str:
-    """Build the challenge of a request without a valid credential.
+def _build_challenge(request: Request, problem: str | None, scopes: tuple[str, ...]) -> str | None:
+    """Build the challenge of a request whose credential does not suffice.
 
-    MCP hosts find their authorization server by it (RFC 9728).
+    MCP hosts find their authorization server by it (RFC 9728), and ask it for the scopes. Others get none.
     """
     settings: Settings = request.app.state.settings
     if not f"{request.url.path}/".startswith("/mcp/") or settings.authorization_server is None:
-        return "Bearer"
-    problem = 'error="invalid_token", ' if "authorization" in request.headers else ""
-    return f'Bearer {problem}resource_metadata="{settings.public_url}/.well-known/oauth-protected-resource/mcp"'
+        return None
+    parameters = [f'error="{problem}"'] if problem else []
+    if settings.jwt_scope_claim is not None:
+        parameters.append(f'scope="{" ".join(scopes)}"')
+    parameters.append(f'resource_metadata="{settings.public_url}/.well-known/oauth-protected-resource/mcp"')
+    return f"Bearer {', '.join(parameters)}"
 
 
-def _gateway_error(request: Request, error: Exception) -> JSONResponse:
+def gateway_error(request: Request, error: Exception) -> JSONResponse:
+    """Build the response of an error of the gateway's own."""
     assert isinstance(error, GatewayError)
-    return error_response(
+    response = error_response(
         request, error.status, error.code, error.message, error.param, error.retry_after, error.openai_code
     )
+    if isinstance(error, ScopeMissing) and (challenge := _build_challenge(request, "insufficient_scope", error.scopes)):
+        response.headers["WWW-Authenticate"] = challenge
+    return response
 
 
 def _validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -183,7 +198,7 @@ class ServerErrorMiddleware:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
             if scope["type"] == "http" and STARTED_SCOPE_KEY not in scope:
-                await _gateway_error(Request(scope), ServerStopping())(scope, receive, send)
+                await gateway_error(Request(scope), ServerStopping())(scope, receive, send)
             raise
         except Exception as error:
             if scope["type"] != "http" or STARTED_SCOPE_KEY in scope:
@@ -196,7 +211,7 @@ def build_expected_error(
 ) -> JSONResponse:
     """Build the response for an error that a route may raise."""
     if isinstance(error, GatewayError):
-        return _gateway_error(request, error)
+        return gateway_error(request, error)
     if isinstance(error, RequestValidationError):
         return _validation_error(request, error)
     return http_error(request, error)
@@ -204,7 +219,7 @@ def build_expected_error(
 
 def register_error_handlers(app: FastAPI) -> None:
     """Register the handlers that turn exceptions into error responses."""
-    app.add_exception_handler(GatewayError, _gateway_error)
+    app.add_exception_handler(GatewayError, gateway_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, _internal_error)

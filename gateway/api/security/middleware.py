@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.api.http.errors import error_response, http_error
+from gateway.api.http.errors import gateway_error, http_error
 from gateway.api.http.request_context import HEADERS_SCOPE_KEY
 from gateway.api.rate_limit.admission import AdmissionGate
 from gateway.api.rate_limit.limiter import RateLimiter
@@ -180,6 +180,4 @@ def get_source_address(scope: Scope) -> str:
 
 
 async def _send_error(error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:
-    request = Request(scope)
-    response = error_response(request, error.status, error.code, error.message, error.param, error.retry_after)
-    await response(scope, receive, send)
+    await gateway_error(Request(scope), error)(scope, receive, send)

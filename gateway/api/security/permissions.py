@@ -7,7 +7,7 @@ not served, and a test fails for each route of the OpenAPI document without one.
 import re
 from typing import Literal, NamedTuple
 
-from gateway.domain.errors import Forbidden
+from gateway.domain.errors import Forbidden, ScopeMissing
 from gateway.domain.messages import Area, Principal, UserRole
 
 PERMISSION_SCOPE_KEY = "gateway.permission"
@@ -268,17 +268,22 @@ def list_methods(path: str) -> list[str]:
     return sorted(methods)
 
 
+MCP_SCOPES = ("tools",)
+"""Scopes that a token needs at `/mcp`."""
+
+
 def require_permission(principal: Principal, permission: RoutePermission) -> None:
     """Check a principal's role and scopes.
 
     Raises:
-        Forbidden: the principal lacks the scope or the role.
+        ScopeMissing: the principal lacks the scope.
+        Forbidden: the principal lacks the role.
     """
     area = permission.area
     if area is not None and not principal.has_scope(area):
-        raise Forbidden(
-            f"Your key does not permit {area!r}: its scopes: {', '.join(principal.scopes or ()) or 'none'}."
-        )
+        scopes = principal.scopes or ()
+        message = f"Your key does not permit {area!r}: its scopes: {', '.join(scopes) or 'none'}."
+        raise ScopeMissing(message, (*scopes, area))
     if _ROLE_RANKS[principal.role] < _ROLE_RANKS[permission.role]:
         required_role = "an admin" if permission.role == "admin" else "a user"
         raise Forbidden(f"This needs the role of {required_role}; yours is {principal.role}.")

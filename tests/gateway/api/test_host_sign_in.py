@@ -28,7 +28,8 @@ REDIRECT = "http://127.0.0.1:9/callback"
 class AuthorizationServer:
     """An authorization server whose user agrees at once.
 
-    Tokens are for the resource that the host named.
+    Tokens are for the resource that the host named. They have the scopes of `granted`, one entry a sign-in, and then
+    those that the host asked for.
     """
 
     def __init__(self) -> None:
@@ -36,6 +37,8 @@ class AuthorizationServer:
         self.keys = JwksProvider()
         self.keys.add_key("key")
         self.requests: dict[str, dict[str, str]] = {}
+        self.granted: list[str] = []
+        self.asked: list[str] = []
 
     def create_app(self) -> Starlette:
         routes = [
@@ -61,6 +64,7 @@ class AuthorizationServer:
     async def authorize(self, request: Request) -> Response:
         query = dict(request.query_params)
         self.requests["code-1"] = query
+        self.asked.append(query.get("scope", ""))
         return RedirectResponse(f"{query['redirect_uri']}?code=code-1&state={query['state']}")
 
     async def issue_token(self, request: Request) -> Response:
@@ -68,8 +72,9 @@ class AuthorizationServer:
         begun = self.requests.pop(form["code"])
         digest = hashlib.sha256(form["code_verifier"].encode()).digest()
         assert base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == begun["code_challenge"]
-        token = self.keys.sign_token("key", iss=self.url, aud=form["resource"], sub="ada")
-        return JSONResponse({"access_token": token, "token_type": "Bearer", "expires_in": 600})
+        scope = self.granted.pop(0) if self.granted else begun.get("scope", "")
+        token = self.keys.sign_token("key", iss=self.url, aud=form["resource"], sub="ada", scope=scope)
+        return JSONResponse({"access_token": token, "token_type": "Bearer", "expires_in": 600, "scope": scope})
 
 
 class Storage:
@@ -145,6 +150,37 @@ async def test_host_signs_in_by_itself_with_the_address_alone(
             await host.call_tool("add_task", {"title": "Buy milk"})
             listed = await host.call_tool("list_tasks", {})
             assert "Buy milk" in str(listed.content)
+
+
+async def test_host_whose_token_lacks_a_scope_signs_in_again_for_it(
+    database_url: str, simulator: Simulator, tools_url: str, authorization_server: AuthorizationServer
+) -> None:
+    port = find_free_port()
+    address = f"http://127.0.0.1:{port}"
+    settings: dict[str, Any] = {
+        "jwt_jwks_url": f"{authorization_server.url}/jwks.json/",
+        "jwt_issuer": authorization_server.url,
+        "jwt_audience": f"{address}/mcp",
+        "jwt_scope_claim": "scope",
+        "gateway_public_url": address,
+    }
+    authorization_server.granted = ["history"]
+    async with serve_gateway(database_url, simulator, tools_url, port=port, **settings) as gateway:
+        metadata = (await gateway.get("/.well-known/oauth-protected-resource/mcp")).body
+        assert metadata["scopes_supported"] == ["tools"]
+        claims = {"iss": authorization_server.url, "aud": f"{address}/mcp", "sub": "ada", "scope": "history"}
+        narrow = {"Authorization": f"Bearer {authorization_server.keys.sign_token('key', **claims)}"}
+        refused = await gateway.post("/mcp", {}, headers=narrow)
+        assert refused.status == 403
+        assert refused.headers["WWW-Authenticate"].startswith(
+            'Bearer error="insufficient_scope", scope="history tools", resource_metadata="'
+        )
+        assert "WWW-Authenticate" not in (await gateway.post("/api/v1/chat", {}, headers=narrow)).headers
+        async with sign_in(address) as host:
+            assert "calculator" in {tool.name for tool in (await host.list_tools()).tools}
+    first, second = authorization_server.asked
+    assert first == "tools"
+    assert {"history", "tools"} <= set(second.split())
 
 
 async def test_gateway_without_an_authorization_server_names_none(

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Response
 
 from gateway.api.deps import SettingsDep
+from gateway.api.security.permissions import MCP_SCOPES
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject
 
@@ -22,7 +23,9 @@ async def get_resource_metadata(settings: SettingsDep, response: Response) -> Js
     if settings.authorization_server is None:
         raise NotFound("This gateway takes no tokens of an authorization server: JWT_JWKS_URL is not set.")
     response.headers["Cache-Control"] = "public, max-age=300"
+    scopes = {} if settings.jwt_scope_claim is None else {"scopes_supported": list(MCP_SCOPES)}
     return {
+        **scopes,
         "resource": f"{settings.public_url}/mcp",
         "authorization_servers": [settings.authorization_server],
         "bearer_methods_supported": ["header"],
