@@ -1,6 +1,6 @@
 """Named subsets of the tools, and the toolset of a caller."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -40,6 +40,13 @@ class ToolsetTool(BaseModel):
     title: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     description: Annotated[str, StringConstraints(min_length=1, max_length=4_000)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _limit_fields(cls, data: object) -> object:
+        if isinstance(data, dict) and len(cast("dict[object, object]", data)) > len(cls.model_fields):
+            raise ValueError(f"an entry has no other fields than {', '.join(cls.model_fields)}")
+        return cast(object, data)
+
     @model_validator(mode="after")
     def _validate_changes(self) -> "ToolsetTool":
         if self.name in _OWN_TOOLS:
@@ -69,9 +76,9 @@ class ToolsetDefinition(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     description: str = Field(default="", max_length=2_000)
-    tools: tuple[_Pattern | ToolsetTool, ...] = Field(max_length=500)
-    resources: tuple[_Pattern, ...] = Field(default=(), max_length=_MAX_GLOBS)
-    prompts: tuple[_Pattern, ...] = Field(default=(), max_length=_MAX_GLOBS)
+    tools: tuple[_Pattern | ToolsetTool, ...] = Field(max_length=500, fail_fast=True)
+    resources: tuple[_Pattern, ...] = Field(default=(), max_length=_MAX_GLOBS, fail_fast=True)
+    prompts: tuple[_Pattern, ...] = Field(default=(), max_length=_MAX_GLOBS, fail_fast=True)
 
     @model_validator(mode="after")
     def _validate_entries(self) -> "ToolsetDefinition":

@@ -9,6 +9,7 @@ import msgspec
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.model_context import ModelContext, TurnContext
 from gateway.agent.prompt import SystemPrompt
+from gateway.agent.tasks.waits import TurnTaskWaits
 from gateway.agent.tool_search import ToolSelector
 from gateway.agent.transcript import Transcript
 from gateway.config import Settings
@@ -59,6 +60,7 @@ class CaseTurn(TurnContext):
     def __init__(self, model: ModelInfo) -> None:
         self.transcript = Transcript()
         self.inputs = []
+        self.tasks = TurnTaskWaits()
         self.calls: list[CaseCall] = []
         self._id = uuid4()
         self._model = model

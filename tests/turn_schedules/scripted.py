@@ -165,9 +165,13 @@ class ScriptedToolbox:
         self._outside = outside
         self._lease = lease
         self.sign_in_service = SimpleNamespace()  # takes the callbacks of sign-ins, of which there are none
+        self.tasks = SimpleNamespace()  # no scripted tool runs as a task
 
     def list_specs(self, principal: Principal | None = None) -> tuple[ToolSpec, ...]:
         return tuple(TOOLS.values())
+
+    def list_missing_tools(self, principal: Principal) -> tuple[str, ...]:
+        return ()
 
     def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
         return TOOLS.get(name)

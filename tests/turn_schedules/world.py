@@ -128,6 +128,7 @@ class SimulatedWorker:
                         toolbox,
                         toolbox,
                         registry=None,
+                        toolsets=None,
                         definitions=None,
                         code=CodeOffer(MontySandbox(SandboxLimits())),
                     ),  # type: ignore[arg-type]

@@ -110,6 +110,7 @@ class _HostCalls(ProgramCalls):
         self._tasks = TaskSet("call of a program", log_errors=False)
         self._running: list[asyncio.Task[None]] = []
         self._answers: dict[int, CallAnswer] = {}
+        self._program_waits = asyncio.Event()
         self._slots = asyncio.Semaphore(limit)
         self._order = CallOrder()
 
@@ -129,7 +130,9 @@ class _HostCalls(ProgramCalls):
 
         Raises the first error of a call that no tool explains.
         """
+        self._program_waits.set()
         await self._tasks.wait()
+        self._program_waits.clear()
         for call in self._running:
             call.result()
 
@@ -140,17 +143,23 @@ class _HostCalls(ProgramCalls):
     async def _run_call(
         self, number: int, spec: ToolSpec, arguments: JsonObject, earlier: list[asyncio.Task[None]]
     ) -> None:
+        is_allowed = await self._ask_for_approval(spec, arguments)
         if earlier:
             await asyncio.wait(earlier)
         async with self._slots:
-            self._answers[number] = await self._call_tool(spec, arguments)
+            self._answers[number] = await self._call_tool(spec, arguments) if is_allowed else CallAnswer(error=_DENIED)
+
+    async def _ask_for_approval(self, spec: ToolSpec, arguments: JsonObject) -> bool:
+        if not needs_approval(spec, "never"):
+            return True
+        await (
+            self._program_waits.wait()
+        )  # hosts answer in few rounds, so all calls that have begun are asked for at once
+        (question,) = build_approval_request(spec, arguments).questions
+        question = msgspec.structs.replace(question, schema=_NO_FIELDS)
+        return (await self._observer.ask_user(question)).action == "accept"
 
     async def _call_tool(self, spec: ToolSpec, arguments: JsonObject) -> CallAnswer:
-        if needs_approval(spec, "never"):
-            (question,) = build_approval_request(spec, arguments).questions
-            question = msgspec.structs.replace(question, schema=_NO_FIELDS)
-            if (await self._observer.ask_user(question)).action != "accept":
-                return CallAnswer(error=_DENIED)
         request = ToolCallRequest(spec, arguments, self._principal, self._observer)
         try:
             for _ in range(_MAX_ROUNDS):

@@ -21,10 +21,10 @@ _MESSAGE = "The server runs this call as a task."
 class TurnTaskWaits:
     """The waits of a turn, by call.
 
-    The last one of a call counts.
+    The last one of a call counts. Calls of a turn that is not stored, which has no record, do not wait.
     """
 
-    def __init__(self, record: TurnRecord, repository: TaskWaitRepository) -> None:
+    def __init__(self, record: TurnRecord | None = None, repository: TaskWaitRepository | None = None) -> None:
         self._record = record
         self._repository = repository
         self._waits: dict[str, TaskWait] = {}
@@ -51,13 +51,15 @@ class TurnTaskWaits:
         Raises:
             TurnTakenOver: this worker does not own the turn any longer.
         """
+        assert self._record is not None
+        assert self._repository is not None
         wait = await self._repository.save_wait(self._record.id, call_id, task, epoch=self._record.epoch)
         self._waits[call_id] = wait
         return make_wait_event(wait)
 
     async def abandon_open_waits(self, end: TurnEnd, transcript: Transcript) -> None:
         """Cancel the tasks of open calls, unless the turn completes."""
-        if not self._waits or isinstance(end, TurnCompleted):
+        if self._record is None or self._repository is None or not self._waits or isinstance(end, TurnCompleted):
             return
         open_waits = [wait for wait in self._waits.values() if transcript.find_result(wait.call_id) is None]
         waits = [wait.id for wait in open_waits]

@@ -66,7 +66,7 @@ async def test_denied_tool_is_unavailable_despite_allow_lists(
             assert "add_task" not in {tool.name for tool in (await client.list_tools()).tools}
             with pytest.raises(MCPError, match="Unknown tool"):
                 await client.call_tool("add_task", {"title": "x"})
-        specs = {spec.name: spec for spec in gateway.state.toolbox._toolbox.list_specs()}
+        specs = {spec.name: spec for spec in gateway.state.toolbox._toolbox._toolbox.list_specs()}
         principal = await authenticate_headers(gateway, headers)
         result: Any = await gateway.state.toolbox.call_tool(
             ToolCallRequest(specs["add_task"], {"title": "x"}, principal)
