@@ -30,6 +30,7 @@ async def test_tool_runs_in_a_card_and_a_reload_shows_the_conversation(console: 
 
 async def test_approval_is_given_in_a_form_also_after_a_reload(console: str, page: Page) -> None:
     await page.goto(console)
+    await expect(page.get_by_role("button", name="What is 23*19?")).to_be_visible()  # a layout that moves closes menus
     await page.get_by_text("Options").click()
     await page.get_by_label("Approval").click()
     await page.get_by_role("option", name="always").click()
