@@ -19,6 +19,7 @@ def draw_chart(
     """Draw series of numbers over names."""
     text = {"color": "#7a828c"}
     options = {
+        "animation": False,
         "color": _COLORS,
         "textStyle": text,
         "title": {"text": title, "left": "left", "textStyle": {"fontSize": 13, "fontWeight": 500, **text}},
