@@ -23,7 +23,13 @@ from tests.shortcuts import install_shortcuts
 from tests.stack import Gateway, ServeSharedGateway, serve_gateway, serve_tools
 
 TESTS = Path(__file__).parent
-NODE_TESTS = ("e2e/test_conformance.py", "e2e/test_hosts.py", "e2e/test_inspector.py", "e2e/test_node_clients.py")
+NODE_TESTS = (
+    "e2e/test_conformance.py",
+    "e2e/test_host_authorization.py",
+    "e2e/test_hosts.py",
+    "e2e/test_inspector.py",
+    "e2e/test_node_clients.py",
+)
 SLOW_TESTS = (
     "e2e/",
     "fuzz/",

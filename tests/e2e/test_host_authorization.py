@@ -1,0 +1,151 @@
+"""Real hosts that sign in at a real authorization server, with the address of `/mcp` alone."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
+from pydantic import SecretStr
+
+from gateway.simulator import Simulator
+from gateway.simulator.faults import Fault
+from tests.e2e.authorization_server import (
+    AuthorizationServer,
+    run_authorization_server,
+    run_host,
+    visit_printed_addresses,
+)
+from tests.e2e.node import NODE, NODE_22, require_node
+from tests.stack import Gateway, find_free_port, serve_gateway
+
+pytestmark = require_node("oidc-provider")
+CLAUDE_CODE = "@anthropic-ai/claude-code-linux-x64"
+BIN = NODE / "node_modules" / ".bin"
+
+
+@asynccontextmanager
+async def serve_protected_gateway(
+    server: AuthorizationServer, database_url: str, simulator: Simulator, tools_url: str, **settings: Any
+) -> AsyncGenerator[Gateway]:
+    """Serve a gateway that takes the tokens of an authorization server."""
+    port = find_free_port()
+    address = f"http://127.0.0.1:{port}"
+    defaults: dict[str, Any] = {
+        "jwt_jwks_url": f"{server.issuer}/jwks",
+        "jwt_issuer": server.issuer,
+        "jwt_audience": f"{address}/mcp",
+        "jwt_scope_claim": "scope",
+        "jwt_leeway_seconds": 0,
+        "gateway_public_url": address,
+    }
+    async with serve_gateway(database_url, simulator, tools_url, port=port, **defaults | settings) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def authorization_server() -> AsyncGenerator[AuthorizationServer]:
+    async with run_authorization_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def protected_gateway(
+    authorization_server: AuthorizationServer, database_url: str, simulator: Simulator, tools_url: str
+) -> AsyncGenerator[Gateway]:
+    async with serve_protected_gateway(authorization_server, database_url, simulator, tools_url) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize("era", ["legacy", "auto"])
+async def test_typescript_sdk_signs_in_and_refreshes_an_expired_token(
+    protected_gateway: Gateway, authorization_server: AuthorizationServer, era: str
+) -> None:
+    await authorization_server.send_command("lifetime", 2)
+    steps = ["list", "add", "expire", "tasks", *(["end"] if era == "legacy" else [])]
+    url = f"{protected_gateway.base_url}/mcp"
+    output = await run_host(authorization_server, str(NODE_22), str(NODE / "mcp_sign_in.mjs"), url, era, *steps)
+    result = json.loads(output.splitlines()[-1])
+    assert "calculator" in result["tools"]
+    assert (result["signIns"], result["refreshes"] >= 1) == (1, True)
+    assert "Buy milk" in result["texts"][-1]
+    assert era != "legacy" or result["ended"] == 404
+    assert {entry["audience"] for entry in await authorization_server.read_log("issued")} == {url}
+    assert not await authorization_server.read_log("error")
+
+
+@require_node("mcp-remote")
+async def test_mcp_remote_signs_in_for_a_stdio_host(
+    protected_gateway: Gateway, authorization_server: AuthorizationServer, tmp_path: Path
+) -> None:
+    url = f"{protected_gateway.base_url}/mcp"
+    remote = StdioServerParameters(
+        command="node",
+        args=[str(BIN / "mcp-remote"), url, str(find_free_port())],
+        env={"MCP_REMOTE_CONFIG_DIR": str(tmp_path), "PATH": os.environ["PATH"]},
+    )
+    for sign_ins in (1, 1):  # the second host finds the token
+        read_end, write_end = os.pipe()
+        visits = asyncio.create_task(visit_printed_addresses(authorization_server, read_end, "ada"))
+        with os.fdopen(write_end, "w") as errors:
+            async with asyncio.timeout(90), Client(stdio_client(remote, errlog=errors)) as host:
+                result = await host.call_tool("calculator", {"expression": "5*9"})
+                assert result.structured_content == {"expression": "5*9", "result": 45}
+        await visits
+        assert len(await authorization_server.read_log("registered")) == sign_ins
+    assert {entry["user"] for entry in await authorization_server.read_log("issued")} == {"ada"}
+
+
+@require_node("@modelcontextprotocol/inspector")
+async def test_inspector_signs_in_and_keeps_its_token(
+    protected_gateway: Gateway, authorization_server: AuthorizationServer, tmp_path: Path
+) -> None:
+    target = ("--cli", f"{protected_gateway.base_url}/mcp", "--transport", "http", "--format", "json", "-q")
+    call = ("--method", "tools/call", "--tool-name", "calculator", "--tool-args-json", '{"expression": "5*9"}')
+    callback = f"http://127.0.0.1:{find_free_port()}/oauth/callback"
+    for options in (("--callback-url", callback), ("--stored-auth-only",)):
+        command = (str(BIN / "mcp-inspector"), *target, *options, *call)
+        output = await run_host(authorization_server, *command, HOME=str(tmp_path), MCP_INSPECTOR_SECRET_STORE="file")
+        result = json.loads(output.splitlines()[-1])["result"]
+        assert result["structuredContent"] == {"expression": "5*9", "result": 45}
+    assert len(await authorization_server.read_log("registered")) == 1
+
+
+@require_node(CLAUDE_CODE)
+async def test_claude_code_signs_in_and_calls_a_tool(
+    authorization_server: AuthorizationServer, database_url: str, simulator: Simulator, tools_url: str, tmp_path: Path
+) -> None:
+    key = "the-key-of-the-model-for-claude-code"
+    claude = str(NODE / "node_modules" / CLAUDE_CODE / "claude")
+    quiet = ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "DISABLE_AUTOUPDATER", "DISABLE_TELEMETRY")
+    async with serve_protected_gateway(
+        authorization_server, database_url, simulator, tools_url, api_key=SecretStr(key)
+    ) as gateway:
+
+        async def run_claude(*arguments: str) -> str:
+            settings = {"ANTHROPIC_BASE_URL": gateway.base_url, "ANTHROPIC_AUTH_TOKEN": key}
+            settings |= {"HOME": str(tmp_path), **dict.fromkeys(quiet, "1")}
+            return await run_host(authorization_server, claude, *arguments, cwd=tmp_path, **settings)
+
+        await run_claude("mcp", "add", "--transport", "http", "gateway", f"{gateway.base_url}/mcp")
+        assert "Needs authentication" in await run_claude("mcp", "list")
+        await run_claude("mcp", "login", "gateway")
+        assert "Connected" in await run_claude("mcp", "list")
+        tool = "mcp__gateway__calculator"
+        for prompt, name, arguments in (
+            ("Multiply", "ToolSearch", {"query": f"select:{tool}"}),
+            ("Tool loaded.", tool, {"expression": "5*9"}),
+        ):
+            call = {"name": name, "arguments": json.dumps(arguments)}
+            simulator.faults.add_faults(Fault(kind="tool_calls", calls=[call], match=prompt))
+        output = await run_claude(
+            *("-p", "Multiply 5 by 9.", "--output-format", "stream-json", "--verbose", "--allowedTools", tool)
+        )
+        assert json.loads(output.splitlines()[-1])["is_error"] is False
+        assert simulator.requests[-1]["messages"][-1]["content"] == '{"expression":"5*9","result":45}'
+    assert {entry["user"] for entry in await authorization_server.read_log("issued")} == {"ada"}
