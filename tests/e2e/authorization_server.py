@@ -1,4 +1,7 @@
-"""npm's `oidc-provider` as the authorization server of hosts, and a browser for its forms."""
+"""The authorization server of hosts, and a browser for its forms.
+
+The server is npm's `oidc-provider`.
+"""
 
 import asyncio
 import json
@@ -90,9 +93,9 @@ async def visit_sign_in(url: str, user: str) -> str:
 
 
 async def run_host(server: AuthorizationServer, *command: str, cwd: Path = ROOT, **settings: str) -> str:
-    """Run a host in a terminal and sign in as Ada at the addresses that it prints; return its output.
+    """Run a host in a terminal; return its output.
 
-    `settings` are its environment beside PATH.
+    Ada signs in at the addresses that it prints. `settings` are its environment beside PATH.
     """
     host_end, terminal = os.openpty()
     process = await asyncio.create_subprocess_exec(
@@ -119,7 +122,7 @@ async def run_host(server: AuthorizationServer, *command: str, cwd: Path = ROOT,
 
 
 async def visit_printed_addresses(server: AuthorizationServer, output_end: int, user: str) -> str:
-    """Sign in wherever a host's output asks for it, until it ends; return the output.
+    """Sign in at the addresses in a host's output; return the output.
 
     `output_end` is the file descriptor to read from, which is closed.
     """

@@ -1,4 +1,7 @@
-"""Real hosts that sign in at a real authorization server, with the address of `/mcp` alone."""
+"""Real hosts that sign in at a real authorization server.
+
+They know the address of `/mcp` alone.
+"""
 
 import asyncio
 import json
