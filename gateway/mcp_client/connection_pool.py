@@ -5,23 +5,35 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
-from mcp.types import Tool
+from mcp.types import ErrorData, ListRootsResult, Tool
 from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 
 from gateway.common.concurrency import Deadline, LruDict, TaskSet
 from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import JsonObject, Principal
 from gateway.mcp_client.connection.connection import ServerConnection
+from gateway.mcp_client.connection.roots import read_host_roots
 from gateway.ports.servers import ServerConfig
+from gateway.ports.tools import CallObserver
 
 _MAX_PERSONAL_CONNECTIONS = 200
 _MAX_REMEMBERED_OFFERS = 1_000
-_MAX_HOST_CONNECTIONS = 100
+_MAX_HOST_CONNECTIONS = 200
 _HOST_CONNECT_SECONDS = 15.0
 
 _SESSION_CAPABILITIES = ("elicitation", "sampling")
-"""Capabilities that a session can serve: roots differ from host to host."""
+"""Capabilities with which hosts may share a session."""
+_ROOTS = "roots"
+"""Capability of sessions for one host.
 
+Servers remember the roots of a session.
+"""
+
+_HostKey = tuple[str, str, str, str, bytes]
+"""Server, session, user, key and capabilities.
+
+Only hosts with roots have a session and a key, and only personal servers another user.
+"""
 Connect = Callable[[ServerConfig, Principal | None, JsonObject | None], ServerConnection]
 
 
@@ -61,7 +73,7 @@ class ConnectionPool:
         self._personal: LruDict[tuple[str, str], ServerConnection] = LruDict(
             _MAX_PERSONAL_CONNECTIONS, on_evict=lambda _, connection: self._drain_connection(connection)
         )
-        self._for_hosts: LruDict[tuple[str, str, bytes], ServerConnection] = LruDict(
+        self._for_hosts: LruDict[_HostKey, ServerConnection] = LruDict(
             _MAX_HOST_CONNECTIONS, on_evict=lambda _, connection: self._drain_connection(connection)
         )
         self._union_offers: dict[str, ServerOffer] = {}
@@ -131,29 +143,57 @@ class ConnectionPool:
         return connection
 
     async def get_host_connection(
-        self, server: str, principal: Principal, host: HostProfile | None
+        self,
+        server: str,
+        principal: Principal,
+        host: HostProfile | None,
+        observer: CallObserver | None = None,
     ) -> ServerConnection | None:
         """The connection for a request of an MCP host.
 
         Servers ask a host what it declares. In the current protocol each request declares it, in the legacy one a
         session does, so a host whose capabilities differ gets one of its own. Commands are not started again for that.
+        A host with roots shares its session with nobody, or, of the current protocol, with the same key's hosts that
+        have the same roots. The `observer` forwards requests of the server to the host.
         """
         connection = self.get_connection(server, principal)
         if connection is None or host is None or not needs_own_session(connection, host):
             return connection
-        capabilities = {name: host.capabilities[name] for name in _SESSION_CAPABILITIES if host.declares(name)}
+        names = (*_SESSION_CAPABILITIES, _ROOTS)
+        capabilities = {name: host.capabilities[name] for name in names if host.declares(name)}
         owner = "" if connection.config.share == "all" else principal.user
-        key = (server, owner, msgspec.json.encode(capabilities, order="sorted"))
-        own = self._for_hosts.get(key)
+        encoded = msgspec.json.encode(capabilities, order="sorted")
+        key: _HostKey = (server, "", owner, "", encoded)
+        if host.declares(_ROOTS):
+            key = (server, host.session, principal.user, principal.key or "", encoded)
+        own, owner_principal = self._for_hosts.get(key), principal if owner else None
+        roots = None
+        if own is not None and own.host_roots is not None and own.host_roots.are_fixed and own.host_roots.answer:
+            roots = await read_host_roots(observer, server)
+            if roots != own.host_roots.answer:
+                key = (server, "", principal.user, principal.key or "", encoded + roots.model_dump_json().encode())
+                own = self._for_hosts.get(key)
         if own is None:
-            own = self._connect(connection.config, principal if owner else None, capabilities)
+            own = self._connect(connection.config, owner_principal, capabilities)
             self._open.add(own)
             self._for_hosts[key] = own
+            _set_host(own, host, observer, roots)
             own.start_connection()
+        _set_host(own, host, observer, roots)
         with contextlib.suppress(TimeoutError):
             async with Deadline.after(_HOST_CONNECT_SECONDS).limit():
                 await own.wait_until_attempted()
         return own if own.is_available else connection
+
+    async def announce_roots_change(self, host_session: str) -> None:
+        """Tell the servers of a host that its roots have changed."""
+        own = [self._for_hosts[key] for key in list(self._for_hosts) if key[1] == host_session]
+        await asyncio.gather(*(connection.announce_roots_change() for connection in own))
+
+    def close_host(self, host_session: str) -> None:
+        """Close the sessions of a host that has left."""
+        for key in [key for key in self._for_hosts if key[1] == host_session]:
+            self._drain_connection(self._for_hosts.pop(key))
 
     @property
     def has_personal_servers(self) -> bool:
@@ -234,6 +274,23 @@ class ConnectionPool:
         self._open.discard(connection)
 
 
+def _set_host(
+    connection: ServerConnection,
+    host: HostProfile,
+    observer: CallObserver | None,
+    roots: ListRootsResult | ErrorData | None,
+) -> None:
+    """Tell a connection whom to ask for roots, or the roots."""
+    own = connection.host_roots
+    if own is None:
+        return
+    if observer is not None:
+        own.set_observer(observer)
+    if roots is not None:
+        own.fix(roots)
+    own.are_fixed = not host.is_legacy
+
+
 def needs_own_session(connection: ServerConnection, host: HostProfile) -> bool:
     """Whether a host needs another session than all callers share.
 
@@ -242,6 +299,9 @@ def needs_own_session(connection: ServerConnection, host: HostProfile) -> bool:
     if connection.config.transport == "stdio" or not connection.is_available:
         return False
     if connection.is_legacy:
-        return any(host.capabilities.get(name) != connection.capabilities.get(name) for name in _SESSION_CAPABILITIES)
+        own = connection.capabilities
+        return host.declares(_ROOTS) or any(
+            host.capabilities.get(name) != own.get(name) for name in _SESSION_CAPABILITIES
+        )
     is_pinned = connection.config.protocol in MODERN_PROTOCOL_VERSIONS
     return host.is_legacy and not is_pinned and any(map(host.declares, _SESSION_CAPABILITIES))

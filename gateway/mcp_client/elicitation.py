@@ -28,6 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import Answer, JsonObject, PendingInput, Question, StoredQuestion
+from gateway.mcp_client.connection.roots import InvalidRoots, check_roots
 from gateway_runtime.json_schema.rules import SchemaTooLarge, measure_value
 
 _MAX_QUESTIONS = 10
@@ -36,6 +37,7 @@ _MAX_KEY_LENGTH, _MAX_URL_LENGTH = 200, 4_000
 _MAX_STATE_LENGTH = 1024 * 1024
 _MAX_SCHEMA_NODES, _MAX_SCHEMA_CHARS = 2_000, 64 * 1024
 _CALL_AGAIN_STATE = "mcp-agent-gateway/call-again"
+_WITHHELD_ROOTS_STATE = "mcp-agent-gateway/roots "
 _INPUT_RESPONSE: TypeAdapter[InputResponse] = TypeAdapter(InputResponse)
 
 
@@ -160,6 +162,48 @@ def _check_form_size(schema: JsonObject) -> None:
         raise UnsupportedElicitation("The form of the server's question is too large, so the call was ended.") from None
 
 
+class _WithheldRoots(msgspec.Struct, frozen=True):
+    """Requests for roots that the gateway answers.
+
+    It has their keys, and the server's state.
+    """
+
+    keys: tuple[str, ...]
+    state: str | None
+
+
+def withhold_roots_requests(result: InputRequiredResult) -> InputRequiredResult:
+    """Move the requests for roots into the result's state.
+
+    Raises:
+        UnsupportedElicitation: the key of one is too long.
+    """
+    requests = result.input_requests or {}
+    keys = tuple(key for key, request in requests.items() if isinstance(request, ListRootsRequest))
+    for key in keys:
+        _check_key(key)
+    if not 0 < len(keys) <= _MAX_QUESTIONS:
+        return result
+    note = msgspec.json.encode(_WithheldRoots(keys, result.request_state)).decode()
+    others = {key: request for key, request in requests.items() if key not in keys}
+    return InputRequiredResult(input_requests=others or None, request_state=f"{_WITHHELD_ROOTS_STATE}{note}")
+
+
+def _read_withheld_roots(answers: Sequence[StoredQuestion]) -> _WithheldRoots:
+    state = answers[0].state if answers else None
+    if state is None or not state.startswith(_WITHHELD_ROOTS_STATE):
+        return _WithheldRoots((), state)
+    try:
+        return msgspec.json.decode(state.removeprefix(_WITHHELD_ROOTS_STATE), type=_WithheldRoots)
+    except msgspec.MsgspecError:  # the server's own state begins like that
+        return _WithheldRoots((), state)
+
+
+def get_server_state(answers: Sequence[StoredQuestion]) -> str | None:
+    """Return the state of the server whose questions have these answers."""
+    return _read_withheld_roots(answers).state
+
+
 def make_input_responses(
     answers: Sequence[StoredQuestion], roots: ListRootsResult | None = None
 ) -> InputResponses | None:
@@ -170,6 +214,8 @@ def make_input_responses(
     responses = {
         stored.question.key: _make_response(stored, stored.answer, roots) for stored in answers if stored.answer
     }
+    if roots is not None:
+        responses.update(dict.fromkeys(_read_withheld_roots(answers).keys, roots))
     return responses or None
 
 
@@ -185,8 +231,9 @@ def _make_response(stored: StoredQuestion, answer: Answer, roots: ListRootsResul
     if roots is not None and request is not None and request["method"] == "roots/list":
         return roots
     try:
-        return _INPUT_RESPONSE.validate_python(answer.content)
-    except ValidationError:
+        response = _INPUT_RESPONSE.validate_python(answer.content)
+        return check_roots(response) if isinstance(response, ListRootsResult) else response
+    except (ValidationError, InvalidRoots):
         raise UnsupportedElicitation("The host did not answer the server's request, so the call was ended.") from None
 
 

@@ -85,7 +85,10 @@ class McpToolbox(ServerPool, ServerItems):
         self._user_specs: LruDict[str, tuple[ToolSpec, ...]] = LruDict(_MAX_USER_LISTS)
         self._notifier = ChangeNotifier()
         self._memories: LruDict[tuple[object, ...], ConnectionMemory] = LruDict(_MAX_MEMORIES)
-        pool = ConnectionPool(servers, self._make_connection, drain_seconds=settings.tool_timeout)
+        self._default_roots = settings.mcp_roots
+        pool = ConnectionPool(
+            self._add_default_roots(servers), self._make_connection, drain_seconds=settings.tool_timeout
+        )
         self._checker = DefinitionChecker(definitions, pool.find_offer, lambda user: self.reconcile(user=user))
         self.tasks = ServerTasks(pool)
         ServerItems.__init__(self, pool, SpecBuilder(pool, self._checker), settings.tool_timeout)
@@ -121,6 +124,10 @@ class McpToolbox(ServerPool, ServerItems):
             tokens=self._create_tokens(server, principal),
             max_task_seconds=self._max_task_seconds,
         )
+
+    def _add_default_roots(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
+        default = {"roots": self._default_roots}
+        return [server.model_copy(update=default) if server.roots is None else server for server in servers]
 
     def _create_tokens(self, server: ServerConfig, principal: Principal | None) -> AccessTokenProvider:
         if server.gets_own_tokens:
@@ -174,7 +181,7 @@ class McpToolbox(ServerPool, ServerItems):
         the change concerns.
         """
         if servers is not None:
-            self._pool.replace_servers(servers)
+            self._pool.replace_servers(self._add_default_roots(servers))
             self._checker.recheck_withheld()
         if changed_server is not None:
             self._checker.request_check(changed_server, user)
@@ -288,7 +295,7 @@ class McpToolbox(ServerPool, ServerItems):
     async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
         """See `Toolbox.call_tool`."""
         spec, principal = request.spec, request.principal
-        connection = await self._pool.get_host_connection(spec.server, principal, request.host)
+        connection = await self._pool.get_host_connection(spec.server, principal, request.host, request.observer)
         if connection is None:
             error = ToolCallError(f"The MCP server {spec.server!r} is no longer connected.", did_run=False)
             return _make_error_result(spec, error)

@@ -3,18 +3,17 @@
 from abc import abstractmethod
 from collections.abc import Callable, Hashable
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal, Protocol
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from gateway.domain.hosts import Root
 from gateway.domain.messages import Approval, JsonObject
 from gateway.domain.resource_globs import denies_uri, permits_uri
 
 Sampling = Literal["off", "ask", "on"]
-Root = Annotated[str, Field(max_length=2_000, pattern=r"^file:///")]
-"""URI of a directory; the protocol allows no other scheme."""
 
 
 class OAuthClient(BaseModel):
@@ -60,7 +59,8 @@ class ServerConfig(BaseModel):
     `idempotency`: its tools take effect once per idempotency key, so calls whose outcome is unknown are repeated. Users
     sign in by OAuth to a server that answers 401, with the client in `oauth` where clients cannot register themselves,
     unless the entry sets an `Authorization` header. `sampling`: whether the server may use the model of the turn that
-    calls it, or must `ask` a person each time. `roots`: URIs of the directories that it is told to work in.
+    calls it, or must `ask` a person each time. `roots`: URIs of the directories that it is told to work in (None: those
+    of the setting MCP_ROOTS).
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -85,7 +85,7 @@ class ServerConfig(BaseModel):
     as_tools: tuple[Literal["resources", "prompts"], ...] = ()
     idempotency: bool = False
     sampling: Sampling = "off"
-    roots: tuple[Root, ...] = ()
+    roots: tuple[Root, ...] | None = None
     oauth: OAuthClient | None = None
     oauth_hosts: tuple[str, ...] = ()
     added_at_run_time: bool = False

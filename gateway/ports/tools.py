@@ -382,6 +382,12 @@ class Toolbox(Protocol):
         """
         ...
 
+    async def announce_roots_change(self, host_session: str) -> None:
+        """Tell servers that the roots of a host's legacy session have changed."""
+
+    def close_host(self, host_session: str) -> None:
+        """Close what serves a host's legacy session, which has ended."""
+
     @abstractmethod
     def list_server_statuses(self) -> list[ServerStatus]: ...
 

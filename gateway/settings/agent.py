@@ -1,15 +1,18 @@
 """Settings of MCP servers, tools and the agent loop."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode
 
+from gateway.domain.hosts import Root
 from gateway.domain.messages import GatewayTools
 from gateway.domain.toolsets import ToolsetDefinition, ToolsetName
-from gateway.settings.values import CommaSeparated
+from gateway.settings.values import CommaSeparated, split_list
+
+RootList = Annotated[tuple[Root, ...], NoDecode, BeforeValidator(split_list), Field(max_length=50)]
 
 
 class AgentSettings(BaseSettings):
@@ -24,6 +27,7 @@ class AgentSettings(BaseSettings):
     mcp_max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=64 * 1024)
     mcp_instructions: bool = True
     mcp_oauth_strict_issuer: bool = False
+    mcp_roots: RootList = ()
     mcp_sampling_max_calls: int = Field(default=5, ge=1, le=100)
     mcp_sampling_max_tokens: int = Field(default=4_096, ge=1, le=1_000_000)
     tools_server_names: CommaSeparated = ()

@@ -32,7 +32,7 @@ from gateway.api.deps import add_forwarded_headers
 from gateway.api.mcp.app_resources import AppResources
 from gateway.api.mcp.ask_agent import ASK_AGENT, ask_agent, may_ask_agent
 from gateway.api.mcp.handshake import GatewayServer, HandshakeMiddleware
-from gateway.api.mcp.host import Context, HostObserver, get_principal, mcp_errors
+from gateway.api.mcp.host import SESSION_HEADER, Context, HostObserver, get_principal, get_session_name, mcp_errors
 from gateway.api.mcp.legacy_sessions import LegacySessionManager
 from gateway.api.mcp.list_changes import ListChangeAnnouncer
 from gateway.api.mcp.pages import cut_page
@@ -64,7 +64,6 @@ from gateway.ports.tools import (
 
 log = get_logger(__name__)
 
-_SESSION_HEADER = "mcp-session-id"
 _TOOLSET_PATH = re.compile(r"/mcp/([^/]+)$")
 _MAX_ROUNDS = 10
 
@@ -117,7 +116,7 @@ class McpEndpoint:
                 await self._forwarder.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        session, _, worker = Headers(scope=scope).get(_SESSION_HEADER, "").rpartition("-")
+        session, _, worker = Headers(scope=scope).get(SESSION_HEADER, "").rpartition("-")
         holder, receive = (worker, receive) if session else await find_holder(scope, receive)
         if holder and await self._forwarder.forward_request(holder, scope, receive, send):
             return
@@ -128,7 +127,7 @@ class McpEndpoint:
         # httptools keeps trailing blanks of values; with them, `Mcp-Name` would not match the name in the body.
         headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         if session and worker == self._forwarder.name:
-            MutableHeaders(raw=headers)[_SESSION_HEADER] = session
+            MutableHeaders(raw=headers)[SESSION_HEADER] = session
         # The SDK compares this user with the user who created the session, and rejects others.
         user = AuthenticatedUser(
             AccessToken(token="", client_id=principal.key or "", scopes=[], subject=principal.user)
@@ -140,9 +139,9 @@ class McpEndpoint:
         async def send_with_worker_name(message: AsgiMessage) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                if (session := headers.get(_SESSION_HEADER)) is not None:
+                if (session := headers.get(SESSION_HEADER)) is not None:
                     await self._forwarder.start_listening()
-                    headers[_SESSION_HEADER] = f"{session}-{self._forwarder.name}"
+                    headers[SESSION_HEADER] = f"{session}-{self._forwarder.name}"
             await send(message)
 
         return send_with_worker_name
@@ -153,7 +152,7 @@ class McpEndpoint:
 
     def _remember_session(self, ctx: Context) -> None:
         """Remember a legacy session that lists something, to notify it of changes."""
-        if (name := _get_session_name(ctx)) is not None:
+        if (name := get_session_name(ctx)) is not None:
             self._list_changes.add_session(name, ctx.session, get_principal(ctx).user)
 
     @property
@@ -165,18 +164,23 @@ class McpEndpoint:
         self._list_changes.remove_session(name)
         self._log_levels.pop(name, None)
         self._subscriptions.end_session(name)
+        self._toolbox.close_host(name)
 
     async def _set_log_level(self, ctx: Context, params: t.SetLevelRequestParams) -> t.EmptyResult:
         """Remember the lowest log level that a legacy host wants."""
-        if (name := _get_session_name(ctx)) is not None:
+        if (name := get_session_name(ctx)) is not None:
             self._log_levels[name] = params.level
         return t.EmptyResult()
+
+    async def _on_roots_changed(self, ctx: Context, _params: t.NotificationParams) -> None:
+        if (name := get_session_name(ctx)) is not None:
+            await self._toolbox.announce_roots_change(name)
 
     def _get_log_level(self, ctx: Context) -> str | None:
         """Return the log level of this request or of its legacy session."""
         if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:
             return _get_meta(ctx).get(LOG_LEVEL)
-        return self._log_levels.get(_get_session_name(ctx) or "")
+        return self._log_levels.get(get_session_name(ctx) or "")
 
     def stop_listening(self) -> None:
         """End the open listen streams, each with its final message."""
@@ -209,6 +213,9 @@ class McpEndpoint:
         server.add_request_handler("resources/subscribe", t.SubscribeRequestParams, self._subscribe)
         server.add_request_handler("resources/unsubscribe", t.UnsubscribeRequestParams, self._unsubscribe)
         server.add_request_handler("logging/setLevel", t.SetLevelRequestParams, self._set_log_level)
+        server.add_notification_handler(
+            "notifications/roots/list_changed", t.NotificationParams, self._on_roots_changed
+        )
         server.extensions[APPS_EXTENSION] = {}
         server.middleware.append(HandshakeMiddleware(self._toolbox))
         return server
@@ -221,12 +228,12 @@ class McpEndpoint:
             return await self._listening(ctx, params)
 
     async def _subscribe(self, ctx: Context, params: t.SubscribeRequestParams) -> t.EmptyResult:
-        if (name := _get_session_name(ctx)) is not None:
+        if (name := get_session_name(ctx)) is not None:
             await self._subscriptions.subscribe(ctx, name, params.uri)
         return t.EmptyResult()
 
     async def _unsubscribe(self, ctx: Context, params: t.UnsubscribeRequestParams) -> t.EmptyResult:
-        if (name := _get_session_name(ctx)) is not None:
+        if (name := get_session_name(ctx)) is not None:
             await self._subscriptions.unsubscribe(name, params.uri)
         return t.EmptyResult()
 
@@ -400,11 +407,6 @@ class McpEndpoint:
             known = params.context.arguments if params.context is not None else None
             completion = await self._toolbox.complete_argument(ref, argument, get_principal(ctx), server, known)
         return t.CompleteResult.model_validate(completion)
-
-
-def _get_session_name(ctx: Context) -> str | None:
-    """Return the name of the host's legacy session."""
-    return None if ctx.request is None else ctx.request.headers.get(_SESSION_HEADER)
 
 
 def _get_meta(ctx: Context) -> JsonObject:

@@ -33,6 +33,9 @@ _MAX_LOG_CHARS, _MAX_WAITING_LOG_CHARS = 64 * 1024, 4 * 1024 * 1024
 _VISIT_VERSION = "2025-11-25"
 """Protocol version that announces the ends of visits to pages."""
 _LEGACY_RESOURCE_NOT_FOUND = -32002
+ROOTS_SECONDS = 10.0
+"""Time in which a host must list its roots."""
+SESSION_HEADER = "mcp-session-id"
 LOG_LEVELS: tuple[str, ...] = get_args(t.LoggingLevel)
 
 Context = ServerRequestContext[JsonObject, Request]
@@ -138,8 +141,12 @@ class HostObserver(CallObserver):
     async def _forward_request(self, request: JsonObject) -> Answer:
         """Send a request for sampling or roots."""
         model, result_type = _HOST_REQUESTS[request["method"]]
-        metadata = ServerMessageMetadata(related_request_id=self._ctx.request_id)
-        result = await self._ctx.session.send_request(model.model_validate(request), result_type, metadata=metadata)
+        # The call's stream ends with the call; later requests use the stream of the session.
+        metadata = None if self._has_ended else ServerMessageMetadata(related_request_id=self._ctx.request_id)
+        seconds = ROOTS_SECONDS if model is t.ListRootsRequest else None
+        result = await self._ctx.session.send_request(
+            model.model_validate(request), result_type, seconds, metadata=metadata
+        )
         return Answer("accept", result.model_dump(mode="json", by_alias=True, exclude_none=True))
 
     async def collect_answer(self, question: Question, state: str | None) -> StoredQuestion:
@@ -197,10 +204,16 @@ def read_profile(ctx: Context) -> HostProfile:
         parts = {"context": sampling.context, "tools": sampling.tools}
         capabilities["sampling"] = {part: {} for part, value in parts.items() if value is not None}
     if declared.roots is not None:
-        capabilities["roots"] = {}
+        capabilities["roots"] = {"listChanged": True} if declared.roots.list_changed else {}
     if (apps := (declared.extensions or {}).get(APPS_EXTENSION)) is not None:
         capabilities["extensions"] = {APPS_EXTENSION: apps}
-    return HostProfile(ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS, capabilities)
+    is_legacy = ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS
+    return HostProfile(is_legacy, capabilities, (get_session_name(ctx) or "") if is_legacy else "")
+
+
+def get_session_name(ctx: Context) -> str | None:
+    """Return the name of the host's legacy session."""
+    return None if ctx.request is None else ctx.request.headers.get(SESSION_HEADER)
 
 
 def get_principal(ctx: Context) -> Principal:

@@ -71,7 +71,7 @@ class HostCall(CallObserver):
     async def ask_user(self, question: Question) -> Answer:
         if self._host.is_asked_inline:
             return await self._host.ask_user(question)
-        if not self._host.can_answer(question) or not self._has_room(self.user):
+        if self.has_ended or not self._host.can_answer(question) or not self._has_room(self.user):
             return Answer("decline")
         key, answer = uuid4().hex, asyncio.get_running_loop().create_future()
         self._waiting[key] = (msgspec.structs.replace(question, key=key), answer)

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import msgspec
-from mcp.types import CreateMessageRequest, CreateMessageRequestParams, ListRootsRequest, ListRootsResult, Root
-from pydantic import FileUrl
+from mcp.types import CreateMessageRequest, CreateMessageRequestParams, ListRootsRequest
 
 from gateway.common.sanitize import clean_text, sanitize_value
+from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import JsonObject, Question
-from gateway.mcp_client.connection.client_capabilities import GATEWAY_CAPABILITIES
+from gateway.mcp_client.connection.client_capabilities import DIRECT_CALL, GATEWAY_CAPABILITIES
 from gateway.mcp_client.elicitation import make_host_request
 from gateway.ports.servers import ServerConfig
 
@@ -23,12 +23,21 @@ def declare_features(config: ServerConfig, host_capabilities: JsonObject | None)
     """
     sampling: JsonObject = {} if config.sampling == "off" else {"sampling": {"tools": {}}}
     own = GATEWAY_CAPABILITIES | sampling if host_capabilities is None else host_capabilities
-    return own | ({"roots": {}} if config.roots else {})
+    return _add_roots(config, own)
 
 
-def build_roots(config: ServerConfig) -> ListRootsResult:
-    """Build the list of the entry's roots."""
-    return ListRootsResult(roots=[Root(uri=FileUrl(root)) for root in config.roots])
+def declare_to_modern_server(config: ServerConfig, host: HostProfile | None) -> HostProfile:
+    """Return the profile for a modern server, outside of turns.
+
+    The gateway answers with the entry's roots for callers that have none.
+    """
+    caller = host or DIRECT_CALL
+    return msgspec.structs.replace(caller, capabilities=_add_roots(config, caller.capabilities))
+
+
+def _add_roots(config: ServerConfig, capabilities: JsonObject) -> JsonObject:
+    roots: JsonObject = {"roots": {}} if config.roots else {}
+    return roots | capabilities
 
 
 def parse_request_for_turn(

@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from functools import partial
 
-from mcp import Client
+from mcp import Client, MCPError
 from mcp.types import CallToolResult, ServerCapabilities, Tool
 
-from gateway.common.concurrency import Backoff, SupervisedTask, wait_or_poll
+from gateway.common.concurrency import Backoff, Deadline, SupervisedTask, wait_or_poll
+from gateway.common.logging import get_logger
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.messages import JsonObject, PendingInput, Principal
 from gateway.mcp_client.caller_identity import TokenIssuer, acting_for, add_trace_headers, forward_header
@@ -22,6 +23,7 @@ from gateway.mcp_client.connection.negotiation import ConnectionMemory
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.requests import ClientRequest, RequestSender, T
 from gateway.mcp_client.connection.resource_updates import ResourceUpdates
+from gateway.mcp_client.connection.roots import HostRoots
 from gateway.mcp_client.connection.session import open_session
 from gateway.mcp_client.connection.status import ConnectionStatus
 from gateway.mcp_client.connection.tool_list import ServerToolList
@@ -35,6 +37,8 @@ from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import ChangeKind, ServerStatus, ToolCallRequest
 from gateway_runtime.telemetry.trace_context import is_tracing
 
+log = get_logger(__name__)
+
 _MIN_BACKOFF_SECONDS = 0.2
 _MAX_BACKOFF_SECONDS = {"http": 5.0, "sse": 5.0, "stdio": 60.0}
 """Longest pause before an attempt."""
@@ -44,6 +48,7 @@ _MIN_SESSION_SECONDS = {"http": 0.0, "sse": 0.0, "stdio": 60.0}
 A remote server that forgot its session is asked again soon; a command that crashes is not.
 """
 _STOP_SECONDS, _STOP_UNCONNECTED_SECONDS = 5.0, 0.1
+_ANNOUNCE_SECONDS = 5.0
 MAX_INSTRUCTIONS_LENGTH = 256 * 1024
 _REFUSED_REASON = "it refuses the credentials that it is sent"
 
@@ -91,7 +96,10 @@ class ServerConnection:
             self._hooks.append(add_trace_headers)
         self._protocol_version: str | None = None
         self._status = ConnectionStatus(config.name, on_change)
-        self._calls = OngoingCalls(config)
+        is_of_roots_host = capabilities is not None and "roots" in capabilities
+        self.host_roots = HostRoots(config.name) if is_of_roots_host else None
+        """Roots of the only host that the connection serves."""
+        self._calls = OngoingCalls(config, self.host_roots)
         self.problems = DefinitionProblems(config.name)
         self._tool_list = ServerToolList(self._status, self.problems, on_change=on_change)
         self._report = ProcessReport()
@@ -274,6 +282,18 @@ class ServerConnection:
         """Capabilities that the server declares; None while it is unavailable."""
         client = self._status.client
         return client.server_capabilities if client is not None and self.is_available else None
+
+    async def announce_roots_change(self) -> None:
+        """Tell the server that its host's roots have changed."""
+        client = self._status.client
+        if self.host_roots is None or client is None:
+            return
+        self.host_roots.forget()
+        try:
+            async with Deadline.after(_ANNOUNCE_SECONDS).limit():
+                await client.send_roots_list_changed()  # pyright: ignore[reportDeprecated]
+        except (MCPError, TimeoutError) as error:
+            log.info("roots_change_not_announced", server=self.config.name, error=type(error).__name__)
 
     def discard_token(self) -> None:
         """Read the stored grant again before the next request."""

@@ -28,8 +28,9 @@ from gateway.common.concurrency import Deadline, LruDict, WorkInterrupted, run_u
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.messages import Answer, Question
-from gateway.mcp_client.connection.client_features import build_roots, parse_request_for_turn
+from gateway.mcp_client.connection.client_features import parse_request_for_turn
 from gateway.mcp_client.connection.question_routing import QuestionRouter, TurnsToAsk
+from gateway.mcp_client.connection.roots import HostRoots, build_roots
 from gateway.mcp_client.elicitation import (
     UnsupportedElicitation,
     make_elicit_result,
@@ -52,11 +53,13 @@ _MAX_VISITS = 1_000
 class OngoingCalls:
     """The calls in progress over one connection.
 
-    Its `on_…` methods are the SDK client's callbacks.
+    Its `on_…` methods are the SDK client's callbacks. `host_roots`: those of the only host that the connection serves;
+    None: the server gets the roots of its entry.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, host_roots: HostRoots | None = None) -> None:
         self._config, self._server = config, config.name
+        self._host_roots = host_roots
         self._calls: set[OngoingCall] = set()
         self._router: QuestionRouter[OngoingCall] = QuestionRouter()
         self._turns: TurnsToAsk[OngoingCall] = TurnsToAsk(self._router)
@@ -152,10 +155,10 @@ class OngoingCalls:
         question = parse_request_for_turn(config, "sampling", request)
         return question and msgspec.structs.replace(question, held=True)
 
-    async def on_list_roots(self, context: ClientRequestContext) -> ListRootsResult:
-        """Answer a legacy server with the roots of its entry."""
+    async def on_list_roots(self, context: ClientRequestContext) -> ListRootsResult | ErrorData:
+        """Answer with the roots of the session's host, or the entry's."""
         log.debug("roots_listed", server=self._server, request=str(context.request_id))
-        return build_roots(self._config)
+        return build_roots(self._config) if self._host_roots is None else await self._host_roots.read()
 
     async def _find_asking_call(self, context: ClientRequestContext) -> "OngoingCall | None":
         """The call that a new question belongs to, if it can ask."""

@@ -4,7 +4,9 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar, cast
+from uuid import UUID
 
+import msgspec
 from mcp import Client, MCPError
 from mcp.shared.dispatcher import ProgressFnT
 from mcp.types import (
@@ -25,11 +27,11 @@ from gateway.common.logging import get_logger
 from gateway.common.mcp_meta import LOG_LEVEL
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.common.sanitize import clean_text
-from gateway.domain.messages import PendingInput, Principal
+from gateway.domain.messages import PendingInput, Principal, Question, StoredQuestion
 from gateway.mcp_client.caller_identity import acting_for
-from gateway.mcp_client.connection.client_capabilities import DIRECT_CALL, calling_for
+from gateway.mcp_client.connection.client_capabilities import calling_for
 from gateway.mcp_client.connection.client_features import (
-    build_roots,
+    declare_to_modern_server,
     parse_request_for_turn,
     require_approval_beside_people,
 )
@@ -42,13 +44,16 @@ from gateway.mcp_client.connection.errors import (
 from gateway.mcp_client.connection.log_level import ServerLogLevel
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls, make_progress_callback
 from gateway.mcp_client.connection.output_check import OutputMismatch
+from gateway.mcp_client.connection.roots import build_roots
 from gateway.mcp_client.connection.status import ConnectionStatus
 from gateway.mcp_client.elicitation import (
     UnsupportedElicitation,
     find_elicitation_ids,
+    get_server_state,
     make_input_responses,
     parse_input_request,
     parse_request_for_host,
+    withhold_roots_requests,
 )
 from gateway.mcp_client.http.call_lifetime import lasting_exchange
 from gateway.mcp_client.http.start_check import checking_start
@@ -67,6 +72,7 @@ ClientRequest = Callable[[Client], Awaitable[T]]
 _RECONNECT_SECONDS = 10.0
 _MAX_REFUSAL_LENGTH = 64 * 1024
 _NO_TIMEOUT_SECONDS = 30 * 86400.0  # the SDK's own timeout cannot be paused
+_MAX_ROOTS_ROUNDS = 5
 _LOST_SESSION_MESSAGES = ("Session not found", "Session terminated")
 _INLINE_QUESTION_VERSIONS = ("2025-06-18", "2025-11-25")
 """Versions of the protocol in which servers ask during a call."""
@@ -166,6 +172,30 @@ class RequestSender:
             raise self._unreachable_error()
         return status.client
 
+    async def _send_with_roots(
+        self, client: Client, request: ToolCallRequest, report_progress: ProgressFnT
+    ) -> CallToolResult | InputRequiredResult:
+        """Make the call, and answer requests for roots.
+
+        The entry's roots are for callers without roots. Turns answer by themselves, because a person may have to
+        approve.
+        """
+        for _ in range(_MAX_ROOTS_ROUNDS):
+            result = await self._send_or_fetch(client, request, report_progress)
+            if not isinstance(result, InputRequiredResult) or not self._provides_roots(request):
+                return result
+            result = withhold_roots_requests(result)
+            if result.input_requests:
+                return result
+            state = StoredQuestion(UUID(int=0), "", Question("", "host", ""), result.request_state)
+            request = msgspec.structs.replace(request, answers=[state])
+            request.require_lease()
+        raise UnsupportedElicitation(f"The server asked for roots more than {_MAX_ROOTS_ROUNDS} times.")
+
+    def _provides_roots(self, request: ToolCallRequest) -> bool:
+        is_of_roots_host = request.host is not None and request.host.declares("roots")
+        return bool(self._config.roots) and not request.is_in_turn and not is_of_roots_host
+
     async def _send_or_fetch(
         self, client: Client, request: ToolCallRequest, report_progress: ProgressFnT
     ) -> CallToolResult | InputRequiredResult:
@@ -189,13 +219,14 @@ class RequestSender:
             return await client.session.send_request(
                 call, CallToolResult, _NO_TIMEOUT_SECONDS, progress_callback=report_progress
             )
+        answers_roots = request.is_in_turn or self._provides_roots(request)
         return await client.session.call_tool(
             tool,
             request.arguments,
             read_timeout_seconds=_NO_TIMEOUT_SECONDS,
             progress_callback=report_progress,
-            input_responses=make_input_responses(answers, None if request.host else build_roots(self._config)),
-            request_state=answers[0].state if answers else None,
+            input_responses=make_input_responses(answers, build_roots(self._config) if answers_roots else None),
+            request_state=get_server_state(answers),
             meta=_make_meta(request),
             allow_input_required=True,
         )
@@ -210,13 +241,13 @@ class RequestSender:
             async with pausable, self._calls.track_call(request, pausable, takes_turns=takes_turns):
                 with (
                     acting_for(request.principal),
-                    calling_for(request.host or (None if request.is_in_turn else DIRECT_CALL)),
+                    calling_for(None if request.is_in_turn else declare_to_modern_server(self._config, request.host)),
                     checking_start(request.require_lease),
                     lasting_exchange(),
                 ):
                     await self._log_level.request_level(client, request.log_level)
                     request.require_lease()
-                    result = await self._send_or_fetch(client, request, make_progress_callback(observer, pausable))
+                    result = await self._send_with_roots(client, request, make_progress_callback(observer, pausable))
                 if isinstance(result, InputRequiredResult):
                     return self._parse_input_request(result, request)
                 if (created := take_created_task(result.meta)) is not None:

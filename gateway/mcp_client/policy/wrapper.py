@@ -75,6 +75,12 @@ class ToolboxWrapper(Toolbox):
     def list_server_statuses(self) -> list[ServerStatus]:
         return self._toolbox.list_server_statuses()
 
+    async def announce_roots_change(self, host_session: str) -> None:
+        await self._toolbox.announce_roots_change(host_session)
+
+    def close_host(self, host_session: str) -> None:
+        self._toolbox.close_host(host_session)
+
     def list_changed_tools(self) -> frozenset[tuple[str, str]]:
         return self._toolbox.list_changed_tools()
 

@@ -89,6 +89,14 @@ class ServerItems(Toolbox):
         name = await self._find_resource_server(uri, principal, server)
         return await self._watches.open_watch(name, uri, principal, on_update, host)
 
+    async def announce_roots_change(self, host_session: str) -> None:
+        """See `Toolbox.announce_roots_change`."""
+        await self._pool.announce_roots_change(host_session)
+
+    def close_host(self, host_session: str) -> None:
+        """See `Toolbox.close_host`."""
+        self._pool.close_host(host_session)
+
     def announces_updates(self, principal: Principal) -> bool:
         """See `Toolbox.announces_updates`."""
         servers = (connection.config.name for connection in self._pool if connection.announces_updates)

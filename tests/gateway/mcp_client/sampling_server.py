@@ -1,8 +1,11 @@
 """MCP server of both eras that asks for sampling and roots."""
 
+import asyncio
+import contextlib
 import json
 from typing import Any
 
+from mcp import MCPError
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.types import (
     CreateMessageRequest,
@@ -11,6 +14,7 @@ from mcp.types import (
     ElicitRequestFormParams,
     InputRequiredResult,
     ListRootsRequest,
+    NotificationParams,
     SamplingMessage,
     TextContent,
     Tool,
@@ -105,6 +109,30 @@ class SamplingServer:
             else:
                 answer = await ctx.session.list_roots()
             return " ".join(str(root.uri) for root in answer.roots)
+
+        remembered: dict[Any, str] = {}
+        reading: set[asyncio.Task[None]] = set()
+
+        async def remember(session: Any, key: Any) -> None:
+            with contextlib.suppress(MCPError):  # the host refuses
+                remembered[key] = " ".join(str(root.uri) for root in (await session.list_roots()).roots)
+
+        async def on_roots(ctx: Any, _params: Any) -> None:
+            """Read the roots for the session, as many servers do."""
+            capabilities = ctx.session.client_capabilities
+            if capabilities is not None and capabilities.roots is not None:
+                task = asyncio.create_task(remember(ctx.session, ctx.request.headers.get("mcp-session-id")))
+                reading.add(task)
+                task.add_done_callback(reading.discard)
+
+        for method in ("notifications/initialized", "notifications/roots/list_changed"):
+            mcp._lowlevel_server.add_notification_handler(method, NotificationParams, on_roots)
+
+        @mcp.tool(structured_output=False)
+        async def show_remembered(ctx: Context[Any]) -> str:
+            """Show the roots that the session has remembered."""
+            request = ctx.request_context.request
+            return remembered.get(request and request.headers.get("mcp-session-id"), "none")
 
         app = mcp.streamable_http_app()
         return app if modern else hide_modern_protocol(app)

@@ -80,7 +80,7 @@ class McpServerView(BaseModel):
     idempotency: bool
     as_tools: list[Literal["resources", "prompts"]]
     sampling: Sampling
-    roots: list[str]
+    roots: list[str] | None
     oauth: OAuthClientView | None
     timeout: float | None
     headers: list[str]

@@ -47,7 +47,7 @@ class ServerBody(RequestModel):
     Commands are not accepted, and environment variables are not expanded. The addresses that the server's OAuth
     metadata name must be public. `identity` forwards no header with the caller's credentials for the gateway.
     `sampling`: whether the server may use the model of the turn that calls it, or must `ask` a person each time.
-    `roots`: URIs of the directories that the server is told to work in.
+    `roots`: URIs of the directories that the server is told to work in. Default: those of the setting MCP_ROOTS.
     """
 
     url: str = Field(max_length=2_000)
@@ -64,7 +64,7 @@ class ServerBody(RequestModel):
     as_tools: ItemList[Literal["resources", "prompts"]] = Field(default=[], max_length=2)
     idempotency: bool = False
     sampling: Sampling = "off"
-    roots: ItemList[Root] = Field(default=[], max_length=50)
+    roots: ItemList[Root] | None = Field(default=None, max_length=50)
     oauth: OAuthClientBody | None = None
 
     @field_validator("identity")
