@@ -23,6 +23,7 @@ from gateway.common.lease import WorkerLease
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.bus import BusKind, BusMessage
+from gateway.domain.caller_token import strip_secrets
 from gateway.domain.errors import (
     WRITE_REFUSALS,
     GatewayError,
@@ -70,7 +71,7 @@ class Runner:
         self._lease = lease
         tools = config.create_tool_selector(toolbox)
         self._prompts = PromptBuilder(toolbox, storage.conversations, config.system_prompt, config.tokenizer)
-        self._planner = TurnPlanner(models, tools, self._prompts, config.default_parameters, config.images)
+        self.planner = TurnPlanner(models, tools, self._prompts, config.default_parameters, config.images)
         self._responses = TurnResponseCache(storage.responses)
         self._origins = TurnOrigins(storage.turns)
         self._turns: dict[UUID, ActiveTurn] = {}
@@ -111,7 +112,7 @@ class Runner:
             raise Overloaded(f"The gateway already runs {self._config.max_turns} turns. Try again shortly.")
         if not self._lease.is_valid:
             raise StorageUnavailable
-        model, request, request_warnings = await self._planner.resolve_request(request, principal)
+        model, request, request_warnings = await self.planner.resolve_request(request, principal)
         principal = bind_toolset(principal, request.toolset)
         taken_events = await self._origins.load_taken_steps(request)
         await self._budgets.check_remaining(principal)
@@ -126,12 +127,12 @@ class Runner:
                 model=model.id,
                 conversation_id=conversation.id,
                 request_id=request_id,
-                caller=msgspec.structs.replace(principal, headers={}) if principal.key is not None else None,
+                caller=strip_secrets(principal) if principal.key is not None else None,
                 trace_context=self._config.get_trace_context and self._config.get_trace_context(),
             )
             turn = self._create_turn(record, principal, model)
             turn.slot = slot
-            plan = await self._planner.plan_turn(turn)
+            plan = await self.planner.plan_turn(turn)
             self._write_start(turn, plan, conversation.name, request_warnings, taken_events)
             await self._begin_turn(turn, plan)
         except BaseException:
@@ -162,10 +163,6 @@ class Runner:
             )
         )
         add_taken_events(taken_events, turn.transcript, turn.log)
-
-    async def count_tokens(self, request: TurnRequest, principal: Principal) -> int:
-        """Estimate the tokens of a prompt without its conversation."""
-        return await self._planner.count_tokens(request, principal)
 
     async def _begin_turn(self, turn: ActiveTurn, plan: TurnPlan) -> None:
         self._turns[turn.id] = turn
@@ -200,7 +197,7 @@ class Runner:
         """Continue a claimed turn of another worker, or a suspended one."""
         model, _ = self._models.resolve(record.model)
         turn = self._create_turn(record, record.principal, model)
-        plan = self._planner.plan_takeover(turn)
+        plan = self.planner.plan_takeover(turn)
         turn.restore(progress)
         if not turn.is_stored:
             turn.takeover_error = TurnLost()
@@ -343,6 +340,7 @@ class Runner:
             if turn.slot is None:
                 turn.slot = await self._slots.wait_for_turn_slot(turn.id, turn.principal)
             async with deadline:
+                plan = await self.planner.complete_takeover(turn, plan)
                 context = await self._prompts.build_context(
                     turn.record,
                     turn.principal,

@@ -136,7 +136,7 @@ class TurnService:
         """Estimate the tokens of a request's prompt; see `start_turn` for errors."""
         self._check_request(request)
         request = replace(request, model=request.model or self._default_model, parent_turn_id=None)
-        return await self._runner.count_tokens(request, principal)
+        return await self._runner.planner.count_tokens(request, principal)
 
     async def start_branch(
         self, turn_id: UUID, branch: TurnBranch, principal: Principal, *, request_id: str | None = None
@@ -163,11 +163,12 @@ class TurnService:
         """Return a turn whose questions the principal may answer.
 
         An approval runs a tool with the rights of the turn, so a credential that is limited to some tools answers only
-        in turns that it started.
+        in turns that it started. A token that comes with the answer serves the turn from then on.
 
         Raises:
             NotFound: the principal has no such turn.
         """
+        await self._runner.planner.connect_user(principal)
         return await self.get_turn(turn_id, principal if principal.can_use_all_tools else replace(principal, scopes=()))
 
     def listen_to_turn(self, turn: TurnHandle, *, after: int = 0) -> TurnListener:

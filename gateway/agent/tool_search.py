@@ -117,6 +117,10 @@ class ToolSelector:
             message = f"tool_choice: the tool {name[:_MAX_SHOWN_NAME]!r} is not among the tools of this request."
             raise InvalidRequest(message, param="tool_choice")
 
+    async def connect_user(self, principal: Principal) -> None:
+        """See `Toolbox.connect_user`."""
+        await self._toolbox.connect_user(principal)
+
     def check_toolset(self, principal: Principal) -> tuple[str, ...]:
         """Return a warning if tools of the caller's toolset are not available.
 

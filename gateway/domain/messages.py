@@ -9,6 +9,7 @@ from uuid import UUID
 import msgspec
 
 from gateway.domain.branches import FollowUp, TurnOrigin
+from gateway.domain.caller_token import CallerToken
 from gateway.domain.errors import ErrorInfo
 from gateway.domain.server_tasks import ServerTask
 
@@ -61,9 +62,8 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `user` owns what the request creates; `key` names the credential, never its secret. `key` is None if authentication
     is off. `scopes` are the areas that the credential permits; `models`, `servers` and `tools` are globs of what it may
-    use; None permits everything. `budget`, `limits`, `gateway_tools` and `code` belong to the credential. `headers` are
-    the request headers to forward to MCP servers; the gateway does not store them. With a `toolset`, the caller sees
-    that alone.
+    use; None permits everything. `budget`, `limits`, `gateway_tools` and `code` belong to the credential. `headers` (to
+    forward to MCP servers) and `token` (to exchange) are not stored. With a `toolset`, the caller sees that alone.
     """
 
     user: str
@@ -79,6 +79,7 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
     gateway_tools: GatewayTools | None = None
     code: CodeMode | None = None
     toolset: str | None = None
+    token: CallerToken | None = None
 
     def has_scope(self, area: Area) -> bool:
         return self.scopes is None or area in self.scopes
@@ -128,8 +129,7 @@ class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """A chat message in OpenAI's shape.
 
-    `content` is text, a list of content parts, or None with tool calls or with a `refusal`, the words by which the
-    model refused to answer.
+    `content` is text, a list of content parts, or None with tool calls or a `refusal`, the model's words.
     """
 
     role: Role

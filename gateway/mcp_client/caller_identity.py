@@ -31,6 +31,11 @@ def acting_for(principal: Principal) -> Generator[None]:
         _principal.reset(token)
 
 
+def get_acting_principal() -> Principal | None:
+    """Return the principal that this request is sent for, if any."""
+    return _principal.get()
+
+
 def forward_header(header: str) -> Callable[[httpx2.Request], Awaitable[None]]:
     """An httpx2 request hook that copies one header of the client's request."""
 

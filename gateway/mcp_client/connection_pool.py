@@ -9,6 +9,7 @@ from mcp.types import ErrorData, ListRootsResult, Tool
 from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 
 from gateway.common.concurrency import Deadline, LruDict, TaskSet
+from gateway.domain.caller_token import JWT_KEY
 from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import JsonObject, Principal
 from gateway.mcp_client.connection.connection import ServerConnection
@@ -20,6 +21,7 @@ _MAX_PERSONAL_CONNECTIONS = 200
 _MAX_REMEMBERED_OFFERS = 1_000
 _MAX_HOST_CONNECTIONS = 200
 _HOST_CONNECT_SECONDS = 15.0
+_USER_CONNECT_SECONDS = 5.0
 
 _SESSION_CAPABILITIES = ("elicitation", "sampling")
 """Capabilities with which hosts may share a session."""
@@ -134,13 +136,35 @@ class ConnectionPool:
         shared_connection = self._shared.get(server)
         if shared_connection is None or shared_connection.config.share == "all":
             return shared_connection
+        if shared_connection.config.exchanges_tokens and principal.key != JWT_KEY:
+            return shared_connection  # which refuses callers without a token of their own
         key = (server, principal.user)
         connection = self._personal.get(key)
         if connection is None:
             connection = self._make_connection(shared_connection.config, principal)
+            connection.admit_caller(principal)
             connection.start_connection()
             self._personal[key] = connection
+        else:
+            connection.admit_caller(principal)
         return connection
+
+    async def connect_user(self, principal: Principal) -> None:
+        """Connect a user to the servers that take the user's own token.
+
+        Returns when each was tried, or after a moment.
+        """
+        if principal.key != JWT_KEY:
+            return
+        servers = [name for name, shared in self._shared.items() if shared.config.exchanges_tokens]
+        connections = [self.get_connection(name, principal) for name in servers if principal.can_use_server(name)]
+        waiting = [connection for connection in connections if connection is not None and not connection.was_attempted]
+        if not waiting:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with Deadline.after(_USER_CONNECT_SECONDS).limit():
+                for connection in waiting:
+                    await connection.wait_until_attempted()
 
     async def get_host_connection(
         self,

@@ -11,7 +11,12 @@ import httpx2
 
 from gateway.common.logging import get_logger
 from gateway.domain.messages import JsonObject
-from gateway.mcp_client.connection.errors import GRANT_UNAVAILABLE_KEY, GrantUnavailable
+from gateway.mcp_client.connection.errors import (
+    GRANT_UNAVAILABLE_KEY,
+    MISSING_TOKEN_KEY,
+    GrantUnavailable,
+    TokenUnavailable,
+)
 from gateway_runtime.trusted_certificates import create_trusting_context
 
 log = get_logger(__name__)
@@ -35,7 +40,8 @@ class FaultIsolatingTransport(httpx2.AsyncBaseTransport):
     """Answers a failed exchange with a JSON-RPC error.
 
     The error's `data.unsent` is true if the request was never sent, or was refused for lack of a token that the
-    gateway cannot read now; then `data.grant_unavailable` is true too.
+    gateway cannot read now; then `data.grant_unavailable` is true too. Without a token to send, `data.missing_token` is
+    the reason.
 
     While `is_isolating` is False it raises as usual: during the handshake the SDK must see the error, or it would take
     an unavailable server for a legacy one.
@@ -58,6 +64,8 @@ class FaultIsolatingTransport(httpx2.AsyncBaseTransport):
         except httpx2.TransportError as error:
             if not self.is_isolating:
                 raise
+            if isinstance(error, TokenUnavailable):
+                return _make_error_response(request, {"unsent": True, MISSING_TOKEN_KEY: error.problem})
             is_grant_unavailable = isinstance(error, GrantUnavailable)
             unsent = is_grant_unavailable or isinstance(error, _UNSENT_ERRORS)
             return _make_error_response(request, {"unsent": unsent, GRANT_UNAVAILABLE_KEY: is_grant_unavailable})

@@ -119,6 +119,9 @@ def _read_paths(entry: JsonObject, directory: Path) -> JsonObject:
     fields: JsonObject = {}
     if isinstance(cwd := entry.get("cwd"), str):
         fields["cwd"] = str(directory / Path(cwd).expanduser())
+    oauth = entry.get("oauth")
+    if isinstance(oauth, dict) and isinstance(path := cast("JsonObject", oauth).get("assertion_file"), str):
+        fields["oauth"] = {**oauth, "assertion_file": str(directory / Path(path).expanduser())}
     env_file, env = entry.get("envFile"), entry.get("env")
     if env_file is not None and not isinstance(env_file, str):
         raise ConfigError("envFile: must be the path of a file")

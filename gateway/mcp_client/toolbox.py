@@ -30,7 +30,8 @@ from gateway.mcp_client.definition_check import DefinitionChecker
 from gateway.mcp_client.elicitation import answers_required_pages, parse_required_pages
 from gateway.mcp_client.identity_keys import IdentityKeys
 from gateway.mcp_client.instructions import quote_instructions
-from gateway.mcp_client.oauth.client_credentials import ClientTokenProvider
+from gateway.mcp_client.oauth.grants.caller_tokens import CallerTokenProvider
+from gateway.mcp_client.oauth.grants.gateway_tokens import GatewayTokenProvider
 from gateway.mcp_client.oauth.sign_in import SignInService
 from gateway.mcp_client.oauth.tokens import GRANT_MAX_AGE_SECONDS, AccessTokenProvider, get_grant_owner
 from gateway.mcp_client.repeated_calls import call_with_repeats
@@ -52,6 +53,7 @@ log = get_logger(__name__)
 
 _CONNECT_TIMEOUT_SECONDS, _PERSONAL_CONNECT_TIMEOUT_SECONDS = 1.0, 15.0
 _MAX_MEMORIES = 1_000
+_MAX_CALLERS = 1_000
 _MAX_USER_LISTS = 200
 
 
@@ -84,6 +86,7 @@ class McpToolbox(ServerPool, ServerItems):
         self._specs: tuple[ToolSpec, ...] | None = None
         self._user_specs: LruDict[str, tuple[ToolSpec, ...]] = LruDict(_MAX_USER_LISTS)
         self._notifier = ChangeNotifier()
+        self._caller_tokens: LruDict[tuple[str, str], CallerTokenProvider] = LruDict(_MAX_CALLERS)
         self._memories: LruDict[tuple[object, ...], ConnectionMemory] = LruDict(_MAX_MEMORIES)
         self._default_roots = settings.mcp_roots
         pool = ConnectionPool(
@@ -116,7 +119,7 @@ class McpToolbox(ServerPool, ServerItems):
             on_change=on_change,
             on_items_changed=partial(self._notifier.schedule_notification, user=user),
             connect_timeout_seconds=_CONNECT_TIMEOUT_SECONDS if is_main else _PERSONAL_CONNECT_TIMEOUT_SECONDS,
-            principal=principal,
+            principal=principal and msgspec.structs.replace(principal, token=None),
             memory=memory,
             capabilities=capabilities,
             max_message_bytes=self._max_message_bytes,
@@ -131,9 +134,18 @@ class McpToolbox(ServerPool, ServerItems):
 
     def _create_tokens(self, server: ServerConfig, principal: Principal | None) -> AccessTokenProvider:
         if server.gets_own_tokens:
-            return ClientTokenProvider(server)
+            return GatewayTokenProvider(server)
         owner = get_grant_owner(server, principal)
+        if server.exchanges_tokens:
+            return self._find_caller_tokens(server, owner)
         return AccessTokenProvider(self._grants, server, owner, max_age_seconds=self._grant_max_age_seconds)
+
+    def _find_caller_tokens(self, server: ServerConfig, owner: str) -> CallerTokenProvider:
+        """Return the tokens of a user, which all connections share."""
+        tokens = self._caller_tokens.get((server.name, owner))
+        if tokens is None or not tokens.serves(server):
+            tokens = self._caller_tokens[server.name, owner] = CallerTokenProvider(server, owner)
+        return tokens
 
     def _find_memory(self, server: ServerConfig) -> ConnectionMemory:
         """Return the memory that all connections to this server share."""
@@ -226,6 +238,10 @@ class McpToolbox(ServerPool, ServerItems):
             self._pool.open_for_listing(principal)
             specs = self._user_specs[principal.user] = self._spec_builder.build_user_specs(principal.user)
         return specs
+
+    async def connect_user(self, principal: Principal) -> None:
+        """See `Toolbox.connect_user`."""
+        await self._pool.connect_user(principal)
 
     def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
         """See `Toolbox.find_tool`.

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Hashable
 from fnmatch import fnmatchcase
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,12 +16,24 @@ from gateway.domain.resource_globs import denies_uri, permits_uri
 Sampling = Literal["off", "ask", "on"]
 
 
-class OAuthClient(BaseModel):
-    """A client registered by hand, for servers without dynamic registration.
+Scope = Annotated[str, Field(max_length=1_000, pattern=r"^[\x20-\x21\x23-\x5b\x5d-\x7e]*$")]
+GrantType = Literal["authorization_code", "client_credentials", "jwt_bearer", "token_exchange", "identity_assertion"]
+_CALLER_GRANTS = ("token_exchange", "identity_assertion")
+"""Grants that turn a caller's own token into one for the server."""
+_FIELDS_OF_GRANTS = {
+    "assertion_file": ("jwt_bearer", "client_credentials"),
+    "audience": _CALLER_GRANTS,
+    "subject_token_type": _CALLER_GRANTS,
+    "identity_provider": ("identity_assertion",),
+}
+_REQUIRED_FIELDS = {"assertion_file": "jwt_bearer", "identity_provider": "identity_assertion"}
 
-    `scope` is the scope to request. `token_endpoint_auth_method`: how the client sends its secret (None: as the
-    authorization server's metadata say). With the `grant_type` "client_credentials" the gateway gets tokens for itself,
-    at the authorization server `issuer` alone, with its secret or with assertions that the `private_key` (PEM) signs.
+
+class IssuerClient(BaseModel):
+    """The gateway as a client of the authorization server `issuer`.
+
+    It authenticates with a secret, or with assertions that the `private_key` (PEM) signs; without either it is a public
+    client. `token_endpoint`: for issuers without metadata.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,20 +41,60 @@ class OAuthClient(BaseModel):
     client_id: str = Field(min_length=1, max_length=500)
     client_secret: SecretStr | None = None
     token_endpoint_auth_method: Literal["client_secret_basic", "client_secret_post"] | None = None
-    scope: str | None = Field(default=None, max_length=1_000, pattern=r"^[\x20-\x21\x23-\x5b\x5d-\x7e]*$")
-    grant_type: Literal["authorization_code", "client_credentials"] = "authorization_code"
-    issuer: str | None = Field(default=None, min_length=1, max_length=2_000)
+    issuer: str | None = Field(default=None, min_length=1, max_length=2_000, pattern=r"^https?://[^\s]+$")
+    token_endpoint: str | None = Field(default=None, max_length=2_000, pattern=r"^https?://[^\s]+$")
     private_key: SecretStr | None = None
     signing_algorithm: Literal["RS256", "PS256", "ES256", "ES384", "EdDSA"] = "RS256"
 
     @model_validator(mode="after")
-    def _validate_own_tokens(self) -> "OAuthClient":
-        if self.grant_type != "client_credentials":
-            return self
-        if self.issuer is None:
-            raise ValueError("client_credentials needs the `issuer` that the credentials are for")
-        if (self.client_secret is None) == (self.private_key is None):
-            raise ValueError("client_credentials needs a `client_secret` or a `private_key`")
+    def _validate_credentials(self) -> "IssuerClient":
+        if self.client_secret is not None and self.private_key is not None:
+            raise ValueError("takes a `client_secret` or a `private_key`, not both")
+        return self
+
+
+class IdentityProvider(IssuerClient):
+    """The identity provider that gives assertions for the callers' tokens."""
+
+    @model_validator(mode="after")
+    def _validate_issuer(self) -> "IdentityProvider":
+        if self.issuer is None and self.token_endpoint is None:
+            raise ValueError("needs the `issuer` of the callers' tokens")
+        return self
+
+
+class OAuthClient(IssuerClient):
+    """The gateway's client for a protected server, and how it gets tokens.
+
+    `scope` is the scope to request. By `grant_type`: "authorization_code": users sign in; the client is for servers
+    without dynamic registration. "client_credentials": the gateway gets tokens for itself. "jwt_bearer": the same, for
+    the assertion of the workload in `assertion_file`. "token_exchange": the caller's own token is exchanged for one
+    with the `audience` (None: for the server's address). "identity_assertion": the `identity_provider` gives an
+    assertion for the caller's own token, and `issuer` a token for that. All but the first send credentials to the
+    issuer of the entry alone.
+    """
+
+    scope: Scope | None = None
+    grant_type: GrantType = "authorization_code"
+    assertion_file: str | None = Field(default=None, min_length=1, max_length=1_000)
+    audience: str | None = Field(default=None, min_length=1, max_length=2_000)
+    subject_token_type: Literal["access_token", "id_token", "jwt"] | None = None
+    identity_provider: IdentityProvider | None = None
+
+    @model_validator(mode="after")
+    def _validate_grant(self) -> "OAuthClient":
+        grant, credentials = self.grant_type, (self.client_secret, self.private_key, self.assertion_file)
+        needs_issuer = grant == "client_credentials" or self.token_endpoint is None
+        if grant != "authorization_code" and needs_issuer and self.issuer is None:
+            raise ValueError(f"{grant} needs the `issuer` that the credentials are for")
+        if grant == "client_credentials" and sum(value is not None for value in credentials) != 1:
+            raise ValueError(f"{grant} needs a `client_secret`, a `private_key` or an `assertion_file`")
+        for field, grants in _FIELDS_OF_GRANTS.items():
+            if getattr(self, field) is not None and grant not in grants:
+                raise ValueError(f"`{field}` is for {' and '.join(grants)}")
+        for field, required_by in _REQUIRED_FIELDS.items():
+            if getattr(self, field) is None and grant == required_by:
+                raise ValueError(f"{grant} needs the field `{field}`")
         return self
 
 
@@ -106,6 +158,20 @@ class ServerConfig(BaseModel):
             raise ValueError(f"is not a valid address: {error}") from None
         return value
 
+    @model_validator(mode="after")
+    def _validate_exchange(self) -> "ServerConfig":
+        if not self.exchanges_tokens:
+            return self
+        if self.share != "user":
+            raise ValueError('a server whose tokens are those of users needs `"share": "user"`')
+        if self.transport == "stdio" or self.identity != "none" or self._has_credentials:
+            raise ValueError("a server whose tokens are those of users takes no command, `identity` or Authorization")
+        return self
+
+    @property
+    def _has_credentials(self) -> bool:
+        return any(name.lower() == "authorization" for name in self.headers)
+
     @property
     def transport(self) -> Literal["http", "sse", "stdio"]:
         """The transport that the entry asks for, or that its URL suggests."""
@@ -120,13 +186,18 @@ class ServerConfig(BaseModel):
 
         The server must use HTTP, and the entry have no credentials of its own.
         """
-        has_credentials = self.gets_own_tokens or any(name.lower() == "authorization" for name in self.headers)
-        return self.transport != "stdio" and self.identity == "none" and not has_credentials
+        gets_tokens = self.gets_own_tokens or self.exchanges_tokens
+        return self.transport != "stdio" and self.identity == "none" and not gets_tokens and not self._has_credentials
 
     @property
     def gets_own_tokens(self) -> bool:
         """Whether the gateway gets access tokens for itself."""
-        return self.oauth is not None and self.oauth.grant_type == "client_credentials"
+        return self.oauth is not None and self.oauth.grant_type in ("client_credentials", "jwt_bearer")
+
+    @property
+    def exchanges_tokens(self) -> bool:
+        """Whether the callers' own tokens are exchanged for those of the server."""
+        return self.oauth is not None and self.oauth.grant_type in _CALLER_GRANTS
 
     @property
     def token_audience(self) -> str:

@@ -271,6 +271,12 @@ class Toolbox(Protocol):
         """
         ...
 
+    async def connect_user(self, principal: Principal) -> None:
+        """Ask the servers that take the user's own token for their tools.
+
+        Returns when each has answered, or after a moment. Without such servers this does nothing.
+        """
+
     @abstractmethod
     def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
         """Return the tool of this name that a principal is offered.

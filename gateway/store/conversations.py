@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, select
 
 from gateway.domain.branches import NO_TURN
+from gateway.domain.caller_token import strip_secrets
 from gateway.domain.conversation_ids import NEW_NUMBERED_CONVERSATION, is_new_conversation, parse_conversation_id
 from gateway.domain.errors import ConversationBusy, InvalidRequest, NotFound
 from gateway.domain.history import History
@@ -253,7 +254,7 @@ class ConversationStore(ConversationRepository):
             raise ConversationBusy(param="conversation_id")
         messages = redact_messages(messages, self._redactor)
         last_texts = {message.role: message.text.replace("\x00", "\ufffd") for message in messages}
-        caller = msgspec.structs.replace(principal, headers={}) if principal.key is not None else None
+        caller = strip_secrets(principal) if principal.key is not None else None
         turn_id = UUID(int=uuids.uuid7().int)
         await self._database.fetch_rows(
             _ADD_MESSAGES,

@@ -45,9 +45,11 @@ class ApiClient:
         """
         name = f"suite-{next(self._numbers)}"
         needs_sign_in = scenario.startswith("auth/")
-        oauth = await build_client_entry(url, context, scenario)
         if needs_sign_in:
-            self._entries[name] = {"url": url, "oauth": oauth, "oauth_hosts": ["localhost", "127.0.0.1"]}
+            directory = self._file.with_name(name)
+            directory.mkdir()
+            entry = await build_client_entry(url, context, scenario, directory)
+            self._entries[name] = {"url": url, **entry, "oauth_hosts": ["localhost", "127.0.0.1"]}
             self._write_file()
         else:
             reply = await self._gateway.post("/api/v1/mcp/servers", {"name": name, "url": url})

@@ -2,25 +2,23 @@
 
 import asyncio
 import json
+import math
+import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import httpx2
+from pydantic import SecretStr
 
 from gateway.config import Settings
+from gateway.domain.caller_token import JWT_KEY, CallerToken
 from gateway.domain.errors import GatewayError
 from gateway.domain.grants import AuthorizationRequest, Grant
-from gateway.domain.messages import (
-    Answer,
-    PendingInput,
-    Principal,
-    Question,
-    StoredQuestion,
-    ToolSpec,
-)
+from gateway.domain.messages import Answer, PendingInput, Principal, Question, StoredQuestion, ToolSpec
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
 from gateway.ports.grants import RefreshClaim
@@ -145,10 +143,10 @@ def make_arguments(spec: ToolSpec, toolbox: McpToolbox) -> dict[str, Any]:
     return make_value(spec.input_schema)
 
 
-async def call_tool(toolbox: McpToolbox, spec: ToolSpec, arguments: dict[str, Any]) -> None:
+async def call_tool(toolbox: McpToolbox, spec: ToolSpec, arguments: dict[str, Any], caller: Principal) -> None:
     answers: list[StoredQuestion] = []
     for _ in range(5):
-        result = await toolbox.call_tool(ToolCallRequest(spec, arguments, ADA, AcceptingObserver(), answers))
+        result = await toolbox.call_tool(ToolCallRequest(spec, arguments, caller, AcceptingObserver(), answers))
         if not isinstance(result, PendingInput):
             return
         for question in result.questions:
@@ -174,41 +172,61 @@ async def find_issuer(url: str) -> str:
     raise AssertionError("the server names no authorization server")
 
 
-async def build_client_entry(url: str, context: dict[str, Any], scenario: str) -> dict[str, Any] | None:
-    """Build the `oauth` of a server's entry from a scenario's credentials."""
+async def build_client_entry(url: str, context: dict[str, Any], scenario: str, directory: Path) -> dict[str, Any]:
+    """Build the fields of a server's entry from a scenario's credentials."""
     oauth = {key: context[key] for key in ("client_id", "client_secret") if context.get(key)}
     if scenario.startswith("auth/client-credentials"):
         oauth |= {"grant_type": "client_credentials", "issuer": await find_issuer(url)}
         if key := context.get("private_key_pem"):
             oauth |= {"private_key": key, "signing_algorithm": context["signing_algorithm"]}
-    return oauth or None
+    if scenario == "auth/wif-jwt-bearer":
+        file = directory / "assertion.jwt"
+        file.write_text(context["valid_jwt"])
+        oauth |= {"grant_type": "jwt_bearer", "issuer": await find_issuer(url), "assertion_file": str(file)}
+    if scenario == "auth/enterprise-managed-authorization":
+        provider = {"issuer": context["idp_issuer"], "client_id": context["idp_client_id"]}
+        oauth |= {"grant_type": "identity_assertion", "issuer": await find_issuer(url), "identity_provider": provider}
+        return {"oauth": oauth, "share": "user"}
+    return {"oauth": oauth or None}
+
+
+def build_caller(context: dict[str, Any]) -> Principal:
+    """The scenario's user, with the user's own token if there is one."""
+    if (token := context.get("idp_id_token")) is None:
+        return ADA
+    return Principal("ada", role="admin", key=JWT_KEY, token=CallerToken(SecretStr(token), math.inf))
 
 
 async def run_scenario(url: str, context: dict[str, Any], scenario: str = "") -> None:
     """Run a scenario: connect, sign in if required, and call each tool."""
-    settings = Settings(_env_file=None)  # type: ignore[call-arg]
-    oauth = await build_client_entry(url, context, scenario)
-    server = ServerConfig.model_validate({"name": "suite", "url": url, "prefix": "", "oauth": oauth})
-    toolbox = McpToolbox([server], settings, grants=InMemoryGrantStore())
-    assert toolbox.sign_in_service is not None
-    toolbox.sign_in_service.on_change = toolbox.on_grants_changed  # as the composition root does
-    await toolbox.connect_servers()
-    try:
+    settings, caller = Settings(_env_file=None), build_caller(context)  # type: ignore[call-arg]
+    with tempfile.TemporaryDirectory(prefix="agw-") as directory:
+        entry = await build_client_entry(url, context, scenario, Path(directory))
+        server = ServerConfig.model_validate({"name": "suite", "url": url, "prefix": "", **entry})
+        toolbox = McpToolbox([server], settings, grants=InMemoryGrantStore())
+        assert toolbox.sign_in_service is not None
+        toolbox.sign_in_service.on_change = toolbox.on_grants_changed  # as the composition root does
+        await toolbox.connect_servers()
+        try:
+            await use_server(toolbox, caller, context.get("toolCalls"))
+        finally:
+            await toolbox.disconnect_servers()
+
+
+async def use_server(toolbox: McpToolbox, caller: Principal, tool_calls: list[dict[str, Any]] | None) -> None:
+    await toolbox.wait_until_connected(10)
+    await toolbox.connect_user(caller)
+    if (sign_in_tool := toolbox.find_tool("sign_in")) is not None:
+        await call_tool(toolbox, sign_in_tool, {}, caller)
         await toolbox.wait_until_connected(10)
-        if (sign_in_tool := toolbox.find_tool("sign_in")) is not None:
-            await call_tool(toolbox, sign_in_tool, {})
-            await toolbox.wait_until_connected(10)
-        tool_calls = context.get("toolCalls")
-        for spec in toolbox.list_specs():
-            arguments = [call["arguments"] for call in tool_calls or () if call["name"] == spec.tool]
-            await asyncio.gather(
-                *(
-                    call_tool(toolbox, spec, values)
-                    for values in arguments or ([] if tool_calls else [make_arguments(spec, toolbox)])
-                )
+    for spec in toolbox.list_specs(caller):
+        arguments = [call["arguments"] for call in tool_calls or () if call["name"] == spec.tool]
+        await asyncio.gather(
+            *(
+                call_tool(toolbox, spec, values, caller)
+                for values in arguments or ([] if tool_calls else [make_arguments(spec, toolbox)])
             )
-    finally:
-        await toolbox.disconnect_servers()
+        )
 
 
 @asynccontextmanager

@@ -152,7 +152,7 @@ async def test_no_check_of_all_suites_fails_only_through_the_gateway(
         assert await find_differing_checks(server, f"{gateway.base_url}/mcp", tmp_path, *scope) == {}
 
 
-async def find_failed_client_scenarios(socket: str, directory: Path) -> set[str]:
+async def find_failed_client_scenarios(socket: str, directory: Path, expected: dict[str, str]) -> set[str]:
     """Run the client scenarios with the client that a Unix socket serves."""
     command = f"{sys.executable} -S {Path(everything.__file__).with_name('run_scenario.py')} {socket}"
     suite = ("client", "--command", command, "--timeout", "300000", "-o", str(directory))
@@ -161,7 +161,7 @@ async def find_failed_client_scenarios(socket: str, directory: Path) -> set[str]
     results = {name: mark == "✓" for mark, name in RESULT.findall(output)}
     assert len(results) > 40
     failed = {name for name, passed in results.items() if not passed}
-    for name in failed - EXPECTED["client"].keys():
+    for name in failed - expected.keys():
         if await passes_when_repeated(name, *suite):
             failed.remove(name)
     return failed
@@ -170,7 +170,7 @@ async def find_failed_client_scenarios(socket: str, directory: Path) -> set[str]
 async def test_mcp_client_fails_only_the_expected_scenarios(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="agw-") as directory:
         async with serve_client_scenarios(f"{directory}/socket"):
-            failed = await find_failed_client_scenarios(f"{directory}/socket", tmp_path)
+            failed = await find_failed_client_scenarios(f"{directory}/socket", tmp_path, EXPECTED["client"])
     assert sorted(failed) == sorted(EXPECTED["client"])
 
 
@@ -178,11 +178,12 @@ async def test_client_scenarios_over_the_api_fail_only_where_expected(
     database_url: str, simulator: Simulator, tmp_path: Path
 ) -> None:
     """A running gateway adds servers, signs in, and calls tools."""
+    expected = EXPECTED["client"] | EXPECTED["client-over-api"]
     file, port = tmp_path / "mcp.json", find_free_port()
     file.write_text(json.dumps({"mcpServers": {}}))
     settings = {"gateway_public_url": f"http://127.0.0.1:{port}", "gateway_data_dir": tmp_path, "mcp_config": file}
     async with serve_gateway(database_url, simulator, None, port=port, **settings) as gateway:
         with tempfile.TemporaryDirectory(prefix="agw-") as directory:
             async with serve_api_scenarios(f"{directory}/socket", ApiClient(gateway, file)):
-                failed = await find_failed_client_scenarios(f"{directory}/socket", tmp_path)
-    assert sorted(failed) == sorted(EXPECTED["client"])
+                failed = await find_failed_client_scenarios(f"{directory}/socket", tmp_path, expected)
+    assert sorted(failed) == sorted(expected)

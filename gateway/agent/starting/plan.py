@@ -9,6 +9,7 @@ from gateway.agent.starting.images import ImagePolicy
 from gateway.agent.structured_output import OutputSchema
 from gateway.agent.tool_search import ToolSelection, ToolSelector, check_client_tools
 from gateway.agent.turn import ActiveTurn
+from gateway.domain.caller_token import JWT_KEY
 from gateway.domain.errors import Forbidden
 from gateway.domain.messages import Parameters, Principal, TurnRequest
 from gateway.domain.toolsets import bind_toolset
@@ -24,6 +25,7 @@ class TurnPlan(msgspec.Struct, frozen=True):
     selection: ToolSelection
     warnings: tuple[str, ...] = ()
     prepared: PreparedContext | None = None
+    is_takeover: bool = False
 
 
 class TurnPlanner:
@@ -57,7 +59,18 @@ class TurnPlanner:
 
     def plan_takeover(self, turn: ActiveTurn) -> TurnPlan:
         """Select the tools of a turn that another worker began."""
-        return TurnPlan(self._tools.select(turn.record.request, turn.principal, turn.model)[0])
+        return TurnPlan(self._tools.select(turn.record.request, turn.principal, turn.model)[0], is_takeover=True)
+
+    async def complete_takeover(self, turn: ActiveTurn, plan: TurnPlan) -> TurnPlan:
+        """Add the tools that the user's own token opens at this worker."""
+        if not plan.is_takeover or turn.principal.key != JWT_KEY:
+            return plan
+        await self._tools.connect_user(turn.principal)
+        return self.plan_takeover(turn)
+
+    async def connect_user(self, principal: Principal) -> None:
+        """See `Toolbox.connect_user`."""
+        await self._tools.connect_user(principal)
 
     async def resolve_request(
         self, request: TurnRequest, principal: Principal
@@ -77,6 +90,7 @@ class TurnPlanner:
         defaults = self._models.fit_defaults(self._default_parameters, model)
         tools, parameters = () if is_plain else request.tools, parameters.with_defaults(defaults)
         principal = bind_toolset(principal, request.toolset)
+        await self._tools.connect_user(principal)
         toolset_warnings = self._tools.check_toolset(principal)
         request = msgspec.structs.replace(
             request, model=name, tools=tools, parameters=parameters, toolset=principal.toolset

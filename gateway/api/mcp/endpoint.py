@@ -121,6 +121,7 @@ class McpEndpoint:
         if holder and await self._forwarder.forward_request(holder, scope, receive, send):
             return
         principal = add_forwarded_headers(scope[PRINCIPAL_SCOPE_KEY], Headers(scope=scope), self._toolbox)
+        await self._toolbox.connect_user(principal)
         if (path := _TOOLSET_PATH.search(scope["path"])) is not None:
             principal = bind_toolset(principal, path[1])
             self._toolbox.list_missing_tools(principal)

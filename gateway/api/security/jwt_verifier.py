@@ -9,10 +9,12 @@ from typing import cast
 
 import aiohttp
 import jwt
+from pydantic import SecretStr
 
 from gateway.common.concurrency import SupervisedTask
 from gateway.common.logging import get_logger
 from gateway.config import Settings
+from gateway.domain.caller_token import JWT_KEY, CallerToken
 from gateway.domain.errors import GatewayError, NotAuthenticated
 from gateway.domain.messages import Principal, UserRole
 
@@ -75,7 +77,13 @@ class JwtVerifier:
         user = str(claims["sub"])
         if not user or user != user.strip() or len(user) > _MAX_USER_LENGTH or not user.isprintable():
             raise NotAuthenticated("The token has no valid `sub` claim.")
-        return Principal(user=user, role=self._parse_role(claims), key="jwt", scopes=self._parse_scopes(claims))
+        return Principal(
+            user=user,
+            role=self._parse_role(claims),
+            key=JWT_KEY,
+            scopes=self._parse_scopes(claims),
+            token=CallerToken(SecretStr(token), float(str(claims["exp"]))),
+        )
 
     async def _get_signing_key(self, token: str) -> "str | jwt.PyJWK":
         if self._jwks is not None:

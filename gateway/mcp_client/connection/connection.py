@@ -5,7 +5,7 @@ It connects, stays connected, reconnects and sends requests.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 
 from mcp import Client, MCPError
@@ -17,7 +17,12 @@ from gateway.common.urls import strip_url_secrets
 from gateway.domain.messages import JsonObject, PendingInput, Principal
 from gateway.mcp_client.caller_identity import TokenIssuer, acting_for, add_trace_headers, forward_header
 from gateway.mcp_client.connection.client_features import declare_features
-from gateway.mcp_client.connection.errors import describe_error, is_wrong_transport
+from gateway.mcp_client.connection.errors import (
+    TokenUnavailable,
+    describe_error,
+    find_token_problem,
+    is_wrong_transport,
+)
 from gateway.mcp_client.connection.item_changes import ItemChanges
 from gateway.mcp_client.connection.negotiation import ConnectionMemory
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
@@ -50,6 +55,7 @@ A remote server that forgot its session is asked again soon; a command that cras
 _STOP_SECONDS, _STOP_UNCONNECTED_SECONDS = 5.0, 0.1
 _ANNOUNCE_SECONDS = 5.0
 MAX_INSTRUCTIONS_LENGTH = 256 * 1024
+_PERSONAL_REASON = "it takes tokens for which the callers' own are exchanged; an API key is none"
 _REFUSED_REASON = "it refuses the credentials that it is sent"
 
 
@@ -132,6 +138,10 @@ class ServerConnection:
             self._status.set_unavailable(self.config.fault or "disabled in the configuration", "disabled")
             self._status.attempted_event.set()
             return
+        if self.config.exchanges_tokens and self._principal is None:
+            self._status.set_unavailable(_PERSONAL_REASON, "needs_auth")
+            self._status.attempted_event.set()
+            return
         self._owner.start()
 
     async def drain_and_stop(self, seconds: float) -> None:
@@ -151,6 +161,11 @@ class ServerConnection:
         is_connected = self._status.client is not None
         await self._owner.stop(grace_seconds=_STOP_SECONDS if is_connected else _STOP_UNCONNECTED_SECONDS)
         await self._calls.stop()
+
+    @property
+    def was_attempted(self) -> bool:
+        """Whether the first attempt to connect has ended."""
+        return self._status.attempted_event.is_set()
 
     async def wait_until_attempted(self) -> None:
         """Return when the first attempt to connect has ended, however it ended."""
@@ -186,6 +201,10 @@ class ServerConnection:
 
     def _on_failed_attempt(self, error: Exception) -> bool:
         """Show the reason, and return whether to try again at once."""
+        self._status.token_problem = find_token_problem(error)
+        if self._status.token_problem is not None:
+            self._status.set_unavailable(self._status.token_problem, "needs_auth")
+            return False
         if self._tokens.is_refused:
             self._status.set_unavailable(_REFUSED_REASON, "needs_auth")
             return False
@@ -294,6 +313,11 @@ class ServerConnection:
                 await client.send_roots_list_changed()  # pyright: ignore[reportDeprecated]
         except (MCPError, TimeoutError) as error:
             log.info("roots_change_not_announced", server=self.config.name, error=type(error).__name__)
+
+    def admit_caller(self, principal: Principal) -> None:
+        """See `AccessTokenProvider.admit_caller`; a caller without a token is refused with its request."""
+        with suppress(TokenUnavailable):
+            self._tokens.admit_caller(principal)
 
     def discard_token(self) -> None:
         """Read the stored grant again before the next request."""

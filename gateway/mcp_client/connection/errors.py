@@ -1,6 +1,6 @@
 """Errors of requests to an MCP server, and their descriptions."""
 
-from typing import cast
+from typing import Literal, cast
 
 import httpx2
 from mcp import MCPError
@@ -11,6 +11,20 @@ from gateway.mcp_client.size_limit import TOO_LARGE
 
 GRANT_UNAVAILABLE_KEY = "grant_unavailable"
 """In the `data` of a JSON-RPC error that the gateway itself makes."""
+
+MISSING_TOKEN_KEY = "missing_token"  # noqa: S105 - a name, no secret
+TokenProblem = Literal["caller_unknown", "caller_gone", "caller_refused", "gateway_refused", "issuer_unavailable"]
+TOKEN_PROBLEMS: dict[TokenProblem, str] = {
+    "caller_unknown": "it needs the user's own token, and an API key is none: sign in at the identity provider",
+    "caller_gone": "the gateway no longer has the user's own token: sign in again and repeat the request",
+    "caller_refused": "the identity provider refuses the user's own token: sign in again and repeat the request",
+    "gateway_refused": "the authorization server refuses the gateway's credentials",
+    "issuer_unavailable": "the authorization server does not give a token now: try again in a moment",
+}
+"""Reasons why a request has no token.
+
+No part of them comes from outside.
+"""
 
 _TOO_LARGE_MESSAGES = (
     TOO_LARGE,
@@ -58,10 +72,28 @@ class GrantUnavailable(httpx2.TransportError):
     """
 
 
+class TokenUnavailable(httpx2.TransportError):
+    """Error of an unsent request, for lack of a token."""
+
+    def __init__(self, problem: TokenProblem) -> None:
+        super().__init__(TOKEN_PROBLEMS[problem])
+        self.problem = problem
+
+
 def is_grant_unavailable(error: MCPError) -> bool:
     """Whether an error is `GrantUnavailable`, as `FaultIsolatingTransport` reports it."""
+    return bool(_get_own_data(error).get(GRANT_UNAVAILABLE_KEY))
+
+
+def describe_token_problem(error: MCPError) -> str | None:
+    """The text of a `TokenUnavailable`, as `FaultIsolatingTransport` reports it."""
+    problem = _get_own_data(error).get(MISSING_TOKEN_KEY)
+    return TOKEN_PROBLEMS.get(problem) if isinstance(problem, str) else None  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _get_own_data(error: MCPError) -> JsonObject:
     data: object = error.data
-    return isinstance(data, dict) and bool(cast("JsonObject", data).get(GRANT_UNAVAILABLE_KEY))
+    return cast("JsonObject", data) if isinstance(data, dict) else {}
 
 
 def is_answer_too_large(error: MCPError) -> bool:
@@ -77,6 +109,20 @@ def _find_innermost(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = cast(BaseException, error.exceptions[0])  # pyright: ignore[reportUnknownMemberType]
     return error
+
+
+def find_token_problem(error: BaseException) -> str | None:
+    """Return why a failed start had no token to send.
+
+    None if it failed for another reason.
+    """
+    match _find_innermost(error):
+        case TokenUnavailable() as problem:
+            return str(problem)
+        case MCPError() as refusal:
+            return describe_token_problem(refusal)
+        case _:
+            return None
 
 
 def is_wrong_transport(error: BaseException) -> bool:
@@ -96,6 +142,8 @@ def describe_error(error: BaseException) -> str:
     Names the innermost error's kind, without addresses or internals.
     """
     match error := _find_innermost(error):
+        case TokenUnavailable():
+            return str(error)
         case GrantUnavailable():
             return "the sign-in to it cannot be read: the gateway's database is unavailable"
         case httpx2.ConnectError():

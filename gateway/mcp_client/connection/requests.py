@@ -37,7 +37,9 @@ from gateway.mcp_client.connection.client_features import (
 )
 from gateway.mcp_client.connection.errors import (
     RequestNotSent,
+    TokenUnavailable,
     ToolCallError,
+    describe_token_problem,
     is_answer_too_large,
     is_grant_unavailable,
 )
@@ -136,6 +138,7 @@ class RequestSender:
         Raises:
             ToolCallError: there is no answer.
         """
+        self._admit_caller(principal)
         client = await self.wait_for_client()
         try:
             async with Deadline.after(timeout).limit():
@@ -163,7 +166,7 @@ class RequestSender:
             async with Deadline.after(self._connect_timeout_seconds).limit():
                 if status.state == "connecting":
                     await status.attempted_event.wait()
-                    if self.needs_sign_in:
+                    if status.lacks_credentials:
                         raise self._unauthorized_error()
                 await status.available_event.wait()
         except TimeoutError:
@@ -233,6 +236,7 @@ class RequestSender:
 
     async def _send_tool_call_once(self, request: ToolCallRequest, timeout: float) -> CallToolResult | PendingInput:
         tool, observer = request.spec.tool, request.observer
+        self._admit_caller(request.principal)
         client = await self.wait_for_client()
         pausable = PausableTimeout(timeout, max_seconds=max(timeout, self._max_call_seconds))
         shares_stream = not self._uses_http() or self._calls.asks_on_shared_stream
@@ -292,7 +296,18 @@ class RequestSender:
         if self._status.state == "needs_auth":
             raise self._unauthorized_error()
 
+    def _admit_caller(self, principal: Principal) -> None:
+        try:
+            self._tokens.admit_caller(principal)
+        except TokenUnavailable as error:
+            raise self._make_token_error(str(error)) from error
+
+    def _make_token_error(self, problem: str) -> ToolCallError:
+        return ToolCallError(f"The MCP server {self._config.name!r} was not asked: {problem}.", did_run=False)
+
     def _unauthorized_error(self) -> ToolCallError:
+        if self._status.token_problem is not None and not self._tokens.is_refused:
+            return self._make_token_error(self._status.token_problem)
         message = f"The MCP server {self._config.name!r} refuses the credentials that it is sent."
         return ToolCallError(
             message, did_run=False, needs_sign_in=self._tokens.can_sign_in, challenge=self._tokens.challenge
@@ -305,6 +320,8 @@ class RequestSender:
         if is_grant_unavailable(error):
             message = f"The sign-in to {self._config.name!r} cannot be read: the gateway's database is unavailable."
             return ToolCallError(f"{message} Try again in a moment.", did_run=False, storage_unavailable=True)
+        if (problem := describe_token_problem(error)) is not None:
+            return self._make_token_error(problem)
         if self._tokens.is_refused:
             return self._unauthorized_error()
         if error.code == INVALID_REQUEST and error.message in _LOST_SESSION_MESSAGES:

@@ -27,6 +27,8 @@ class ConnectionStatus:
         self.reason: str | None = None
         self.since = datetime.now(UTC)
         self.tool_count = 0
+        self.token_problem: str | None = None
+        """Reason why the last attempt had no token to send."""
         self.client: Client | None = None
         self.ended_event = asyncio.Event()
         """The session of `client` has ended; each session has its own."""
@@ -48,6 +50,11 @@ class ConnectionStatus:
     @property
     def is_available(self) -> bool:
         return self.available_event.is_set()
+
+    @property
+    def lacks_credentials(self) -> bool:
+        """Whether the server refuses the gateway, or no token can be sent."""
+        return self.state == "needs_auth"
 
     def set_connected(self, client: Client) -> None:
         """A session is open, and the server's tools are known."""

@@ -11,7 +11,7 @@ from mcp.shared.subscriptions import ToolsListChanged
 from mcp.types import METHOD_NOT_FOUND, REQUEST_TIMEOUT
 
 from gateway.common.concurrency import Backoff, Deadline
-from gateway.mcp_client.connection.errors import describe_error, is_grant_unavailable
+from gateway.mcp_client.connection.errors import describe_error, describe_token_problem, is_grant_unavailable
 from gateway.mcp_client.connection.item_changes import ItemChanges
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.status import ConnectionStatus
@@ -99,7 +99,7 @@ class ServerWatch:
                 async with Deadline.after(self._tool_list.expected_seconds).limit():
                     await self._tool_list.refresh_tools(client)
             except LISTING_ERRORS as error:
-                if isinstance(error, MCPError) and is_grant_unavailable(error):
+                if _lacks_token(error):
                     await asyncio.sleep(_GRANT_RETRY_SECONDS)  # says nothing about the server
                     continue
                 if _is_timeout(error) and not self._calls.is_idle:
@@ -121,7 +121,7 @@ class ServerWatch:
             try:
                 await self._tool_list.refresh_tools(client)
             except LISTING_ERRORS as error:
-                if isinstance(error, MCPError) and is_grant_unavailable(error):
+                if _lacks_token(error):
                     await asyncio.sleep(_GRANT_RETRY_SECONDS)
                     self._tool_list.set_outdated()
                 else:
@@ -138,6 +138,13 @@ def _listen_to_declared(client: Client) -> AbstractAsyncContextManager[Subscript
         prompts_list_changed=bool(prompts and prompts.list_changed),
         resources_list_changed=bool(resources and resources.list_changed),
     )
+
+
+def _lacks_token(error: Exception) -> bool:
+    """Return whether the request was not sent, for lack of a token."""
+    if not isinstance(error, MCPError):
+        return False
+    return is_grant_unavailable(error) or describe_token_problem(error) is not None
 
 
 def _is_timeout(error: Exception) -> bool:

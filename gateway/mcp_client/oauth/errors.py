@@ -14,3 +14,10 @@ class UnsafeAuthorizationServer(Exception):
 
 class AuthorizationRefused(Exception):
     """The authorization server sent the user back with an error."""
+
+
+class TokenRefused(Exception):
+    """An authorization server refuses a grant.
+
+    `str()` is its OAuth error code.
+    """

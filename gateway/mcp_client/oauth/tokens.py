@@ -86,6 +86,13 @@ class AccessTokenProvider:
         self._must_read = self._has_changed = True
         self._stored_challenge = ""
 
+    def admit_caller(self, principal: Principal) -> None:
+        """Take note of a caller's own token, before its request.
+
+        Raises:
+            TokenUnavailable: there can be no token for this caller.
+        """
+
     async def get_token(self) -> str | None:
         """Return the token to send.
 

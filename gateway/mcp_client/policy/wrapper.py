@@ -16,6 +16,9 @@ class ToolboxWrapper(Toolbox):
     def list_specs(self, principal: Principal | None = None) -> tuple[ToolSpec, ...]:
         return self._toolbox.list_specs(principal)
 
+    async def connect_user(self, principal: Principal) -> None:
+        await self._toolbox.connect_user(principal)
+
     def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
         return self._toolbox.find_tool(name, principal)
 

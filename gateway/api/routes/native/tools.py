@@ -98,6 +98,7 @@ async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolListVi
 
     The list also has the state of each MCP server.
     """
+    await toolbox.connect_user(principal)
     servers = list_visible_servers(toolbox, principal)
     states = {server.name: server.state for server in servers}
     tools = [
@@ -142,6 +143,7 @@ async def call_tool(
     for models. To call a tool again without a second effect, repeat the
     `Idempotency-Key`; the tool must deduplicate.
     """
+    await toolbox.connect_user(principal)
     spec = toolbox.find_tool(name, principal)
     if spec is None or not principal.can_use_tool(spec):
         raise ToolNotFound(f"There is no tool {name!r}. `GET /api/v1/tools` lists the available tools.")

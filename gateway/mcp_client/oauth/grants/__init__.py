@@ -1,0 +1,1 @@
+"""OAuth grants that give tokens without a page for a person."""
