@@ -72,6 +72,7 @@ FAULT_TESTS = (
     "gateway/api/test_odd_authorization_servers.py",
     "gateway/api/test_refused_writes.py",
     "gateway/api/test_takeover.py",
+    "gateway/api/test_token_issuers.py",
     "gateway/api/test_unusable_database.py",
     "gateway/mcp_client/test_fault_lab.py",
     "gateway/mcp_client/test_grants_without_database.py",

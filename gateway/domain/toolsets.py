@@ -1,5 +1,6 @@
 """Named subsets of the tools, and the toolset of a caller."""
 
+import re
 from typing import Annotated, Literal, cast
 
 import msgspec
@@ -24,6 +25,16 @@ def _reject_reserved(name: str) -> str:
 
 
 ToolsetName = Annotated[str, StringConstraints(pattern=TOOLSET_NAME), AfterValidator(_reject_reserved)]
+
+
+def is_toolset_name(name: str) -> bool:
+    return re.fullmatch(TOOLSET_NAME, name) is not None and name != SERVER_CARD
+
+
+def is_mcp_path(path: str) -> bool:
+    """Return whether a path is `/mcp` or a toolset's."""
+    parent, _, name = path.rpartition("/")
+    return path == "/mcp" or (parent == "/mcp" and is_toolset_name(name))
 
 
 class ToolsetTool(BaseModel):

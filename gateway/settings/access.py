@@ -7,7 +7,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator, model_vali
 from pydantic_settings import BaseSettings, NoDecode
 
 from gateway.settings.origins import expand_dev_origins
-from gateway.settings.values import CommaSeparated
+from gateway.settings.values import CommaSeparated, is_web_address
 from gateway_runtime.placeholders import is_placeholder
 from gateway_runtime.settings.hosts import normalize_host_pattern, normalize_origin
 from gateway_runtime.settings.secrets import has_line_end
@@ -32,8 +32,8 @@ class AccessSettings(BaseSettings):
         default=(), validation_alias=AliasChoices("TRUSTED_PROXIES", "FORWARDED_ALLOW_IPS")
     )
     jwt_secret: SecretStr | None = None
-    jwt_jwks_url: str | None = None
-    jwt_issuer: str | None = None
+    jwt_jwks_url: CommaSeparated = ()
+    jwt_issuer: CommaSeparated = ()
     jwt_audience: str | None = None
     jwt_algorithms: CommaSeparated = ()
     jwt_role_claim: str = "role"
@@ -66,31 +66,54 @@ class AccessSettings(BaseSettings):
 
         The algorithms must fit the kind of key.
         """
-        if self.jwt_secret is None and self.jwt_jwks_url is None:
+        if self.jwt_secret is None and not self.jwt_jwks_url and not any(map(is_web_address, self.jwt_issuer)):
             return self
-        if self.jwt_secret is not None and self.jwt_jwks_url is not None:
+        if self.jwt_secret is not None and self.jwt_jwks_url:
             raise ValueError("JWT_SECRET and JWT_JWKS_URL: set one of them")
         if self.jwt_secret is not None and len(self.jwt_secret.get_secret_value()) < MIN_JWT_SECRET_LENGTH:
             raise ValueError(f"JWT_SECRET: must have at least {MIN_JWT_SECRET_LENGTH} characters")
-        if self.jwt_jwks_url is not None and not self.jwt_jwks_url.startswith(("http://", "https://")):
+        if not all(map(is_web_address, self.jwt_jwks_url)):
             raise ValueError("JWT_JWKS_URL: must start with http:// or https://")
         if not self.jwt_issuer or not self.jwt_audience:
             raise ValueError(
                 "JWT_ISSUER and JWT_AUDIENCE: both are required, or tokens for other services would be accepted"
             )
+        self._validate_issuers()
         supported = _SHARED_KEY_ALGORITHMS if self.jwt_secret is not None else _PUBLIC_KEY_ALGORITHMS
         if not set(self.jwt_algorithms) <= supported:
             raise ValueError(f"JWT_ALGORITHMS: only {', '.join(sorted(supported))} fit this kind of key")
         return self
 
-    @property
-    def authorization_server(self) -> str | None:
-        """Issuer of the tokens with which hosts sign in.
+    def _validate_issuers(self) -> None:
+        """Require one source of keys for each issuer.
 
-        None: there is none, or it is no web address.
+        `#` separates issuer and subject in the names of users.
         """
-        is_address = (self.jwt_issuer or "").startswith(("http://", "https://"))
-        return self.jwt_issuer if self.jwt_jwks_url is not None and is_address else None
+        if len(set(self.jwt_issuer)) < len(self.jwt_issuer) or any("#" in issuer for issuer in self.jwt_issuer[1:]):
+            raise ValueError("JWT_ISSUER: issuers must differ and contain no #")
+        if self.jwt_secret is not None and len(self.jwt_issuer) > 1:
+            raise ValueError("JWT_ISSUER: with JWT_SECRET there is one issuer")
+        if self.jwt_jwks_url and len(self.jwt_jwks_url) != len(self.jwt_issuer):
+            raise ValueError("JWT_JWKS_URL: name one URL for each of JWT_ISSUER, in the same order, or none")
+        if self.jwt_secret is None and not self.jwt_jwks_url and not all(map(is_web_address, self.jwt_issuer)):
+            raise ValueError("JWT_ISSUER: without JWT_JWKS_URL, issuers must start with http:// or https://")
+
+    @property
+    def jwks_urls(self) -> dict[str, str | None]:
+        """Addresses of published keys by issuer.
+
+        None: the issuer's metadata has it. Empty: a shared secret signs tokens, or none are accepted.
+        """
+        if self.jwt_secret is not None:
+            return {}
+        if self.jwt_jwks_url:
+            return dict(zip(self.jwt_issuer, self.jwt_jwks_url, strict=True))
+        return {issuer: None for issuer in self.jwt_issuer if is_web_address(issuer)}
+
+    @property
+    def authorization_servers(self) -> list[str]:
+        """Issuers of the tokens with which hosts sign in."""
+        return [issuer for issuer in self.jwks_urls if is_web_address(issuer)]
 
     @field_validator("gateway_encryption_old_keys", mode="before")
     @classmethod

@@ -13,6 +13,10 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
+def is_web_address(value: str) -> bool:
+    return value.startswith(("http://", "https://"))
+
+
 def is_loopback(host: str) -> bool:
     """Return whether a host name or address is a loopback one."""
     if host == "localhost":

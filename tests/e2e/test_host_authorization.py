@@ -22,9 +22,11 @@ from tests.e2e.authorization_server import (
     AuthorizationServer,
     run_authorization_server,
     run_host,
+    sign_in_by_hand,
     visit_printed_addresses,
 )
 from tests.e2e.node import NODE, NODE_22, require_node
+from tests.eventually import eventually
 from tests.stack import Gateway, find_free_port, serve_gateway
 
 pytestmark = require_node("oidc-provider")
@@ -40,7 +42,6 @@ async def serve_protected_gateway(
     port = find_free_port()
     address = f"http://127.0.0.1:{port}"
     defaults: dict[str, Any] = {
-        "jwt_jwks_url": f"{server.issuer}/jwks",
         "jwt_issuer": server.issuer,
         "jwt_audience": f"{address}/mcp",
         "jwt_scope_claim": "scope",
@@ -80,6 +81,35 @@ async def test_typescript_sdk_signs_in_and_refreshes_an_expired_token(
     assert era != "legacy" or result["ended"] == 404
     assert {entry["audience"] for entry in await authorization_server.read_log("issued")} == {url}
     assert not await authorization_server.read_log("error")
+
+
+async def test_keys_rotate_while_hosts_have_sessions(
+    protected_gateway: Gateway, authorization_server: AuthorizationServer
+) -> None:
+    url = f"{protected_gateway.base_url}/mcp"
+    before = await sign_in_by_hand(authorization_server, url)
+    assert (await protected_gateway.get("/api/v1/tools", headers=before)).status == 200
+    await authorization_server.send_command("rotate")
+    after = await sign_in_by_hand(authorization_server, url)
+
+    async def is_accepted() -> bool:  # keys are fetched every five seconds at most
+        await asyncio.sleep(0.1)  # far below the rate limit
+        return (await protected_gateway.get("/api/v1/tools", headers=after)).status == 200
+
+    await eventually(is_accepted)
+    assert (await protected_gateway.get("/api/v1/tools", headers=before)).status == 401
+
+
+async def test_token_for_another_resource_is_of_no_use(
+    protected_gateway: Gateway, authorization_server: AuthorizationServer
+) -> None:
+    others = "https://others.example/mcp"
+    foreign = await sign_in_by_hand(authorization_server, others)
+    for path in ("/mcp", "/api/v1/tools"):
+        assert (await protected_gateway.post(path, {}, headers=foreign)).status == 401
+    assert {entry["audience"] for entry in await authorization_server.read_log("issued")} == {others}
+    id_token = await sign_in_by_hand(authorization_server, None, scope="openid", token="id_token")
+    assert (await protected_gateway.post("/mcp", {}, headers=id_token)).status == 401
 
 
 @require_node("mcp-remote")

@@ -29,6 +29,7 @@ from gateway.domain.errors import (
     ServerStopping,
 )
 from gateway.domain.messages import JsonObject
+from gateway.domain.toolsets import is_mcp_path
 from gateway.wire.anthropic import answers as anthropic
 from gateway.wire.openai.error_codes import get_problem_code
 from gateway.wire.openai_chat_answers import build_error_body
@@ -116,12 +117,13 @@ def _build_challenge(request: Request, problem: str | None, scopes: tuple[str, .
     MCP hosts find their authorization server by it (RFC 9728), and ask it for the scopes. Others get none.
     """
     settings: Settings = request.app.state.settings
-    if not f"{request.url.path}/".startswith("/mcp/") or settings.authorization_server is None:
+    path: str = request.scope["path"].removesuffix("/")
+    if not is_mcp_path(path) or not settings.authorization_servers:
         return None
     parameters = [f'error="{problem}"'] if problem else []
     if settings.jwt_scope_claim is not None:
         parameters.append(f'scope="{" ".join(scopes)}"')
-    parameters.append(f'resource_metadata="{settings.public_url}/.well-known/oauth-protected-resource/mcp"')
+    parameters.append(f'resource_metadata="{settings.public_url}/.well-known/oauth-protected-resource{path}"')
     return f"Bearer {', '.join(parameters)}"
 
 

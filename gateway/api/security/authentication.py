@@ -273,7 +273,7 @@ class FailedLoginAudit:
 
 
 def accepts_jwt(settings: Settings) -> bool:
-    return settings.jwt_secret is not None or settings.jwt_jwks_url is not None
+    return settings.jwt_secret is not None or bool(settings.jwks_urls)
 
 
 def _create_jwt_verifier(settings: Settings) -> "JwtVerifier | None":

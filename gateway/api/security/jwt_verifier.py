@@ -3,9 +3,12 @@
 A shared secret signs them, or a key that an identity provider publishes.
 """
 
+import asyncio
+import json
 import time
 from collections.abc import Mapping
 from typing import cast
+from urllib.parse import urlsplit
 
 import aiohttp
 import jwt
@@ -17,6 +20,8 @@ from gateway.config import Settings
 from gateway.domain.caller_token import JWT_KEY, CallerToken
 from gateway.domain.errors import GatewayError, NotAuthenticated
 from gateway.domain.messages import Principal, UserRole
+from gateway.domain.toolsets import is_toolset_name
+from gateway.settings.values import is_web_address
 
 log = get_logger(__name__)
 
@@ -44,10 +49,10 @@ class JwtVerifier:
 
     def __init__(self, settings: Settings) -> None:
         self._secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else None
-        self._jwks = JwksCache(settings.jwt_jwks_url) if settings.jwt_jwks_url else None
+        self._jwks = {issuer: JwksCache(url, issuer=issuer) for issuer, url in settings.jwks_urls.items()}
         self._algorithms = list(settings.jwt_algorithms) or (["RS256"] if self._jwks else ["HS256"])
-        self._issuer = settings.jwt_issuer
-        self._audience = settings.jwt_audience
+        self._issuers = settings.jwt_issuer
+        self._audience = _AudienceCheck(settings)
         self._leeway = settings.jwt_leeway_seconds
         self._role_claim = settings.jwt_role_claim
         self._scope_claim = settings.jwt_scope_claim
@@ -62,19 +67,20 @@ class JwtVerifier:
         if len(token) > _MAX_TOKEN_LENGTH:
             raise NotAuthenticated("This token is too long.")
         try:
+            issuer = self._find_issuer(token)
             claims: Mapping[str, object] = jwt.decode(
                 token,
-                await self._get_signing_key(token),
+                await self._get_signing_key(token, issuer),
                 algorithms=self._algorithms,
-                issuer=self._issuer,
-                audience=self._audience,
+                issuer=issuer,
                 leeway=self._leeway,
-                options={"require": ["exp", "iss", "aud", "sub"]},
+                options={"require": ["exp", "iss", "aud", "sub"], "verify_aud": False},
             )
+            toolset = self._audience.find_toolset(claims["aud"])
         except jwt.PyJWTError as error:
             log.info("token_rejected", reason=type(error).__name__)
             raise NotAuthenticated("This token is not valid.") from None
-        user = str(claims["sub"])
+        user = self._name_user(issuer, str(claims["sub"]))
         if not user or user != user.strip() or len(user) > _MAX_USER_LENGTH or not user.isprintable():
             raise NotAuthenticated("The token has no valid `sub` claim.")
         return Principal(
@@ -83,11 +89,35 @@ class JwtVerifier:
             key=JWT_KEY,
             scopes=self._parse_scopes(claims),
             token=CallerToken(SecretStr(token), float(str(claims["exp"]))),
+            toolset=toolset,
         )
 
-    async def _get_signing_key(self, token: str) -> "str | jwt.PyJWK":
-        if self._jwks is not None:
-            return await self._jwks.get_key(jwt.get_unverified_header(token).get("kid"))
+    def _find_issuer(self, token: str) -> str:
+        """Return the issuer whose keys must verify a token."""
+        if len(self._issuers) == 1:
+            return self._issuers[0]
+        claimed = jwt.decode(token, options={"verify_signature": False}).get("iss")
+        if claimed not in self._issuers:  # a tuple, so that a claim of any type can be compared
+            raise jwt.InvalidIssuerError("unknown issuer")
+        return cast(str, claimed)
+
+    def _name_user(self, issuer: str, subject: str) -> str:
+        """Return the user of a subject.
+
+        Subjects of different issuers are different users. Those of the first issuer have no prefix.
+
+        Raises:
+            NotAuthenticated: the first issuer's subject has the form of another issuer's user.
+        """
+        if issuer != self._issuers[0]:
+            return f"{issuer}#{subject}"
+        if subject.partition("#")[0] in self._issuers[1:]:
+            raise NotAuthenticated("The token has no valid `sub` claim.")
+        return subject
+
+    async def _get_signing_key(self, token: str, issuer: str) -> "str | jwt.PyJWK":
+        if self._jwks:
+            return await self._jwks[issuer].get_key(jwt.get_unverified_header(token).get("kid"))
         assert self._secret is not None
         return self._secret
 
@@ -119,8 +149,43 @@ def _split_claim(claim: object) -> list[str]:
     return [str(word) for word in cast(list[object], claim)] if isinstance(claim, list) else str(claim).split()
 
 
+class _AudienceCheck:
+    """Compares audiences of tokens with the gateway's.
+
+    Where the audience is the address of `/mcp`, the address of a toolset below it is one too, for that toolset alone.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        audience = settings.jwt_audience or ""
+        self._ignores_slash = is_web_address(audience)
+        self._audience = audience.removesuffix("/") if self._ignores_slash else audience
+        self._has_toolsets = self._audience == f"{settings.public_url}/mcp"
+
+    def find_toolset(self, claim: object) -> str | None:
+        """Return the toolset that a token is bound to.
+
+        None: it is for all of the gateway.
+
+        Raises:
+            InvalidAudienceError: the token is for others.
+        """
+        values = cast(list[object], claim) if isinstance(claim, list) else [claim]
+        names = [
+            value.removesuffix("/") if self._ignores_slash else value for value in values if isinstance(value, str)
+        ]
+        if self._audience in names:
+            return None
+        for name in names:
+            parent, _, toolset = name.rpartition("/")
+            if self._has_toolsets and parent == self._audience and is_toolset_name(toolset):
+                return toolset
+        raise jwt.InvalidAudienceError("other audience")
+
+
 class JwksCache:
     """The keys of a JWKS document.
+
+    Without a `url`, the issuer's metadata has it (OpenID Connect Discovery, RFC 8414).
 
     They are fetched again after `refresh_seconds`, or when a token names an unknown key. Tokens with unknown keys cause
     at most one fetch in `min_interval` seconds. All requests wait for the same fetch, at most `timeout_seconds`; a
@@ -129,14 +194,16 @@ class JwksCache:
 
     def __init__(
         self,
-        url: str,
+        url: str | None,
         *,
+        issuer: str = "",
         min_interval: float = 5.0,
         refresh_seconds: float = 300.0,
         timeout_seconds: float = 5.0,
         stale_wait_seconds: float = 1.0,
     ) -> None:
         self._url = url
+        self._issuer = issuer
         self._min_interval = min_interval
         self._refresh_seconds = refresh_seconds
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
@@ -190,9 +257,9 @@ class JwksCache:
         A document that cannot be fetched or read leaves them unchanged.
         """
         try:
-            async with aiohttp.ClientSession(timeout=self._timeout) as session, session.get(self._url) as response:
-                response.raise_for_status()
-                document = jwt.PyJWKSet.from_json((await _read_document(response.content)).decode())
+            async with aiohttp.ClientSession(timeout=self._timeout) as session, asyncio.timeout(self._timeout.total):
+                url = self._url or await self._discover_url(session)
+                document = jwt.PyJWKSet.from_json((await _get_document(session, url)).decode())
         except (aiohttp.ClientError, TimeoutError, jwt.PyJWTError, *_INVALID_DOCUMENT_ERRORS) as error:
             log.warning("jwks_not_fetched", error=type(error).__name__)
         else:
@@ -200,6 +267,33 @@ class JwksCache:
             self._fetched_at = time.monotonic()
         finally:
             self._attempted_at = time.monotonic()
+
+    async def _discover_url(self, session: aiohttp.ClientSession) -> str:
+        """Return the address of the keys in the issuer's metadata.
+
+        Raises:
+            ValueError: the metadata is another issuer's, or has no address to fetch keys from.
+            aiohttp.ClientError: there is no metadata.
+        """
+        try:
+            content = await _get_document(session, f"{self._issuer.removesuffix('/')}/.well-known/openid-configuration")
+        except aiohttp.ClientResponseError:  # no OpenID provider: RFC 8414 alone
+            issuer = urlsplit(self._issuer)
+            path = f"/.well-known/oauth-authorization-server{issuer.path.removesuffix('/')}"
+            content = await _get_document(session, issuer._replace(path=path).geturl())
+        metadata = json.loads(content)
+        url = metadata["jwks_uri"]
+        if metadata["issuer"] != self._issuer or not is_web_address(url):
+            raise ValueError("metadata of another issuer")
+        if self._issuer.startswith("https://") and not url.startswith("https://"):
+            raise ValueError("keys without TLS")
+        return url
+
+
+async def _get_document(session: aiohttp.ClientSession, url: str) -> bytes:
+    async with session.get(url) as response:
+        response.raise_for_status()
+        return await _read_document(response.content)
 
 
 async def _read_document(content: aiohttp.StreamReader) -> bytes:

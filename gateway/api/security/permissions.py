@@ -237,14 +237,14 @@ PUBLIC_DOCUMENTS: dict[tuple[str, str], RoutePermission] = {
     # MCP servers fetch it, under any name of the gateway.
     ("GET", "/.well-known/jwks.json"): _UNCOUNTED,
     ("GET", "/.well-known/oauth-protected-resource"): _PUBLIC,
-    ("GET", "/.well-known/oauth-protected-resource/mcp"): _PUBLIC,
+    ("GET", "/.well-known/oauth-protected-resource/{resource_path}"): _PUBLIC,
     ("GET", "/.well-known/agent-card.json"): _PUBLIC,
     ("GET", "/.well-known/mcp/catalog.json"): _PUBLIC,
     ("GET", "/.well-known/mcp/server-card.json"): _PUBLIC,
     ("GET", "/mcp/server-card"): _PUBLIC,
 }
 """Documents outside the API, which need no credential."""
-_PARAMETERS_WITH_SLASHES = {"model"}
+_PARAMETERS_WITH_SLASHES = {"model", "resource_path"}
 
 
 def find_permission(method: str, path: str) -> RoutePermission | None:

@@ -34,6 +34,7 @@ class AuthorizationServer:
 
     def __init__(self) -> None:
         self.url = ""
+        self.metadata: dict[str, str] = {}
         self.keys = JwksProvider()
         self.keys.add_key("key")
         self.requests: dict[str, dict[str, str]] = {}
@@ -56,7 +57,9 @@ class AuthorizationServer:
             for name, path in (("authorization", "authorize"), ("token", "token"), ("registration", "register"))
         }
         methods = {"response_types_supported": ["code"], "code_challenge_methods_supported": ["S256"]}
-        return JSONResponse({"issuer": self.url, **endpoints, **methods})
+        return JSONResponse(
+            {"issuer": self.url, "jwks_uri": f"{self.url}/jwks.json/", **endpoints, **methods, **self.metadata}
+        )
 
     async def register(self, request: Request) -> Response:
         return JSONResponse({**await request.json(), "client_id": "host"}, status_code=201)
@@ -106,7 +109,7 @@ async def authorization_server() -> AsyncGenerator[AuthorizationServer]:
 
 
 @asynccontextmanager
-async def sign_in(base_url: str) -> AsyncGenerator[Client]:
+async def sign_in(base_url: str, path: str = "/mcp") -> AsyncGenerator[Client]:
     """Connect a host that knows nothing but the address of `/mcp`."""
     answers: list[dict[str, str]] = []
 
@@ -120,10 +123,10 @@ async def sign_in(base_url: str) -> AsyncGenerator[Client]:
         return AuthorizationCodeResult(code=answer["code"], state=answer["state"])
 
     metadata = OAuthClientMetadata.model_validate({"redirect_uris": [REDIRECT], "client_name": "a host"})
-    auth = OAuthClientProvider(f"{base_url}/mcp", metadata, Storage(), visit, return_code)
+    auth = OAuthClientProvider(f"{base_url}{path}", metadata, Storage(), visit, return_code)
     async with (
         httpx2.AsyncClient(auth=auth, timeout=30) as http,
-        Client(streamable_http_client(f"{base_url}/mcp", http_client=http)) as host,
+        Client(streamable_http_client(f"{base_url}{path}", http_client=http)) as host,
     ):
         yield host
 
