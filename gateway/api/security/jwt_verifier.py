@@ -80,8 +80,9 @@ class JwtVerifier:
         except jwt.PyJWTError as error:
             log.info("token_rejected", reason=type(error).__name__)
             raise NotAuthenticated("This token is not valid.") from None
-        user = self._name_user(issuer, str(claims["sub"]))
-        if not user or user != user.strip() or len(user) > _MAX_USER_LENGTH or not user.isprintable():
+        subject = str(claims["sub"])
+        user = self._name_user(issuer, subject)
+        if not subject or subject != subject.strip() or len(user) > _MAX_USER_LENGTH or not subject.isprintable():
             raise NotAuthenticated("The token has no valid `sub` claim.")
         return Principal(
             user=user,

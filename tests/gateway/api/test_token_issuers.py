@@ -74,6 +74,8 @@ async def test_issuer_cannot_sign_for_another_issuer(servers: list[Authorization
         "signed by the other": sign(second, gateway, iss=first.url),
         "signed by the other, reversed": sign(first, gateway, iss=second.url),
         "the other's user": sign(first, gateway, sub=f"{second.url}#ada"),
+        "no user of the other": sign(second, gateway, sub=""),
+        "a blank in front": sign(second, gateway, sub=" ada"),
         "no issuer": sign(first, gateway, iss=None),
         "a list of issuers": sign(first, gateway, iss=[first.url, second.url]),
         "an object as issuer": sign(first, gateway, iss={"url": first.url}),
