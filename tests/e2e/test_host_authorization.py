@@ -8,13 +8,18 @@ import json
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
+from playwright.async_api import Error as PlaywrightError
+from playwright.async_api import Page, async_playwright
 from pydantic import SecretStr
+from starlette.responses import PlainTextResponse
 
 from gateway.simulator import Simulator
 from gateway.simulator.faults import Fault
@@ -27,7 +32,8 @@ from tests.e2e.authorization_server import (
 )
 from tests.e2e.node import NODE, NODE_22, require_node
 from tests.eventually import eventually
-from tests.stack import Gateway, find_free_port, serve_gateway
+from tests.gateway_console.running_console import CHROMIUM, needs_chromium
+from tests.stack import Gateway, find_free_port, serve_asgi, serve_gateway
 
 pytestmark = require_node("oidc-provider")
 CLAUDE_CODE = "@anthropic-ai/claude-code-linux-x64"
@@ -81,6 +87,19 @@ async def test_typescript_sdk_signs_in_and_refreshes_an_expired_token(
     assert era != "legacy" or result["ended"] == 404
     assert {entry["audience"] for entry in await authorization_server.read_log("issued")} == {url}
     assert not await authorization_server.read_log("error")
+
+
+async def test_typescript_sdk_signs_in_again_for_a_missing_scope(
+    protected_gateway: Gateway, authorization_server: AuthorizationServer
+) -> None:
+    await authorization_server.send_command("grant", "history")
+    command = (str(NODE_22), str(NODE / "mcp_sign_in.mjs"), f"{protected_gateway.base_url}/mcp", "legacy", "calculate")
+    result = json.loads((await run_host(authorization_server, *command)).splitlines()[-1])
+    assert result["signIns"] == 2
+    assert "45" in result["texts"][0]
+    scopes = [set(entry["issued"].split()) for entry in await authorization_server.read_log("issued")]
+    assert "tools" not in scopes[0]
+    assert "tools" in scopes[1]
 
 
 async def test_keys_rotate_while_hosts_have_sessions(
@@ -147,6 +166,95 @@ async def test_inspector_signs_in_and_keeps_its_token(
         result = json.loads(output.splitlines()[-1])["result"]
         assert result["structuredContent"] == {"expression": "5*9", "result": 45}
     assert len(await authorization_server.read_log("registered")) == 1
+
+
+@needs_chromium
+@require_node("@modelcontextprotocol/inspector")
+async def test_inspector_signs_in_from_its_page(
+    protected_gateway: Gateway, authorization_server: AuthorizationServer, tmp_path: Path
+) -> None:
+    url = f"http://127.0.0.1:{find_free_port()}"
+    settings = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "MCP_INSPECTOR_SECRET_STORE": "file"}
+    settings |= {"MCP_AUTO_OPEN_ENABLED": "false", "CLIENT_PORT": url.rpartition(":")[2]}
+    settings |= {"MCP_SANDBOX_PORT": str(find_free_port()), "MCP_INSPECTOR_API_TOKEN": "token-of-the-tests"}
+    target = ("--transport", "http", "--server-url", f"{protected_gateway.base_url}/mcp")
+    inspector = await asyncio.create_subprocess_exec(str(BIN / "mcp-inspector"), "--web", *target, env=settings)
+    try:
+        await eventually(partial(is_listening, url))
+        async with open_page() as page:
+            await page.goto(f"{url}?MCP_INSPECTOR_API_TOKEN=token-of-the-tests")
+            await page.get_by_role("switch").first.click(force=True)
+            await page.get_by_placeholder("Enter any login").fill("ada")
+            await page.get_by_placeholder("and password").fill("any")
+            await page.get_by_role("button", name="Sign-in").click()
+            await page.get_by_role("button", name="Continue").click()
+            await page.get_by_text("Authentication succeeded.").wait_for()
+            await page.get_by_text("Tools", exact=True).first.click()
+            await page.get_by_text("calculator").first.wait_for()
+    finally:
+        inspector.terminate()
+        await inspector.wait()
+    assert [entry["user"] for entry in await authorization_server.read_log("issued")] == ["ada"]
+
+
+PAGE_SCRIPT = """async ([gateway, token]) => {
+  const accept = 'application/json, text/event-stream'
+  const plain = { 'Content-Type': 'application/json', Accept: accept, 'MCP-Protocol-Version': '2025-11-25' }
+  const headers = { ...plain, Authorization: token }
+  const clientInfo = { name: 'page', version: '1' }
+  const params = { protocolVersion: '2025-11-25', capabilities: {}, clientInfo }
+  const body = JSON.stringify({ jsonrpc: '2.0', id: 1, method: 'initialize', params })
+  const refused = await fetch(`${gateway}/mcp`, { method: 'POST', headers: plain, body })
+  const challenge = refused.headers.get('WWW-Authenticate')
+  const url = challenge.match(/resource_metadata="([^"]+)"/)[1]
+  const metadata = await (await fetch(url, { headers: { 'MCP-Protocol-Version': '2025-11-25' } })).json()
+  const opened = await fetch(`${gateway}/mcp`, { method: 'POST', headers, body })
+  const session = { ...headers, 'Mcp-Session-Id': opened.headers.get('Mcp-Session-Id') }
+  const ended = await fetch(`${gateway}/mcp`, { method: 'DELETE', headers: session })
+  const gone = await fetch(`${gateway}/mcp`, { method: 'POST', headers: session, body })
+  return [refused.status, metadata.resource, opened.status, ended.status, gone.status]
+}"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("is_allowed", [True, False])
+async def test_page_of_another_origin_reads_the_challenge_if_cors_allows_it(
+    authorization_server: AuthorizationServer, database_url: str, simulator: Simulator, tools_url: str, is_allowed: bool
+) -> None:
+    async with (
+        serve_asgi(PlainTextResponse("a page")) as origin,
+        serve_protected_gateway(
+            authorization_server, database_url, simulator, tools_url, cors_origins=origin if is_allowed else ""
+        ) as gateway,
+        open_page() as page,
+    ):
+        token = (await sign_in_by_hand(authorization_server, f"{gateway.base_url}/mcp"))["Authorization"]
+        await page.goto(origin)
+        called = page.evaluate(PAGE_SCRIPT, [gateway.base_url, token])
+        if is_allowed:
+            assert await called == [401, f"{gateway.base_url}/mcp", 200, 200, 404]
+        else:
+            with pytest.raises(PlaywrightError, match="Failed to fetch"):
+                await called
+
+
+async def is_listening(url: str) -> bool:
+    """Return whether a server answers at a URL."""
+    try:
+        async with aiohttp.ClientSession() as session, session.get(url):
+            return True
+    except aiohttp.ClientConnectorError:
+        return False
+
+
+@asynccontextmanager
+async def open_page() -> AsyncGenerator[Page]:
+    """Open a page in Chromium that reaches this machine only."""
+    async with async_playwright() as playwright:
+        arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield await browser.new_page()
+        await browser.close()
 
 
 @require_node(CLAUDE_CODE)

@@ -10,6 +10,7 @@ const issuer = `http://127.0.0.1:${port}`
 const scopes = ['tools', 'history', 'chat']
 const log = []
 let tokenSeconds = 300
+let granted = scopes // of the next token
 let number = 0
 console.info = console.error // notices of oidc-provider; the standard output has the answers
 
@@ -35,7 +36,7 @@ function createProvider(keys) {
         defaultResource: () => undefined,
         useGrantedResource: () => true,
         getResourceServerInfo: (_context, indicator) => ({
-          scope: scopes.join(' '),
+          scope: granted.join(' '),
           audience: indicator, // any address is a resource here, as at a server that many share
           accessTokenFormat: 'jwt',
           accessTokenTTL: tokenSeconds,
@@ -49,6 +50,7 @@ function createProvider(keys) {
   provider.on('grant.error', (_context, error) => log.push({ error: error.error_description ?? error.message }))
   provider.on('registration_create.error', (_c, error) => log.push({ error: error.error_description ?? error.message }))
   provider.on('registration_create.success', (_context, client) => log.push({ registered: client.metadata() }))
+  provider.on('access_token.issued', () => (granted = scopes))
   provider.on('access_token.issued', (token) => log.push({ issued: token.scope ?? '', audience: token.aud, user: token.accountId }))
   provider.on('grant.success', (context) => log.push({ grant: context.oidc.params.grant_type, resource: context.oidc.params.resource }))
   return provider.callback()
@@ -65,6 +67,7 @@ const commands = {
     handle = createProvider(keys)
     return keys.map((key) => key.kid)
   },
+  grant: (...names) => (granted = names),
   lifetime: (seconds) => (tokenSeconds = seconds),
 }
 

@@ -53,13 +53,14 @@ async function connect() {
 }
 
 async function signInIfAsked(act) {
-  try {
-    return await act()
-  } catch (error) {
-    if (!(error instanceof UnauthorizedError)) throw error
-    const [parameters] = await stored.callback
-    await transport.finishAuth(parameters)
-    return await act()
+  for (;;) {
+    try {
+      return await act()
+    } catch (error) {
+      if (!(error instanceof UnauthorizedError) || result.signIns > 3) throw error
+      const [parameters] = await stored.callback
+      await transport.finishAuth(parameters)
+    }
   }
 }
 
