@@ -37,6 +37,7 @@ from gateway.domain.messages import (
     ToolSpec,
     text_block,
 )
+from gateway.domain.toolsets import was_called
 from gateway.ports.code import ProgramInterface
 from gateway.ports.tools import (
     MAX_OBSERVED_MESSAGE_LENGTH,
@@ -139,10 +140,7 @@ class ToolCallScheduler(NestedCalls):
         self._spawn(self._run_call(call, spec, arguments, earlier, deferred=not read_only), read_only=read_only)
 
     def _find_answer(self, call: ToolCallStarted, spec: ToolSpec | None) -> ToolFinished | None:
-        """Return the result of a call that must not run.
-
-        Only calls of replays have such results.
-        """
+        """Return the recorded result of a replay's call."""
         return None if self._recorded_calls is None else self._recorded_calls.find_answer(call, spec)
 
     def _add_answer(self, answer: ToolFinished) -> None:
@@ -206,8 +204,8 @@ class ToolCallScheduler(NestedCalls):
         is_program = spec.helper and spec.name == RUN_PYTHON
         earlier = self._order.list_earlier(read_only=False) if is_program else []
         again = ToolCall(call.call_id, call.tool, "")
-        repeated = self._run_call(again, spec, arguments, earlier, deferred=False, answers=answers)
-        self._spawn(repeated, read_only=not is_program)
+        run = self._run_call(again, spec, arguments, earlier, deferred=False, answers=answers)
+        self._spawn(run, read_only=not is_program)
 
     def resume_with_answers(self, call: ToolCallStarted, inputs: list[StoredQuestion]) -> None:
         """Continue a call whose questions were answered.
@@ -224,20 +222,20 @@ class ToolCallScheduler(NestedCalls):
             note = text_block("The user did not allow this call. Do not retry it unless they ask for it.")
             self._emitter.emit(ToolFinished(call_id=call.call_id, outcome="denied", content=[note]))
             return
-        repeated_call = ToolCall(call.call_id, call.tool, "")
-        self._spawn(self._run_call(repeated_call, spec, arguments, [], deferred=False, answers=inputs))
+        again = ToolCall(call.call_id, call.tool, "")
+        self._spawn(self._run_call(again, spec, arguments, [], deferred=False, answers=inputs))
 
     def _find_spec(self, call: ToolCallStarted) -> ToolSpec | None:
         """Return the tool of an earlier call.
 
-        Since then servers may have come or gone: its name may be that of another server's tool, and its server's tool
-        have another name.
+        Its name may be that of another tool since servers or the toolset changed.
         """
         spec = self._offered.get(call.tool) or self._toolbox.find_tool(call.tool, self._principal)
-        if spec is None or call.server in (None, spec.server):
+        identity = call.original_name or call.tool
+        if spec is None or (call.server in (None, spec.server) and was_called(spec, identity)):
             return spec
-        own = (spec for spec in self._toolbox.list_specs(self._principal) if spec.server == call.server)
-        return next((spec for spec in own if call.tool in (spec.name, *spec.former_names)), None)
+        specs = [spec for spec in self._toolbox.list_specs(self._principal) if spec.server == call.server]
+        return next((spec for spec in specs if was_called(spec, identity)), None)
 
     def run_deferred(self) -> None:
         """Start the changing calls, as the model's stream has ended."""

@@ -7,7 +7,7 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from gateway.domain.errors import Forbidden
-from gateway.domain.messages import Principal
+from gateway.domain.messages import Principal, ToolSpec
 
 TOOLSET_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 SERVER_CARD = "server-card"
@@ -125,3 +125,8 @@ def bind_toolset(principal: Principal, name: str | None) -> Principal:
     if principal.toolset is not None:
         raise Forbidden(f"Your key is bound to the toolset {principal.toolset!r}.", param="toolset")
     return msgspec.structs.replace(principal, toolset=name)
+
+
+def was_called(spec: ToolSpec, name: str) -> bool:
+    """Return whether a name outside of toolsets is, or was, a tool's."""
+    return name in (spec.identity, *spec.former_names)

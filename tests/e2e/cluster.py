@@ -59,7 +59,9 @@ async def run_process(
 class Cluster:
     """Starts workers that share a database, simulated Groq and tool server."""
 
-    def __init__(self, database_url: str, groq: str, tools: str, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, database_url: str, groq: str, tools: str, session: aiohttp.ClientSession, **changes: str
+    ) -> None:
         self._settings = {
             "DATABASE_URL": database_url,
             "GROQ_API_KEY": "simulated",
@@ -70,7 +72,7 @@ class Cluster:
             "MCP_SERVER_URL": tools,
             "TOOLS_SERVER_SECRET": SECRET,
             "LOG_LEVEL": "ERROR",
-        }
+        } | changes
         self._session = session
 
     @asynccontextmanager

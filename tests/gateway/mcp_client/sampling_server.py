@@ -21,7 +21,7 @@ from mcp.types import (
 )
 from starlette.types import ASGIApp
 
-from tests.gateway.mcp_client.mcp_servers import hide_modern_protocol
+from tests.gateway.mcp_client.mcp_servers import READ_ONLY, hide_modern_protocol
 
 LOOKUP = Tool(name="lookup", description="Looks up.", input_schema={"type": "object"})
 
@@ -61,6 +61,13 @@ class SamplingServer:
             self.calls += 1
             answer = await ask_model(ctx, prompt, max_tokens=max_tokens, system_prompt="Summarize.")
             return answer if isinstance(answer, InputRequiredResult) else f"summary: {answer.content.text}"
+
+        @mcp.tool(structured_output=False, annotations=READ_ONLY)
+        async def recall(ctx: Context[Any], prompt: str) -> str | InputRequiredResult:
+            """Ask the model, without an effect."""
+            self.calls += 1
+            answer = await ask_model(ctx, prompt)
+            return answer if isinstance(answer, InputRequiredResult) else f"recalled: {answer.content.text}"
 
         @mcp.tool(structured_output=False)
         async def look_up(ctx: Context[Any], prompt: str) -> str | InputRequiredResult:
