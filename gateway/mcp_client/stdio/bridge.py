@@ -1,5 +1,6 @@
 """Passes messages between a host's stdio and the gateway's MCP endpoint."""
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, cast
@@ -30,6 +31,7 @@ _VERSION_META = "io.modelcontextprotocol/protocolVersion"
 _TIMEOUT = httpx2.Timeout(10, read=None, pool=10)
 _MAX_TOOLS = 10_000
 _Object = Mapping[str, Any]
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,200}")
 
 
 class MessageHeaders:
@@ -46,16 +48,18 @@ class MessageHeaders:
         """Return the headers of a message to the gateway."""
         if not isinstance(message, JSONRPCRequest | JSONRPCNotification):
             return self._choose_legacy()
-        params = cast(_Object, message.params or {})
-        version: object = cast(_Object, params.get("_meta") or {}).get(_VERSION_META)
+        params = _as_object(message.params)
+        version: object = _as_object(params.get("_meta")).get(_VERSION_META)
         if not isinstance(version, str):
             return None if message.method == "initialize" else self._choose_legacy()
+        if not (_HEADER_VALUE.fullmatch(version) and _HEADER_VALUE.fullmatch(message.method)):
+            return None  # the gateway refuses the message
         headers = {MCP_PROTOCOL_VERSION_HEADER: version, MCP_METHOD_HEADER: message.method}
         name = params.get(NAME_BEARING_METHODS.get(message.method, ""))
         if isinstance(name, str):
             headers[MCP_NAME_HEADER] = encode_header_value(name)
             if message.method == "tools/call":
-                headers |= mcp_param_headers(self._parameters.get(name, {}), params.get("arguments") or {})
+                headers |= mcp_param_headers(self._parameters.get(name, {}), _as_object(params.get("arguments")))
         return headers
 
     def read_answer(self, message: JSONRPCMessage) -> None:
@@ -65,12 +69,17 @@ class MessageHeaders:
         version, tools = message.result.get("protocolVersion"), message.result.get("tools")
         if isinstance(version, str):
             self._handshake_version = version
-        for tool in cast(list[_Object], tools) if isinstance(tools, list) else ():
+        for tool in map(_as_object, cast(list[object], tools) if isinstance(tools, list) else ()):
             if len(self._parameters) < _MAX_TOOLS and (names := x_mcp_header_map(tool.get("inputSchema"))):
                 self._parameters[str(tool.get("name"))] = names
 
     def _choose_legacy(self) -> dict[str, str] | None:
         return {MCP_PROTOCOL_VERSION_HEADER: self._handshake_version} if self._handshake_version else None
+
+
+def _as_object(value: object) -> _Object:
+    """Return a JSON object of a message; other values count as empty."""
+    return cast(_Object, value) if isinstance(value, Mapping) else {}
 
 
 async def run_bridge(url: str, headers: dict[str, str], transport: httpx2.AsyncBaseTransport) -> None:
@@ -83,6 +92,7 @@ async def run_bridge(url: str, headers: dict[str, str], transport: httpx2.AsyncB
     chosen = MessageHeaders()
     async with (
         stdio_server() as (from_host, to_host),
+        to_host,
         httpx2.AsyncClient(headers=headers, transport=isolating, timeout=_TIMEOUT) as client,
         streamable_http_client(url, http_client=client) as (from_gateway, to_gateway),
         anyio.create_task_group() as tasks,
