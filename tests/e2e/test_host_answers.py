@@ -30,7 +30,10 @@ ANSWERS = {
 
 
 def make_entry(modern: bool) -> dict[str, Any]:
-    """Return the entry of a server; the tools of the modern one ask in results alone."""
+    """Return a server's entry.
+
+    The tools of the modern server ask in results alone.
+    """
     return {
         "sampling": "on",
         "roots": ["file:///srv/entry"],

@@ -1,4 +1,4 @@
-"""Workers that are killed while a server uses the model of a turn."""
+"""Workers that are killed during model calls of servers."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -44,7 +44,7 @@ async def cluster(
 async def test_open_model_call_of_a_killed_worker_is_lost_and_not_charged(
     cluster: Cluster, server: SamplingServer, simulator: Simulator, db: asyncpg.Connection, tool: str
 ) -> None:
-    """Kill a worker during the server's first model call, or the second one of `insist`."""
+    """Kill a worker during a model call, of `insist` the second."""
     is_second = tool == "insist"
     call = {"name": f"s_{tool}", "arguments": {} if is_second else {"prompt": TEXT}}
     simulator.faults.add_faults(

@@ -1,4 +1,4 @@
-"""Toolsets that change while a turn waits, and faces that must not lead around them."""
+"""Attacks on toolsets, by changes and at every endpoint."""
 
 import json
 from typing import Any
@@ -144,7 +144,7 @@ async def test_endpoint_of_a_bound_key_leads_nowhere_else(keyring: Keyring) -> N
 
 
 async def test_session_of_one_key_is_not_that_of_another(keyring: Keyring) -> None:
-    """A session that an unbound key opened shows nothing to a bound key of the same user."""
+    """Use the session of an unbound key with a bound one."""
     await create(keyring, tools=["calculator"])
     bound = await create_bound_key(keyring)
     gateway, root = keyring.gateway, keyring.headers("root")
