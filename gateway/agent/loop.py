@@ -9,6 +9,7 @@ from uuid import uuid4
 import msgspec
 
 from gateway.agent.code.programs import TurnPrograms
+from gateway.agent.direct.calls import choose_finish_reason
 from gateway.agent.history.summarizer import HistorySummarizer
 from gateway.agent.model_context import ModelContext, TurnContext
 from gateway.agent.sampling.limits import SamplingLimits
@@ -163,6 +164,8 @@ class AgentLoop:
             return NEW_CALL
         if transcript.has_client_calls(last_step.step):
             return "tool_calls"
+        if turn.direct_call is not None:
+            return choose_finish_reason(transcript)
         lacks_output = context.response_format is not None and not transcript.step_text(last_step.step)
         return None if transcript.is_followed(last_step.step) or lacks_output else last_step.finish_reason
 

@@ -8,6 +8,7 @@ from gateway.agent.branches.recorded_calls import RecordedCalls
 from gateway.agent.history.window import HistoryOverflow
 from gateway.agent.tasks.waits import TurnTaskWaits
 from gateway.agent.transcript import Transcript
+from gateway.domain.direct_calls import DirectCall
 from gateway.domain.messages import (
     Approval,
     JsonObject,
@@ -27,6 +28,7 @@ from gateway.ports.turns import EventEmitter
 class TurnContext(EventEmitter):
     """A running turn, as the agent loop uses it.
 
+    A turn with a `direct_call` consists of it, and `begins_call` if no worker can have made it.
     `interrupted_step` is set from a takeover until the clients were told to discard what they have of that step. A fork
     or replay has `taken_steps` of another turn, and a replay answers calls from `recorded_calls`.
     """
@@ -37,6 +39,8 @@ class TurnContext(EventEmitter):
     interrupted_step: int | None = None
     taken_steps: int = 0
     recorded_calls: RecordedCalls | None = None
+    direct_call: DirectCall | None = None
+    begins_call: bool = False
 
     @abstractmethod
     def on_accepted(self) -> None:

@@ -331,7 +331,7 @@ class Runner:
 
         None if the turn continues elsewhere. Every exception becomes such an event.
         """
-        turn.deadline = deadline = PausableTimeout(self._config.turn_timeout)
+        turn.deadline = deadline = PausableTimeout(self._config.get_timeout(turn.record.request))
         if turn.cancel_reason is not None:
             return turn.build_cancelled_event()
         if turn.takeover_error is not None:
@@ -366,7 +366,7 @@ class Runner:
             return turn.record_failure(error) if turn.log.failure is None else turn.build_cancelled_event()
         except Exception:  # without an end, the turn's readers would wait for ever
             if deadline.has_expired:
-                seconds = self._config.turn_timeout
+                seconds = self._config.get_timeout(turn.record.request)
                 return turn.record_failure(TurnTimeout(f"The turn exceeded its time limit of {seconds:g} seconds."))
             log.exception("turn_crashed", turn_id=str(turn.id))
             return turn.record_failure(GatewayError())

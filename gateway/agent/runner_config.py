@@ -12,7 +12,7 @@ from gateway.agent.starting.images import ImagePolicy
 from gateway.agent.tool_search import AddPrograms, ToolSelector
 from gateway.agent.turn import DEFAULT_MAX_TURN_BYTES
 from gateway.config import Settings
-from gateway.domain.messages import Parameters
+from gateway.domain.messages import Parameters, TurnRequest
 from gateway.ports.journal import Journal
 from gateway.ports.server_tasks import TaskWaitRepository
 from gateway.ports.store import (
@@ -35,8 +35,9 @@ _DEFAULT_IMAGES = ImagePolicy(ImageSettings())
 class RunnerConfig:
     """Limits of the turns of one process.
 
-    `max_turn_bytes` bounds the events of a turn. `turn_timeout` and `storage_timeout` are seconds; `storage_timeout`
-    bounds the wait for the database at a turn's end. `synchronous_journal` shows deltas only when they are durable.
+    `max_turn_bytes` bounds the events of a turn. `turn_timeout`, `direct_call_timeout` and `storage_timeout` are
+    seconds; `storage_timeout` bounds the wait for the database at a turn's end. `synchronous_journal` shows deltas only
+    when they are durable.
     `default_parameters` complete those of a request, as far as its model takes them. `create_turn_id` reads this
     machine's clock, so the ids do not order the turns of a conversation. `get_trace_context` is called when a turn
     starts, see `TurnRecord`.
@@ -47,6 +48,7 @@ class RunnerConfig:
     get_trace_context: Callable[[], dict[str, str] | None] | None = None
     system_prompt: SystemPrompt = _BUILT_IN_PROMPT
     turn_timeout: float = 120.0
+    direct_call_timeout: float = 86_400.0
     storage_timeout: float = 30.0
     max_turns: int = 2_000
     synchronous_journal: bool = False
@@ -70,6 +72,7 @@ class RunnerConfig:
             worker_id=worker_id,
             system_prompt=SystemPrompt(settings.agent_system_prompt, settings.system_prompt_policy),
             turn_timeout=settings.agent_timeout,
+            direct_call_timeout=settings.tool_task_timeout,
             storage_timeout=3 * settings.storage_retry_seconds,
             max_turns=settings.max_running_turns,
             synchronous_journal=settings.synchronous_journal,
@@ -87,6 +90,13 @@ class RunnerConfig:
             add_programs=add_programs,
             images=ImagePolicy(settings),
         )
+
+    def get_timeout(self, request: TurnRequest) -> float:
+        """Return the time limit of a turn.
+
+        That of a direct call is a backstop: the limits of tool calls come first.
+        """
+        return self.turn_timeout if request.direct_call is None else self.direct_call_timeout
 
     def create_tool_selector(self, toolbox: Toolbox) -> ToolSelector:
         """Create what chooses the tools of turns."""

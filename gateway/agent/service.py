@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Literal, TypeVar
 from uuid import UUID
 
@@ -38,7 +38,8 @@ from gateway.domain.errors import (
     TurnNotStored,
     error_from_info,
 )
-from gateway.domain.messages import Answer, Principal, TurnRequest
+from gateway.domain.events import JournalEntry
+from gateway.domain.messages import Answer, Principal, StoredQuestion, TurnRequest
 from gateway.ports.listener import EventFold
 from gateway.ports.store import Bus, QuestionRepository, TurnRepository
 
@@ -151,7 +152,7 @@ class TurnService:
         request = await self._turns.load_request(turn_id, principal)
         return await self.start_turn(build_branch_request(turn_id, request, branch), principal, request_id=request_id)
 
-    async def get_turn(self, turn_id: UUID, principal: Principal) -> TurnHandle:
+    async def get_turn(self, turn_id: UUID, principal: Principal) -> FollowedTurn:
         """Return a turn of the principal that was started before.
 
         Raises:
@@ -177,6 +178,24 @@ class TurnService:
         When the last listener of a started turn leaves, the request's `on_disconnect` decides whether it is cancelled.
         """
         return TurnListener(turn, _get_active(turn), self._subscriptions, after=after, is_streamed=True)
+
+    async def follow_to_end(self, turn: FollowedTurn) -> AsyncGenerator[list[JournalEntry]]:
+        """Read all events up to the end, from any worker.
+
+        Raises:
+            ServerStopping: this worker stops.
+            StorageUnavailable, JournalExpired: the turn's end cannot be read.
+        """
+        after = 0
+        while True:
+            async with self.listen_to_turn(turn, after=after) as listener:
+                async for batch in listener:
+                    after = batch[-1].seq
+                    yield batch
+            if listener.turn_has_ended:
+                return
+            if listener.close_reason != INPUT_REQUIRED:
+                _check_continues(turn, listener)
 
     def listen_for_client(self, turn: TurnHandle, *, grace_seconds: float | None) -> TurnListener:
         """Read all events, until the turn ends or waits for a person.
@@ -227,6 +246,10 @@ class TurnService:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CANCEL_TIMEOUT_SECONDS):
                     await subscription.wait_until_closed()
+
+    async def list_open_questions(self, turn: TurnHandle) -> list[StoredQuestion]:
+        """List the questions of a turn that no one has answered."""
+        return [stored for stored in await self._questions.list_for_turn(turn.id) if stored.answer is None]
 
     async def answer_question(self, turn: TurnHandle, input_id: UUID, answer: Answer) -> None:
         """Store the answer to a question.

@@ -14,6 +14,7 @@ from gateway.agent.batch_tool import BATCH, run_batch
 from gateway.agent.branches.recorded_calls import RecordedCalls
 from gateway.agent.code.call_order import CallOrder
 from gateway.agent.code.programs import TurnPrograms
+from gateway.agent.direct.calls import build_result_event, choose_idempotency_key
 from gateway.agent.model_context import TurnContext
 from gateway.agent.sampling.calls import call_with_sampling, sample_inline
 from gateway.agent.sampling.sampler import TurnSampler
@@ -189,14 +190,16 @@ class ToolCallScheduler(NestedCalls):
     def retry_interrupted(self, call: ToolCallStarted) -> None:
         """Repeat an interrupted call if that is safe.
 
-        Its task goes on. Else, if not repeatable, its outcome is unknown. Programs keep their order for variables.
+        Its task goes on, and a direct call begins here. Else, if not repeatable, its outcome is unknown. Programs keep
+        their order for variables.
         """
         spec = self._find_spec(call)
         if (answer := self._find_answer(call, spec)) is not None:
             self._add_answer(answer)
             return
-        answers = None if self._emitter.tasks.find_wait(call.call_id) is None else list[StoredQuestion]()
-        if spec is None or not (spec.is_repeatable or answers is not None):
+        goes_on = self._emitter.begins_call or self._emitter.tasks.find_wait(call.call_id) is not None
+        answers = list[StoredQuestion]() if goes_on or self._emitter.direct_call is not None else None
+        if spec is None or not (spec.is_repeatable or goes_on):
             note = text_block("The gateway was interrupted during this call. It may or may not have taken effect.")
             self._emitter.emit(ToolFinished(call_id=call.call_id, outcome="unknown", content=[note]))
             return
@@ -287,15 +290,7 @@ class ToolCallScheduler(NestedCalls):
             return
         name = spec.name if spec is not None else clean_text(call.name, _MAX_LOGGED_NAME_LENGTH)
         log.info("tool_called", tool=name, outcome=result.outcome, duration_ms=duration_ms)
-        self._emitter.emit(
-            ToolFinished(
-                call_id=call.id,
-                outcome=result.outcome,
-                content=result.content,
-                structured=result.structured,
-                duration_ms=duration_ms,
-            )
-        )
+        self._emitter.emit(build_result_event(self._emitter, call.id, result, duration_ms))
 
     async def _execute(
         self, call: ToolCall, spec: ToolSpec | None, arguments: JsonObject | None, answers: list[StoredQuestion] | None
@@ -326,7 +321,8 @@ class ToolCallScheduler(NestedCalls):
                 arguments,
                 self._principal,
                 answers=answers or (),
-                idempotency_key=make_idempotency_key(self._emitter.id, call.id),
+                idempotency_key=choose_idempotency_key(self._emitter, call.id),
+                is_whole=self._emitter.direct_call is not None,
             ),
         )
 

@@ -95,6 +95,8 @@ class ActiveTurn(TurnContext, TurnSpending):
         turn_log.on_failure = self._on_log_failure
         self.transcript = Transcript(record.request.follow_ups)
         self.taken_steps = record.request.origin.after_step if record.request.origin is not None else 0
+        self.direct_call = record.request.direct_call
+        self.begins_call = self.direct_call is not None and not record.epoch
         self.inputs: list[StoredQuestion] = []
         self.failure: GatewayError | None = None
         self.cancel_reason: CancelReason | None = None

@@ -33,6 +33,7 @@ from gateway.store.admin.audit_chain import AuditChain
 from gateway.store.admin.operations import OperationsStore
 from gateway.store.history import HistoryStore
 from gateway.store.lists.item_deletion import ItemDeletionStore
+from gateway.store.lists.mcp_tasks import McpTaskStore
 from gateway.store.lists.tasks import TaskListStore
 from gateway.store.lists.turn_contents import TurnContentStore
 from gateway.store.usage_report import UsageReports
@@ -85,6 +86,7 @@ async def build_gateway(
             timeouts,
             QuestionStates(store.cipher),
             _create_host_programs(settings, tools),
+            McpTaskStore(store.database),
         )
         tools.toolbox.subscribe_to_changes(mcp.notify_changes)
         await stack.enter_async_context(mcp.run_sessions())
@@ -95,8 +97,7 @@ async def build_gateway(
         state.lease, state.registry, state.toolsets = lease, tools.registry, tools.toolsets
         state.mcp, state.metrics = mcp, None
         state.toolbox, state.definitions = tools.policy_toolbox, tools.definitions
-        state.sandbox = tools.code.sandbox
-        state.catalog, state.model = llm.catalog, llm.model
+        state.sandbox, state.catalog, state.model = tools.code.sandbox, llm.catalog, llm.model
         state.storage_health = build_storage_health(settings, timeouts, store, lease, stack)
         state.model_health = CachedValue(llm.model.check, timeouts.model_health)
         state.tasks, state.load = tasks, load

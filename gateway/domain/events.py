@@ -135,7 +135,7 @@ class ToolFinished(_Event, frozen=True, kw_only=True, tag="tool.result"):
     """Result of a tool call.
 
     `content` holds the server's MCP content blocks, truncated to the size limit. `source` is set if the tool did not
-    return it during this turn.
+    return it during this turn. A direct call has the server's `meta`, and its JSON-RPC error as `refusal`.
     """
 
     call_id: str
@@ -144,6 +144,8 @@ class ToolFinished(_Event, frozen=True, kw_only=True, tag="tool.result"):
     structured: Any = None
     duration_ms: float = 0.0
     source: ResultSource | msgspec.UnsetType = msgspec.UNSET
+    meta: JsonObject | msgspec.UnsetType = msgspec.UNSET
+    refusal: JsonObject | msgspec.UnsetType = msgspec.UNSET
 
 
 class InputRequired(_Event, frozen=True, kw_only=True, tag="input.required"):

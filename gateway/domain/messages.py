@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.domain.branches import FollowUp, TurnOrigin
 from gateway.domain.caller_token import CallerToken
+from gateway.domain.direct_calls import DirectCall
 from gateway.domain.errors import ErrorInfo
 from gateway.domain.server_tasks import ServerTask
 
@@ -19,10 +20,7 @@ Approval = Literal["never", "destructive", "always"]
 Action = Literal["accept", "decline", "cancel", "expire"]
 JsonObject = dict[str, Any]
 JSON_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""Errors of msgspec for input that cannot be decoded.
-
-The input is not JSON, not UTF-8, or nested too deeply.
-"""
+"""Errors of msgspec: not JSON, not UTF-8, or nested too deeply."""
 UserRole = Literal["admin", "user", "viewer"]
 Area = Literal["chat", "history", "tools", "servers", "keys", "metrics", "admin"]
 GatewayTools = Literal["auto", "all", "none"]
@@ -30,10 +28,7 @@ GatewayTools = Literal["auto", "all", "none"]
 CodeMode = Literal["off", "auto", "only"]
 """Whether a model may write programs that call the tools."""
 RequestedCode = CodeMode | Literal["key"] | None
-"""Mode of a request.
-
-A request that says nothing gets that of its key. Without one, `key` is off, and None the setting CODE_MODE.
-"""
+"""Mode of a request: its key's, else off (`key`) or CODE_MODE (None)."""
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -183,6 +178,8 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     """The former names that cannot be those of another server's tool."""
     original_name: str = ""
     """The name outside of a toolset that renames the tool."""
+    runs_as_task: bool = False
+    """Hosts may run calls of the tool as tasks."""
 
     @property
     def identity(self) -> str:
@@ -291,6 +288,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     requests of a caller have the same `request_hash`. `webhook_url` is told when the turn ends or asks. `message_paths`
     are the client's names of the messages in errors, if these are not its own list `messages`. `code` says whether the
     model may write programs (None: as the administrator set it). `toolset` is the one whose tools alone are offered.
+    A turn with a `direct_call` consists of it, and asks no model.
     """
 
     messages: tuple[Message, ...]
@@ -321,6 +319,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     message_paths: tuple[str, ...] = ()
     code: RequestedCode = "key"
     toolset: str | None = None
+    direct_call: DirectCall | None = None
 
     @property
     def prompt(self) -> str:

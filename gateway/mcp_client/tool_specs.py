@@ -17,6 +17,7 @@ from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.mcp_client.connection_pool import ConnectionPool, ServerOffer
 from gateway.mcp_client.definition_check import DefinitionChecker
 from gateway.mcp_client.definitions.model_schema import adapt_for_models
+from gateway.mcp_client.tasks.protocol import supports_task
 from gateway.mcp_client.tool_names import ExposedNames
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import IDEMPOTENT_META
@@ -177,6 +178,7 @@ def make_spec(server: ServerConfig, tool: Tool, *, name: str) -> ToolSpec:
         approval=server.approval,
         deduplicates=server.idempotency or (tool.meta or {}).get(IDEMPOTENT_META) is True,
         for_model=is_for_model(tool.meta),
+        runs_as_task=server.runs_as_task(tool.name) or supports_task(tool.execution),
         definition=_dump_definition(tool),
     )
 

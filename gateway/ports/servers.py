@@ -112,7 +112,8 @@ class ServerConfig(BaseModel):
     sign in by OAuth to a server that answers 401, with the client in `oauth` where clients cannot register themselves,
     unless the entry sets an `Authorization` header. `sampling`: whether the server may use the model of the turn that
     calls it, or must `ask` a person each time. `roots`: URIs of the directories that it is told to work in (None: those
-    of the setting MCP_ROOTS).
+    of the setting MCP_ROOTS). `tasks`: globs over its own names of the tools whose calls take long,
+    so that hosts may run them as tasks.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -143,6 +144,7 @@ class ServerConfig(BaseModel):
     added_at_run_time: bool = False
     allow: tuple[str, ...] = ("*",)
     deny: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
     approval: Approval = "never"
     disabled: bool = False
     fault: str | None = None
@@ -216,6 +218,10 @@ class ServerConfig(BaseModel):
     def permits_tool(self, tool: str) -> bool:
         """Whether the gateway may offer this tool, prompt or resource; `deny` wins."""
         return _matches_any(tool, self.allow) and not _matches_any(tool, self.deny)
+
+    def runs_as_task(self, tool: str) -> bool:
+        """Whether hosts may run calls of this tool as tasks."""
+        return _matches_any(tool, self.tasks)
 
     def permits_resource(self, uri: str) -> bool:
         """Whether the gateway may offer a resource, however its URI is written."""

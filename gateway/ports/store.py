@@ -54,6 +54,15 @@ class StoredTurn(Protocol):
     @property
     def sent_messages(self) -> int: ...
 
+    @property
+    def finish_reason(self) -> str | None: ...
+
+    @property
+    def cancel_requested(self) -> bool: ...
+
+    @property
+    def completed_at(self) -> datetime | None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class ConversationState:

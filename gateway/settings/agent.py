@@ -24,6 +24,8 @@ class AgentSettings(BaseSettings):
     mcp_session_idle_seconds: float = Field(default=1_800.0, gt=0, le=86_400)
     mcp_max_sessions: int = Field(default=1_000, ge=1)
     mcp_max_user_sessions: int = Field(default=100, ge=1)
+    mcp_task_ttl: float = Field(default=86_400.0, ge=60, le=30 * 86_400)
+    mcp_max_user_tasks: int = Field(default=100, ge=1)
     mcp_max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=64 * 1024)
     mcp_instructions: bool = True
     mcp_oauth_strict_issuer: bool = False

@@ -27,6 +27,8 @@ class ToolCallSummary:
     duration_ms: float | None = None
     source: str | None = None
     parent_call_id: str | None = None
+    meta: JsonObject | None = None
+    refusal: JsonObject | None = None
 
 
 class TurnSummary(EventFold):
@@ -72,6 +74,7 @@ class TurnSummary(EventFold):
                 call.outcome, call.duration_ms = event.outcome, event.duration_ms
                 call.content, call.structured = event.content, event.structured
                 call.source = None if event.source is msgspec.UNSET else event.source
+                call.meta, call.refusal = event.meta or None, event.refusal or None
             case e.StepCompleted():
                 self.usage = self.usage + event.usage
                 self.step_ends[event.step] = event

@@ -75,6 +75,10 @@ class Cluster:
         } | changes
         self._session = session
 
+    def change_settings(self, **changes: str) -> None:
+        """Change the environment variables of all workers to come."""
+        self._settings |= changes
+
     @asynccontextmanager
     async def run_worker(self, **changes: str) -> AsyncGenerator[Worker]:
         """Run a worker; `changes` are environment variables."""

@@ -6,6 +6,7 @@ from uuid import UUID
 import msgspec
 
 from gateway.agent.branches.recorded_calls import RecordedCalls
+from gateway.agent.direct.calls import build_call_events
 from gateway.agent.transcript import Transcript, TranscriptStep
 from gateway.agent.turn_log import TurnLog
 from gateway.domain.branches import OriginNote, ReplacedResult, TurnOrigin
@@ -32,13 +33,16 @@ class TurnOrigins:
     async def load_taken_steps(self, request: TurnRequest) -> list[Event]:
         """Load the events of the steps that a new turn takes over.
 
-        The caller may read the origin: `TurnRepository.load_request` has checked it.
+        Those of a direct call are its only step. The caller may read the origin: `TurnRepository.load_request` has
+        checked it.
 
         Raises:
             InvalidRequest: the origin has no such finished step, or a replaced result is of no call in these steps.
             PayloadTooLarge: the steps are too large.
             JournalExpired: the origin's journal was deleted.
         """
+        if request.direct_call is not None:
+            return build_call_events(request.direct_call)
         origin = request.origin
         if origin is None or not (origin.after_step or origin.results):
             return []

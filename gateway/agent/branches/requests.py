@@ -32,6 +32,7 @@ def build_branch_request(turn_id: UUID, request: TurnRequest, branch: TurnBranch
         request,
         messages=messages,
         follow_ups=follow_ups,
+        direct_call=None,
         origin=TurnOrigin(turn_id, after_step, branch.on_new_call, branch.results),
         model=branch.model or request.model,
         system=request.system if branch.system is None else branch.system,

@@ -82,7 +82,7 @@ class TurnPlanner:
         """
         name, is_plain = self._models.split_plain(request.model)
         model, model_warnings = self._models.resolve(name)
-        if not principal.can_use_model(model.id):
+        if request.direct_call is None and not principal.can_use_model(model.id):
             raise Forbidden(f"Your key does not allow the model {model.id!r}.", param="model")
         parameters, parameter_warnings = self._models.adapt_parameters(
             request.parameters, model, drop=request.drop_unsupported

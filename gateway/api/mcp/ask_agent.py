@@ -1,5 +1,7 @@
 """The MCP tool `ask_agent`, which runs a turn."""
 
+from uuid import UUID
+
 from mcp.types import CallToolRequestParams
 from msgspec.structs import replace
 
@@ -65,6 +67,7 @@ ASK_AGENT = ToolSpec(
     },
     destructive=False,
     deduplicates=True,
+    runs_as_task=True,
 )
 
 
@@ -109,22 +112,46 @@ async def ask_agent(
     """
     reported_calls: set[str] = set()
     try:
-        tools = ToolOffer(default=principal.gateway_tools or default_tools).select(None, brings_tools=False)
-        turn = await service.start_turn(replace(_parse_turn_request(params), tools=tools), principal)
+        turn = await service.start_turn(make_agent_request(params, principal, default_tools), principal)
         summary = await service.wait_for_turn(turn, lambda: _ReportingSummary(host, reported_calls))
-        if isinstance(summary.end, TurnFailed | TurnCancelled):
-            raise turn.failure or error_from_info(summary.end.error)
     except GatewayError as error:
-        info = {"code": error.code, "message": error.message} | ({"param": error.param} if error.param else {})
-        return ToolResult("error", [text_block(error.message)]), {ERROR_META_KEY: info}
+        return make_agent_error(error)
+    if isinstance(summary.end, TurnFailed) and turn.failure is not None:
+        return make_agent_error(turn.failure)
+    return build_agent_result(turn.id, summary)
+
+
+def make_agent_request(params: CallToolRequestParams, principal: Principal, default_tools: GatewayTools) -> TurnRequest:
+    """Build the request of a turn.
+
+    Raises:
+        InvalidRequest: an argument is not valid.
+    """
+    tools = ToolOffer(default=principal.gateway_tools or default_tools).select(None, brings_tools=False)
+    return replace(_parse_turn_request(params), tools=tools)
+
+
+def build_agent_result(turn_id: UUID, summary: TurnSummary) -> tuple[ToolResult, JsonObject]:
+    """Build the result and its `_meta` of a turn that is over."""
+    if isinstance(summary.end, TurnFailed | TurnCancelled):
+        return make_agent_error(error_from_info(summary.end.error))
     assert summary.started is not None
-    response = summary.response or f"The turn waits for an answer from a person: see /api/v1/turns/{turn.id}."
+    response = summary.response or f"The turn waits for an answer from a person: see /api/v1/turns/{turn_id}."
     structured = {
         "response": response,
-        "turn_id": str(turn.id),
+        "turn_id": str(turn_id),
         "conversation_id": summary.started.conversation_id,
     }
     return ToolResult("ok", [text_block(response)], structured), {}
+
+
+def make_agent_error(error: GatewayError) -> tuple[ToolResult, JsonObject]:
+    """Build an error result and its `_meta`.
+
+    An error that is no result would not reach the host's model.
+    """
+    info = {"code": error.code, "message": error.message} | ({"param": error.param} if error.param else {})
+    return ToolResult("error", [text_block(error.message)]), {ERROR_META_KEY: info}
 
 
 def _parse_turn_request(params: CallToolRequestParams) -> TurnRequest:

@@ -42,6 +42,8 @@ from gateway.api.mcp.resource_uris import qualify_duplicates, split_uri
 from gateway.api.mcp.schemas import make_server_key, parse_answers, to_call_result, to_input_required, to_mcp_tool
 from gateway.api.mcp.session_forwarding import WorkerForwarder
 from gateway.api.mcp.suspended_calls import HostCall, SendCall, SuspendedCalls, find_holder, prepare_program
+from gateway.api.mcp.tasks.host_tasks import HostTasks
+from gateway.api.mcp.tasks.messages import mark_task_support
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.load import LoadMonitor
 from gateway.common.logging import get_logger
@@ -61,6 +63,7 @@ from gateway.ports.tools import (
     Toolbox,
     ToolCallRequest,
 )
+from gateway.store.lists.mcp_tasks import McpTaskStore
 
 log = get_logger(__name__)
 
@@ -86,6 +89,7 @@ class McpEndpoint:
         timeouts: Timeouts,
         question_states: QuestionStates,
         programs: HostTools,
+        tasks: McpTaskStore,
     ) -> None:
         self._settings = settings
         self._question_states = question_states
@@ -100,6 +104,7 @@ class McpEndpoint:
         self._app_resources = AppResources()
         self._subscriptions = ResourceSubscriptions(toolbox, self._app_resources, self._list_changes.bus)
         self._log_levels: dict[str, str] = {}
+        self._tasks = HostTasks(settings, turn_service, toolbox, tasks)
         self._server = self._create_server()
         self._manager = LegacySessionManager(self._server, settings, self._forget_session)
         self._app = StreamableHTTPASGIApp(self._manager)
@@ -113,6 +118,7 @@ class McpEndpoint:
             finally:
                 self._close_listen_streams()
                 await self._suspended.stop()
+                await self._tasks.streams.stop()
                 await self._forwarder.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -166,6 +172,7 @@ class McpEndpoint:
         self._log_levels.pop(name, None)
         self._subscriptions.end_session(name)
         self._toolbox.close_host(name)
+        self._tasks.streams.end_session(name)
 
     async def _set_log_level(self, ctx: Context, params: t.SetLevelRequestParams) -> t.EmptyResult:
         """Remember the lowest log level that a legacy host wants."""
@@ -219,14 +226,15 @@ class McpEndpoint:
         )
         server.extensions[APPS_EXTENSION] = {}
         server.middleware.append(HandshakeMiddleware(self._toolbox))
+        self._tasks.register_methods(server)
         return server
 
     async def _listen(self, ctx: Context, params: t.SubscriptionsListenRequestParams) -> t.SubscriptionsListenResult:
         """Serve a listen stream of the current protocol."""
         with self._list_changes.bus.listening_as(get_principal(ctx).user):
-            if params.notifications.resource_subscriptions:
-                return await self._subscriptions.listen(ctx, params)
-            return await self._listening(ctx, params)
+            has_resources = bool(params.notifications.resource_subscriptions)
+            listen = self._subscriptions.listen if has_resources else self._listening
+            return await self._tasks.streams.listen(ctx, params, listen)
 
     async def _subscribe(self, ctx: Context, params: t.SubscribeRequestParams) -> t.EmptyResult:
         if (name := get_session_name(ctx)) is not None:
@@ -251,8 +259,12 @@ class McpEndpoint:
             specs.append(ASK_AGENT)
         page, cursor = cut_page(specs, params, lambda spec: spec.name)
         is_modern = ctx.protocol_version in MODERN_PROTOCOL_VERSIONS
-        shown = (self._app_resources.qualify_tool(spec, all_specs) for spec in page)
-        return t.ListToolsResult(tools=[to_mcp_tool(spec, is_modern=is_modern) for spec in shown], next_cursor=cursor)
+        shown = [self._app_resources.qualify_tool(spec, all_specs) for spec in page]
+        tools = [
+            mark_task_support(to_mcp_tool(spec, is_modern=is_modern), ctx.protocol_version, spec.runs_as_task)
+            for spec in shown
+        ]
+        return t.ListToolsResult(tools=tools, next_cursor=cursor)
 
     async def _call_tool(
         self, ctx: Context, params: t.CallToolRequestParams

@@ -10,6 +10,7 @@ from mcp.server.lowlevel import Server
 from mcp.server.models import InitializationOptions
 
 from gateway.api.mcp.host import Context, get_principal
+from gateway.api.mcp.tasks.messages import LEGACY_TASKS_CAPABILITY, TASK_VERSION
 from gateway.domain.messages import JsonObject
 from gateway.ports.tools import Toolbox
 
@@ -37,7 +38,7 @@ class HandshakeMiddleware:
     """Adds servers' instructions to handshakes, and makes a claim true.
 
     The instructions are those of the servers whose tools the user may use. Updates of single resources are claimed
-    only if one of the user's servers announces them.
+    only if one of the user's servers announces them, and tasks of the legacy protocol in the version that has them.
     """
 
     def __init__(self, toolbox: Toolbox) -> None:
@@ -49,6 +50,8 @@ class HandshakeMiddleware:
         if ctx.method not in _HANDSHAKE_METHODS or not isinstance(result, Mapping):
             return result
         handshake = dict(cast("Mapping[str, Any]", result))
+        if handshake.get("protocolVersion") == TASK_VERSION:
+            handshake["capabilities"] = {**handshake["capabilities"], "tasks": LEGACY_TASKS_CAPABILITY}
         principal = get_principal(ctx)
         resources = handshake["capabilities"].get("resources", {})
         resources["subscribe"] = self._toolbox.announces_updates(principal)

@@ -101,6 +101,11 @@ class UpdateTask(Request[UpdateTaskParams, Any]):
     method: Any = "tasks/update"
 
 
+def supports_task(execution: Any) -> bool:
+    """Whether a tool of protocol 2025-11-25 may run as a task."""
+    return getattr(execution, "task_support", None) in ("optional", "required")
+
+
 def requires_task(execution: Any) -> bool:
     """Whether a tool of protocol 2025-11-25 runs as a task only."""
     return getattr(execution, "task_support", None) == "required"

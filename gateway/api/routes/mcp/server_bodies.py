@@ -48,6 +48,7 @@ class ServerBody(RequestModel):
     metadata name must be public. `identity` forwards no header with the caller's credentials for the gateway.
     `sampling`: whether the server may use the model of the turn that calls it, or must `ask` a person each time.
     `roots`: URIs of the directories that the server is told to work in. Default: those of the setting MCP_ROOTS.
+    `tasks`: globs over its own names of the tools that hosts may run as tasks.
     """
 
     url: str = Field(max_length=2_000)
@@ -65,6 +66,7 @@ class ServerBody(RequestModel):
     idempotency: bool = False
     sampling: Sampling = "off"
     roots: ItemList[Root] | None = Field(default=None, max_length=50)
+    tasks: ItemList[str] = Field(default=[], max_length=200)
     oauth: OAuthClientBody | None = None
 
     @field_validator("identity")
@@ -127,6 +129,7 @@ class ServerPatch(RequestModel):
     idempotency: bool | None = None
     sampling: str | None = None
     roots: ItemList[str] | None = Field(default=None, max_length=50)
+    tasks: ItemList[str] | None = Field(default=None, max_length=200)
     oauth: OAuthClientPatch | None = None
 
     def apply(self, name: str, stored: JsonObject) -> JsonObject:

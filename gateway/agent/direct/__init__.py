@@ -1,0 +1,1 @@
+"""Turns that consist of one tool call."""

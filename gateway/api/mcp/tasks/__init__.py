@@ -1,0 +1,1 @@
+"""Turns as tasks of MCP hosts, see docs/tasks.md."""
