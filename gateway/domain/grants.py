@@ -9,7 +9,7 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
     """OAuth 2.1 tokens of one owner for a protected MCP server.
 
     The gateway itself owns shared ones. `client` is the registration at the authorization server (RFC 7591);
-    `expires_at` is in seconds since the epoch.
+    `expires_at` is in seconds since the epoch. `dpop_key` is the private key (PEM) to which they are bound, if any.
     """
 
     client: JsonObject
@@ -19,6 +19,7 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
     scope: str | None = None
     token_endpoint: str | None = None
     resource: str | None = None
+    dpop_key: str | None = None
 
 
 class AuthorizationRequest(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from gateway.common.sanitize import clean_text
 from gateway.domain.grants import AuthorizationRequest, Grant
 from gateway.domain.messages import JsonObject
 from gateway.mcp_client.oauth.client_authentication import choose_auth_method
+from gateway.mcp_client.oauth.dpop import DpopTransport
 from gateway.mcp_client.oauth.errors import AuthorizationRefused, InsecureUrl, UnsafeAuthorizationServer
 from gateway.mcp_client.oauth.https_only import (
     INSUFFICIENT_SCOPE,
@@ -87,6 +88,7 @@ class AuthorizationFlow:
         self._wait_for_callback = wait_for_callback
         self._state = ""
         self._transport: LenientTransport | None = None
+        self._proofs: DpopTransport | None = None
         metadata = make_client_metadata(callback_url, config.oauth.scope if config.oauth else None)
         self._provider = OAuthClientProvider(
             config.url, metadata, self, self._show_page, self._receive_answer, document_url
@@ -98,8 +100,10 @@ class AuthorizationFlow:
         The problem is worded for the person who signs in.
         """
         try:
+            checked = HttpsOnlyTransport(self._config, self.request.challenge, probing=True)
+            self._proofs = DpopTransport(checked, self._config.url)
             transport = self._transport = LenientTransport(
-                HttpsOnlyTransport(self._config, self.request.challenge, probing=True),
+                self._proofs,
                 self._config.url,
                 lambda: self._provider.context.auth_server_url,
                 strict_issuer=self._strict_issuer,
@@ -215,8 +219,10 @@ class AuthorizationFlow:
         metadata = context.oauth_metadata
         endpoint = str(metadata.token_endpoint) if metadata else urljoin(self._config.url, "/token")
         assert context.client_info is not None
+        is_bound = self._proofs is not None and self._proofs.is_bound
         async with self._grants.begin_transaction(*self._grant_key) as transaction:
             transaction.grant = Grant(
+                dpop_key=self._proofs.key.pem if self._proofs is not None and is_bound else None,
                 client=context.client_info.model_dump(mode="json", exclude_none=True),
                 access_token=tokens.access_token,
                 refresh_token=tokens.refresh_token,

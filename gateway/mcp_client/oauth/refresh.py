@@ -18,6 +18,7 @@ from gateway.domain.errors import GatewayError
 from gateway.domain.grants import Grant
 from gateway.domain.messages import JsonObject
 from gateway.mcp_client.oauth.client_authentication import add_client_authentication
+from gateway.mcp_client.oauth.dpop import DpopKey, DpopTransport
 from gateway.mcp_client.oauth.https_only import REQUEST_TIMEOUT_SECONDS, HttpsOnlyTransport
 from gateway.mcp_client.oauth.lenient_answers import LenientTransport
 from gateway.ports.grants import GrantStore, RefreshClaim
@@ -140,7 +141,9 @@ async def _request_grant(grant: Grant, server: ServerConfig) -> Grant | None:
     without_tokens = msgspec.structs.replace(grant, access_token=None, refresh_token=None, expires_at=None)
     if grant.refresh_token is None or grant.token_endpoint is None:
         return without_tokens
-    response = await _request_refresh(grant, grant.refresh_token, grant.token_endpoint, server)
+    key = DpopKey(grant.dpop_key) if grant.dpop_key is not None else None
+    proofs = DpopTransport(HttpsOnlyTransport(server), server.url, key)
+    response = await _request_refresh(grant, grant.refresh_token, grant.token_endpoint, server, proofs)
     if response.status_code >= 500 or response.status_code == 429:
         raise httpx2.ConnectError("the authorization server does not work now")
     if response.status_code != 200:
@@ -154,16 +157,19 @@ async def _request_grant(grant: Grant, server: ServerConfig) -> Grant | None:
         refresh_token=token.refresh_token or grant.refresh_token,
         expires_at=get_expiry(token),
         scope=token.scope or grant.scope,
+        dpop_key=proofs.key.pem if proofs.is_bound else None,
     )
 
 
-async def _request_refresh(grant: Grant, refresh_token: str, endpoint: str, server: ServerConfig) -> httpx2.Response:
+async def _request_refresh(
+    grant: Grant, refresh_token: str, endpoint: str, server: ServerConfig, proofs: DpopTransport
+) -> httpx2.Response:
     client = OAuthClientInformationFull.model_validate(grant.client)
     form_fields: JsonObject = {"grant_type": "refresh_token", "refresh_token": refresh_token}
     if grant.resource is not None:
         form_fields["resource"] = grant.resource
     headers = add_client_authentication(client, form_fields)
-    transport = LenientTransport(HttpsOnlyTransport(server), server.url)
+    transport = LenientTransport(proofs, server.url)
     async with httpx2.AsyncClient(timeout=REQUEST_TIMEOUT_SECONDS, transport=transport) as http:
         return await http.post(endpoint, data=form_fields, headers=headers)
 

@@ -14,6 +14,7 @@ from gateway.domain.errors import GatewayError
 from gateway.domain.grants import Grant
 from gateway.domain.messages import Principal
 from gateway.mcp_client.connection.errors import GrantUnavailable
+from gateway.mcp_client.oauth.dpop import DpopKey
 from gateway.mcp_client.oauth.https_only import INSUFFICIENT_SCOPE
 from gateway.mcp_client.oauth.refresh import GrantRefresher, must_refresh
 from gateway.ports.grants import GrantStore
@@ -72,6 +73,7 @@ class AccessTokenProvider:
         self.is_refused = False
         self.challenge = ""
         self._stored_challenge = ""
+        self._key: DpopKey | None = None
 
     @property
     def can_sign_in(self) -> bool:
@@ -85,6 +87,16 @@ class AccessTokenProvider:
         """
         self._must_read = self._has_changed = True
         self._stored_challenge = ""
+
+    @property
+    def key(self) -> DpopKey | None:
+        """The key to which the tokens are bound, if any."""
+        pem = self._grant.dpop_key if self._grant is not None else None
+        if pem is None:
+            self._key = None
+        elif self._key is None or self._key.pem != pem:
+            self._key = DpopKey(pem)
+        return self._key
 
     def admit_caller(self, principal: Principal) -> None:
         """Take note of a caller's own token, before its request.
@@ -265,6 +277,8 @@ class AuthorizedTransport(httpx2.AsyncBaseTransport):
         return await self._send_authorized(request, other_token)
 
     async def _send_authorized(self, request: httpx2.Request, token: str | None) -> httpx2.Response:
+        if token is not None and (key := self._tokens.key) is not None:
+            return await key.send(self._inner, request, token)
         if token is not None:
             request.headers["Authorization"] = f"Bearer {token}"
         return await self._inner.handle_async_request(request)

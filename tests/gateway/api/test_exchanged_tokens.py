@@ -14,6 +14,7 @@ from gateway.simulator import Simulator
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
 from tests.gateway.api.test_hand_over import miss_heartbeats
+from tests.gateway.api.test_key_permissions import connect_mcp_client
 from tests.stack import Gateway
 from tests.token_exchange import CLIENT_SECRET, ExchangeStack, serve_exchange, serve_exchanging_gateway
 
@@ -150,6 +151,17 @@ async def test_slow_token_endpoint_delays_a_chat_by_seconds_only(gateway: Gatewa
     started_at = time.monotonic()
     assert "the safe of" not in await chat(gateway, stack.sign_in("ada"), "s_open_ada")
     assert time.monotonic() - started_at < 20
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_hosts_of_two_users_list_and_call_their_own_tools_at_once(
+    gateway: Gateway, stack: ExchangeStack, mode: str
+) -> None:
+    for user in ("ada", "bob"):
+        async with connect_mcp_client(gateway, stack.sign_in(user), mode) as host:
+            tools = [tool.name for tool in (await host.list_tools()).tools if tool.name.startswith("s_")]
+            assert tools == [f"s_open_{user}"]
+            assert f"the safe of {user}" in str((await host.call_tool(f"s_open_{user}", {})).content)
 
 
 async def start_turn_with_approval(gateway: Gateway, headers: dict[str, str]) -> tuple[str, str]:
