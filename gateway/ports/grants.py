@@ -1,6 +1,7 @@
 """Stored grants of MCP servers that require a sign-in."""
 
 from abc import abstractmethod
+from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -38,6 +39,11 @@ class GrantStore(Protocol):
     @abstractmethod
     async def get_grant(self, server: str, owner: str, url: str) -> Grant | None:
         """Return the grant for a server at exactly this address."""
+        ...
+
+    @abstractmethod
+    async def list_grants(self, owners: Collection[str]) -> dict[tuple[str, str, str], Grant]:
+        """Return the grants of owners by server, owner and URL."""
         ...
 
     @abstractmethod

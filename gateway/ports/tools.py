@@ -120,6 +120,14 @@ class SignIn(Protocol):
         ...
 
     @abstractmethod
+    async def list_signed_in(self, servers: Collection[str], principal: Principal) -> set[str]:
+        """Return those of the servers for which there is a grant.
+
+        It is the principal's, or the one that all users share.
+        """
+        ...
+
+    @abstractmethod
     async def get_request(self, ticket: str) -> AuthorizationRequest:
         """Raises:
         NotFound: the ticket is unknown or has expired.

@@ -1,7 +1,7 @@
 """Encrypted OAuth grants for MCP servers, and the sign-ins in progress."""
 
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -51,6 +51,12 @@ class PostgresGrantStore(GrantStore):
         async with self._database.session() as session:
             row = await session.get(OAuthGrant, (server, owner, url))
         return row and self._decrypt(server, row.sealed)
+
+    async def list_grants(self, owners: Collection[str]) -> dict[tuple[str, str, str], Grant]:
+        async with self._database.session() as session:
+            rows = (await session.exec(select(OAuthGrant).where(col(OAuthGrant.owner).in_(owners)))).all()
+        grants = {(row.server, row.owner, row.url): self._decrypt(row.server, row.sealed) for row in rows}
+        return {key: grant for key, grant in grants.items() if grant is not None}
 
     @asynccontextmanager
     async def begin_transaction(self, server: str, owner: str, url: str) -> AsyncGenerator[PostgresGrantTransaction]:

@@ -114,7 +114,7 @@ class ServersPage:
         )
         if may_sign_in and server["state"] == "needs_auth":
             _draw_action("Sign in", name, lambda: self._sign_in(name))
-        if may_sign_in and server["oauth"] is not None and server["state"] == "up":
+        if may_sign_in and server["signed_in"]:
             _draw_action("Sign out", name, lambda: self._change("DELETE", "sign-in", server=name))
         if not self._is_admin:
             return

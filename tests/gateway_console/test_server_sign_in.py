@@ -42,7 +42,7 @@ async def consent(page: Page, link: str) -> None:
     await tab.close()
 
 
-async def test_admin_signs_in_to_a_server(console: str, page: Page) -> None:
+async def test_admin_signs_in_to_a_server_and_out(console: str, page: Page) -> None:
     await go(page, f"{console}/servers")
     card = page.locator(".server", has_text="vault")
     await expect(card).to_contain_text("needs a sign-in")
@@ -51,6 +51,12 @@ async def test_admin_signs_in_to_a_server(console: str, page: Page) -> None:
     await consent(page, "Open the sign-in")
     await page.get_by_role("dialog").get_by_role("button", name="Close").click()
     await expect(card).to_contain_text("1 tool")
+    await page.get_by_role("button", name="Sign out vault").click()
+    await expect(page.get_by_role("button", name="Sign out vault")).to_have_count(0)
+    await go(page, console)
+    await send(page, "call vault_whose_vault {}")
+    await expect(page.locator(".question")).to_be_visible()
+    await expect(page.get_by_role("link", name="Open the page")).to_be_visible()
 
 
 async def test_turn_that_needs_a_sign_in_has_its_link_and_goes_on_afterwards(console: str, page: Page) -> None:

@@ -19,7 +19,7 @@ from gateway.domain.grants import AuthorizationRequest
 from gateway.domain.messages import JsonObject, Principal, Question
 from gateway.mcp_client.oauth.authorization_flow import AuthorizationFlow, make_client_metadata
 from gateway.mcp_client.oauth.https_only import INSUFFICIENT_SCOPE, REQUEST_TIMEOUT_SECONDS
-from gateway.mcp_client.oauth.tokens import get_grant_owner
+from gateway.mcp_client.oauth.tokens import SHARED_OWNER, get_grant_owner
 from gateway.ports.grants import GrantStore
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import SignIn
@@ -131,6 +131,16 @@ class SignInService(SignIn):
         config = self._get_protected_server(server, principal)
         await self._grants.delete_grant(config.name, get_grant_owner(config, principal), config.url, by=principal.user)
         self._report_change()
+
+    async def list_signed_in(self, servers: Collection[str], principal: Principal) -> set[str]:
+        """See `SignIn.list_signed_in`."""
+        configs = [config for name in servers if (config := self._find_config(name)) is not None]
+        protected = {config.name: config for config in configs if config.allows_sign_in}
+        if not protected:
+            return set()
+        grants = await self._grants.list_grants((principal.user, SHARED_OWNER))
+        keys = {name: (name, get_grant_owner(config, principal), config.url) for name, config in protected.items()}
+        return {name for name, key in keys.items() if (grant := grants.get(key)) and (grant.access_token is not None)}
 
     async def get_request(self, ticket: str) -> AuthorizationRequest:
         """See `SignIn.get_request`."""

@@ -277,8 +277,31 @@ async def test_sign_out_requires_a_new_sign_in(serve: Serve) -> None:
         assert audit_entries == [("ada", "login.forgotten", "server vault"), ("ada", "login.granted", "server vault")]
 
 
+@pytest.mark.parametrize("share", ["user", "all"])
+async def test_list_of_servers_tells_whether_the_caller_is_signed_in(serve: Serve, share: str) -> None:
+    async with serve(share=share) as gateway:
+
+        async def is_signed_in() -> Any:
+            servers = (await gateway.get("/api/v1/mcp/servers")).body["servers"]
+            return next(server["signed_in"] for server in servers if server["name"] == "vault")
+
+        assert await is_signed_in() is False
+        if share == "user":
+            await sign_in(gateway, ADA)
+            assert await is_signed_in() is False  # another user's token
+        await sign_in_as_admin(gateway)
+        assert await is_signed_in() is True
+        url = f"{gateway.base_url}/api/v1/mcp/servers/vault/sign-in"
+        async with gateway.session.delete(url) as response:
+            assert response.status == 204
+        assert await is_signed_in() is False
+        if share == "user":
+            assert not isinstance(await call_protected_tool(gateway, ADA), PendingInput)
+
+
 async def test_server_with_a_configured_credential_rejects_sign_in(serve: Serve) -> None:
     async with serve(headers={"Authorization": "Bearer wrong"}) as gateway:
         assert (await gateway.post("/api/v1/mcp/servers/vault/sign-in", {})).status == 409
         assert (await gateway.post("/api/v1/mcp/servers/unknown/sign-in", {})).status == 404
+        assert (await gateway.get("/api/v1/mcp/servers")).body["servers"][0]["signed_in"] is None
         assert gateway.state.toolbox.list_specs() == ()

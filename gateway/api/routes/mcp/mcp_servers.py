@@ -56,8 +56,9 @@ class McpServerView(BaseModel):
     """State and configuration of an MCP server.
 
     `state` is connecting, up, degraded, needs_auth, down or disabled. `headers` lists the names of the configured
-    headers, not their values. `definition_problems` are those of the lists that were read last. Only admins see
-    `last_output`: the last lines of standard error of a command that is unavailable.
+    headers, not their values. `signed_in` tells whether there is a token of the caller, or of all users if `share` is
+    `all`; it is null where users cannot sign in. `definition_problems` are those of the lists that were read last.
+    Only admins see `last_output`: the last lines of standard error of a command that is unavailable.
     """
 
     name: str
@@ -81,6 +82,7 @@ class McpServerView(BaseModel):
     as_tools: list[Literal["resources", "prompts"]]
     sampling: Sampling
     roots: list[str] | None
+    signed_in: bool | None
     oauth: OAuthClientView | None
     timeout: float | None
     headers: list[str]
@@ -128,6 +130,7 @@ async def list_servers(
     The list also has the tools whose definition has changed.
     """
     statuses = {status.name: status for status in list_visible_servers(toolbox, principal)}
+    signed_in = await toolbox.sign_in.list_signed_in(statuses, principal)
     views: list[McpServerView] = []
     for name, status in statuses.items():
         config = admin.get_config(name)
@@ -144,6 +147,7 @@ async def list_servers(
             "as_tools": config.as_tools,
             "sampling": config.sampling,
             "roots": config.roots,
+            "signed_in": name in signed_in if config.allows_sign_in else None,
             "oauth": config.oauth and _describe_client(config.oauth),
             "timeout": config.timeout,
             "headers": list(config.headers),
