@@ -193,7 +193,9 @@ class ConnectionPool:
         own, owner_principal = self._for_hosts.get(key), principal if owner else None
         roots = None
         if own is not None and own.host_roots is not None and own.host_roots.are_fixed and own.host_roots.answer:
-            roots = await read_host_roots(observer, server)
+            if observer is not None:
+                own.host_roots.set_observer(observer)
+            roots = await read_host_roots(own.host_roots.wait_for_observer(), server)
             if roots != own.host_roots.answer:
                 key = (server, "", principal.user, principal.key or "", encoded + roots.model_dump_json().encode())
                 own = self._for_hosts.get(key)

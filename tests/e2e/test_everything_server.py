@@ -14,6 +14,7 @@ from gateway.simulator import Fault, Simulator
 from tests.e2e.node import NODE, require_node
 from tests.eventually import eventually
 from tests.gateway.api.test_resource_subscriptions import connect_legacy
+from tests.gateway.api.test_roots import RootsHost
 from tests.gateway.test_mcp_endpoint import connect_host
 from tests.stack import find_free_port, serve_gateway
 
@@ -67,6 +68,23 @@ async def test_updates_of_a_resource_reach_hosts_of_both_eras(
             assert "Started" in str(started.content)
             assert await anext(aiter(changes)) == ResourceUpdated(RESOURCE)
         assert await updated.get() == RESOURCE
+
+
+async def test_server_knows_the_roots_of_each_host(
+    database_url: str, simulator: Simulator, everything: str, tmp_path: Path
+) -> None:
+    """The server asks at the begin of a session, and remembers the answer."""
+    file, entry = tmp_path / "mcp.json", {"url": everything, "roots": ["file:///srv/project"]}
+    file.write_text(json.dumps({"mcpServers": {"e": entry}}))
+    async with serve_gateway(database_url, simulator, None, mcp_config=file, gateway_data_dir=tmp_path) as gateway:
+        await eventually(lambda: gateway.state.toolbox.list_server_statuses()[0].state == "up")
+        for mode in ("legacy", "auto"):
+            for name in ("ada", "bob"):
+                host = RootsHost(f"file:///home/{name}")
+                async with connect_host(gateway, mode, list_roots_callback=host.list_roots) as client:
+                    shown = str((await client.call_tool("e_get-roots-list", {})).content)
+                assert host.roots[0] in shown
+                assert "file:///srv/project" not in shown
 
 
 async def test_server_uses_the_model_of_a_turn_and_knows_its_roots(

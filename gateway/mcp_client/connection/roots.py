@@ -1,13 +1,14 @@
 """Roots for servers, of their entries or of hosts."""
 
 import asyncio
+from collections.abc import Awaitable
 
 from mcp.types import ErrorData, ListRootsResult, Root
 from pydantic import FileUrl, ValidationError
 
 from gateway.common.concurrency import Deadline
 from gateway.common.logging import get_logger
-from gateway.domain.messages import JsonObject, Question
+from gateway.domain.messages import Question
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import CallObserver
 
@@ -47,13 +48,12 @@ def check_roots(answer: ListRootsResult) -> ListRootsResult:
     return ListRootsResult(roots=[Root(uri=root.uri, name=root.name) for root in answer.roots])
 
 
-async def read_host_roots(observer: CallObserver | None, server: str) -> ListRootsResult | ErrorData:
+async def read_host_roots(observer: Awaitable[CallObserver], server: str) -> ListRootsResult | ErrorData:
     """Ask a host for its roots; return an error without an answer."""
     try:
         async with Deadline.after(HOST_SECONDS).limit():
-            answer = None if observer is None else await observer.ask_user(ROOTS_REQUEST)
-        content: JsonObject | None = answer.content if answer is not None and answer.action == "accept" else None
-        return check_roots(ListRootsResult.model_validate(content))
+            answer = await (await observer).ask_user(ROOTS_REQUEST)
+        return check_roots(ListRootsResult.model_validate(answer.content if answer.action == "accept" else None))
     except (TimeoutError, ValidationError, InvalidRoots) as error:
         log.info("host_roots_refused", server=server, error=type(error).__name__)
         return ErrorData(code=_REFUSED_CODE, message="The host did not list its roots.")
@@ -70,6 +70,7 @@ class HostRoots:
     def __init__(self, server: str) -> None:
         self._server = server
         self._observer: CallObserver | None = None
+        self._has_observer = asyncio.Event()
         self._lock = asyncio.Lock()
         self._expires_at = 0.0
         self.answer: ListRootsResult | ErrorData | None = None
@@ -79,6 +80,13 @@ class HostRoots:
     def set_observer(self, observer: CallObserver) -> None:
         """Remember who forwards requests to the host."""
         self._observer = observer
+        self._has_observer.set()
+
+    async def wait_for_observer(self) -> CallObserver:
+        """Return who forwards requests, once the host has made a call."""
+        await self._has_observer.wait()
+        assert self._observer is not None
+        return self._observer
 
     def fix(self, answer: ListRootsResult | ErrorData) -> None:
         """Answer all requests of the session like this."""
@@ -93,6 +101,6 @@ class HostRoots:
         clock = asyncio.get_running_loop().time
         async with self._lock:
             if self.answer is None or not (self.are_fixed or clock() < self._expires_at):
-                self.answer = await read_host_roots(self._observer, self._server)
+                self.answer = await read_host_roots(self.wait_for_observer(), self._server)
                 self._expires_at = clock() + _REUSE_SECONDS
             return self.answer
