@@ -73,7 +73,7 @@ async def test_updates_of_a_resource_reach_hosts_of_both_eras(
 async def test_server_knows_the_roots_of_each_host(
     database_url: str, simulator: Simulator, everything: str, tmp_path: Path
 ) -> None:
-    """The server asks at the begin of a session, and remembers the answer."""
+    """Let the server ask at the begin of a session, and remember."""
     file, entry = tmp_path / "mcp.json", {"url": everything, "roots": ["file:///srv/project"]}
     file.write_text(json.dumps({"mcpServers": {"e": entry}}))
     async with serve_gateway(database_url, simulator, None, mcp_config=file, gateway_data_dir=tmp_path) as gateway:

@@ -50,7 +50,8 @@ class DefinitionClient(DefinitionForwarder):
         self, principal: Principal, method: Literal["GET", "POST", "PATCH", "DELETE"], path: str, body: bytes | None
     ) -> JsonObject:
         """See `DefinitionForwarder.forward`."""
-        if principal.tools is not None or not principal.can_use_server(TOOL_SERVER_NAME):
+        is_limited = principal.tools is not None or principal.toolset is not None
+        if is_limited or not principal.can_use_server(TOOL_SERVER_NAME):
             raise Forbidden("Your key is limited to some tools or servers, so it cannot define tools.")
         config = self._find_tool_server()
         url = f"{config.url.rstrip('/').removesuffix('/mcp')}/definitions{quote(path)}"

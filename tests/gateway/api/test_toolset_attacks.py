@@ -174,3 +174,26 @@ async def test_fork_by_a_bound_key_stays_in_its_toolset(keyring: Keyring) -> Non
     fork = await keyring.post("bound", f"/api/v1/turns/{first.body['turn_id']}/fork", body)
     assert fork.status in (200, 404), fork.body
     assert "Buy milk" in await list_tasks(keyring)
+
+
+async def test_bound_key_of_an_admin_administers_no_tools_and_servers(keyring: Keyring) -> None:
+    await create(keyring, tools=["nowhere/*"])
+    await keyring.create_key("bound", role="admin", toolset="office")
+    server = "/api/v1/mcp/servers/tools"
+    added = {"name": "more", "url": "https://example.com/mcp"}
+    refused = {
+        ("POST", "/api/v1/mcp/servers"): added,
+        ("PATCH", server): {"disabled": True},
+        ("PUT", server): {"url": "https://example.com/mcp"},
+        ("DELETE", server): None,
+        ("POST", f"{server}/tools/calculator/approve"): None,
+        ("POST", f"{server}/instructions/approve"): None,
+        ("GET", "/api/v1/tools/definitions"): None,
+    }
+    for (method, path), body in refused.items():
+        assert await keyring.request_status(method, "bound", path, body) == 403, path
+    for method in ("POST", "DELETE"):
+        assert await keyring.request_status(method, "bound", f"{server}/sign-in") == 404
+    assert (await keyring.get("root", "/ready")).body["mcp_servers"]
+    assert (await keyring.get("bound", "/ready")).body["mcp_servers"] == []
+    assert (await keyring.get("bound", "/api/v1/mcp/servers")).body["servers"] == []

@@ -308,6 +308,8 @@ def _describe_client(client: OAuthClient) -> OAuthClientView:
 def _require_admin(principal: Principal) -> None:
     if principal.role != "admin":
         raise Forbidden("Only admins may change MCP servers.")
+    if principal.toolset is not None:
+        raise Forbidden("Your key is bound to a toolset, so it may not change MCP servers.")
 
 
 def _require_permitted(name: str, principal: Principal) -> None:

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import BaseModel
 from starlette.datastructures import Headers
 
-from gateway.api.deps import AuthenticatorDep, PrincipalDep, SettingsDep, ToolboxDep
+from gateway.api.deps import AuthenticatorDep, PrincipalDep, SettingsDep, ToolboxDep, list_visible_servers
 from gateway.api.http.errors import ErrorBody
 from gateway.api.security.authentication import Authenticator
 from gateway.api.security.middleware import get_source_address
@@ -65,7 +65,7 @@ async def sign_in(name: ServerName, principal: PrincipalDep, toolbox: ToolboxDep
 
     It is valid for seven days. If the server's `share` is `all`, an admin signs in for all users.
     """
-    _require_reachable(name, principal)
+    _require_reachable(name, principal, toolbox)
     return SignInPage(url=await toolbox.sign_in.create_sign_in_url(name, principal))
 
 
@@ -77,12 +77,15 @@ async def sign_in(name: ServerName, principal: PrincipalDep, toolbox: ToolboxDep
 )
 async def sign_out(name: ServerName, principal: PrincipalDep, toolbox: ToolboxDep) -> None:
     """Delete the tokens that the server's authorization server issued."""
-    _require_reachable(name, principal)
+    _require_reachable(name, principal, toolbox)
     await toolbox.sign_in.sign_out(name, principal)
 
 
-def _require_reachable(name: str, principal: Principal) -> None:
-    if not principal.can_use_server(name):
+def _require_reachable(name: str, principal: Principal, toolbox: Toolbox) -> None:
+    is_hidden = principal.toolset is not None and all(
+        status.name != name for status in list_visible_servers(toolbox, principal)
+    )
+    if is_hidden or not principal.can_use_server(name):
         raise NotFound(f"There is no MCP server {name[:100]!r}.", param="name")
 
 

@@ -145,7 +145,8 @@ async def get_readiness(
 
 def is_admin(principal: Principal | None) -> bool:
     """Return whether a caller sees reasons and MCP servers."""
-    return principal is not None and principal.role == "admin" and principal.has_scope("admin")
+    is_unbound_admin = principal is not None and principal.role == "admin" and principal.toolset is None
+    return principal is not None and is_unbound_admin and principal.has_scope("admin")
 
 
 def limit_details(readiness: Readiness, principal: Principal | None) -> Readiness:
