@@ -23,7 +23,7 @@ ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 CLIENT_SECRET = "the-secret-of-the-gateway"
 INITIALIZED = {
     "protocolVersion": "2025-06-18",
-    "capabilities": {"tools": {}},
+    "capabilities": {"tools": {}, "prompts": {}},
     "serverInfo": {"name": "s", "version": "1"},
 }
 Answer = Callable[[dict[str, str]], Awaitable[Response]]
@@ -106,6 +106,7 @@ class ExchangeStack:
         results: dict[str, Any] = {
             "initialize": INITIALIZED,
             "tools/list": {"tools": [tool]},
+            "prompts/list": {"prompts": [{"name": f"greet_{user}"}]},
             "tools/call": {"content": [{"type": "text", "text": f"the safe of {user}"}]},
         }
         if message["method"] not in results:

@@ -12,11 +12,14 @@ JWT_KEY = "jwt"
 class CallerToken(msgspec.Struct, frozen=True):
     """A verified JSON web token of a caller.
 
-    It cannot be stored, as `SecretStr` has no stored form. `expires_at` is in seconds since the epoch.
+    It cannot be stored, as `SecretStr` has no stored form. `expires_at` is in seconds since the epoch. `is_main`: its
+    issuer is the first one that the gateway accepts.
     """
 
     value: SecretStr
     expires_at: float
+    issuer: str
+    is_main: bool = True
 
 
 Caller = TypeVar("Caller", bound=msgspec.Struct)

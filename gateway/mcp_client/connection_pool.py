@@ -149,6 +149,12 @@ class ConnectionPool:
             connection.admit_caller(principal)
         return connection
 
+    def find_open(self, shared_connection: ServerConnection, principal: Principal) -> ServerConnection:
+        """Return the user's own connection to a server, if it is available."""
+        config = shared_connection.config
+        own = self._personal.get((config.name, principal.user)) if config.share == "user" else None
+        return own if own is not None and own.is_available else shared_connection
+
     async def connect_user(self, principal: Principal) -> None:
         """Connect a user to the servers that take the user's own token.
 

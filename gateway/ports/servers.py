@@ -24,6 +24,7 @@ _FIELDS_OF_GRANTS = {
     "assertion_file": ("jwt_bearer", "client_credentials"),
     "audience": _CALLER_GRANTS,
     "subject_token_type": _CALLER_GRANTS,
+    "subject_issuer": _CALLER_GRANTS,
     "identity_provider": ("identity_assertion",),
 }
 _REQUIRED_FIELDS = {"assertion_file": "jwt_bearer", "identity_provider": "identity_assertion"}
@@ -70,8 +71,9 @@ class OAuthClient(IssuerClient):
     without dynamic registration. "client_credentials": the gateway gets tokens for itself. "jwt_bearer": the same, for
     the assertion of the workload in `assertion_file`. "token_exchange": the caller's own token is exchanged for one
     with the `audience` (None: for the server's address). "identity_assertion": the `identity_provider` gives an
-    assertion for the caller's own token, and `issuer` a token for that. All but the first send credentials to the
-    issuer of the entry alone.
+    assertion for the caller's own token, and `issuer` a token for that. Only tokens of `subject_issuer` (None: of the
+    first issuer that the gateway accepts) are sent there. All grants but the first send credentials to the issuer of
+    the entry alone.
     """
 
     scope: Scope | None = None
@@ -79,6 +81,7 @@ class OAuthClient(IssuerClient):
     assertion_file: str | None = Field(default=None, min_length=1, max_length=1_000)
     audience: str | None = Field(default=None, min_length=1, max_length=2_000)
     subject_token_type: Literal["access_token", "id_token", "jwt"] | None = None
+    subject_issuer: str | None = Field(default=None, min_length=1, max_length=2_000)
     identity_provider: IdentityProvider | None = None
 
     @model_validator(mode="after")

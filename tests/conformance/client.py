@@ -194,7 +194,9 @@ def build_caller(context: dict[str, Any]) -> Principal:
     """The scenario's user, with the user's own token if there is one."""
     if (token := context.get("idp_id_token")) is None:
         return ADA
-    return Principal("ada", role="admin", key=JWT_KEY, token=CallerToken(SecretStr(token), math.inf))
+    return Principal(
+        "ada", role="admin", key=JWT_KEY, token=CallerToken(SecretStr(token), math.inf, context["idp_issuer"])
+    )
 
 
 async def run_scenario(url: str, context: dict[str, Any], scenario: str = "") -> None:

@@ -89,7 +89,7 @@ class JwtVerifier:
             role=self._parse_role(claims),
             key=JWT_KEY,
             scopes=self._parse_scopes(claims),
-            token=CallerToken(SecretStr(token), float(str(claims["exp"]))),
+            token=CallerToken(SecretStr(token), float(str(claims["exp"])), issuer, is_main=issuer == self._issuers[0]),
             toolset=toolset,
         )
 

@@ -13,9 +13,12 @@ GRANT_UNAVAILABLE_KEY = "grant_unavailable"
 """In the `data` of a JSON-RPC error that the gateway itself makes."""
 
 MISSING_TOKEN_KEY = "missing_token"  # noqa: S105 - a name, no secret
-TokenProblem = Literal["caller_unknown", "caller_gone", "caller_refused", "gateway_refused", "issuer_unavailable"]
+TokenProblem = Literal[
+    "caller_unknown", "caller_foreign", "caller_gone", "caller_refused", "gateway_refused", "issuer_unavailable"
+]
 TOKEN_PROBLEMS: dict[TokenProblem, str] = {
     "caller_unknown": "it needs the user's own token, and an API key is none: sign in at the identity provider",
+    "caller_foreign": "it takes tokens of another identity provider than the user's",
     "caller_gone": "the gateway no longer has the user's own token: sign in again and repeat the request",
     "caller_refused": "the identity provider refuses the user's own token: sign in again and repeat the request",
     "gateway_refused": "the authorization server refuses the gateway's credentials",

@@ -42,7 +42,9 @@ class ServerItems(Toolbox):
     async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
         """See `Toolbox.list_server_items`. A server that does not answer is left out."""
         connections = [
-            connection for connection in self._pool if supports_listing(connection.server_capabilities, kind)
+            connection
+            for connection in self._pool
+            if supports_listing(self._pool.find_open(connection, principal).server_capabilities, kind)
         ]
         lists = await asyncio.gather(*(self._list_items(connection, kind, principal) for connection in connections))
         return [item for items in lists for item in items]

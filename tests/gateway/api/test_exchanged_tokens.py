@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,26 @@ async def test_slow_token_endpoint_delays_a_chat_by_seconds_only(gateway: Gatewa
     assert time.monotonic() - started_at < 20
 
 
+@pytest.mark.parametrize("is_named", [False, True])
+async def test_token_of_another_issuer_is_only_sent_where_the_entry_names_that(
+    database_url: str, simulator: Simulator, stack: ExchangeStack, tmp_path: Path, is_named: bool
+) -> None:
+    async with AsyncExitStack() as exits:
+        other = await exits.enter_async_context(serve_exchange())
+        settings: dict[str, Any] = {
+            "jwt_issuer": (stack.url, other.url),
+            "jwt_jwks_url": (f"{stack.url}/jwks.json", f"{other.url}/jwks.json"),
+            "oauth": {"subject_issuer": other.url} if is_named else {},
+        }
+        gateway = await exits.enter_async_context(
+            serve_exchanging_gateway(database_url, simulator, stack, tmp_path, **settings)
+        )
+        await list_tools(gateway, other.sign_in("ada"))
+        assert len(stack.forms) == int(is_named)
+        await list_tools(gateway, stack.sign_in("ada"))
+        assert len(stack.forms) == 1
+
+
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_hosts_of_two_users_list_and_call_their_own_tools_at_once(
     gateway: Gateway, stack: ExchangeStack, mode: str
@@ -161,6 +182,8 @@ async def test_hosts_of_two_users_list_and_call_their_own_tools_at_once(
         async with connect_mcp_client(gateway, stack.sign_in(user), mode) as host:
             tools = [tool.name for tool in (await host.list_tools()).tools if tool.name.startswith("s_")]
             assert tools == [f"s_open_{user}"]
+            prompts = [prompt.name for prompt in (await host.list_prompts()).prompts]
+            assert [name for name in prompts if "greet" in name] == [f"s_greet_{user}"]
             assert f"the safe of {user}" in str((await host.call_tool(f"s_open_{user}", {})).content)
 
 

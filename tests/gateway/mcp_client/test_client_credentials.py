@@ -4,6 +4,7 @@ import base64
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -112,6 +113,14 @@ async def test_private_key_signs_an_assertion_for_the_issuer(server: ProtectedSe
     )
     assert (claims["iss"], claims["sub"]) == ("gateway", "gateway")
     assert claims["exp"] - time.time() < 301
+
+
+async def test_assertion_of_the_platform_authenticates_the_gateway(server: ProtectedServer, tmp_path: Path) -> None:
+    file = tmp_path / "assertion"
+    file.write_text("of.the.platform\n")
+    assert await server.create_tokens(assertion_file=str(file)).get_token() == "token-1"
+    form = server.forms[0]
+    assert (form["grant_type"], form["client_assertion"]) == ("client_credentials", "of.the.platform")
 
 
 async def test_refused_token_is_replaced_once(server: ProtectedServer) -> None:

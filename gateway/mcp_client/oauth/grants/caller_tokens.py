@@ -50,8 +50,11 @@ class CallerTokenProvider(AccessTokenProvider):
     def admit_caller(self, principal: Principal) -> None:
         if principal.key != JWT_KEY or principal.user != self._owner:
             raise TokenUnavailable("caller_unknown")
-        if principal.token is not None:
-            self._hold(principal, principal.token)
+        if (token := principal.token) is not None:
+            accepted = self._server.oauth.subject_issuer if self._server.oauth is not None else None
+            if not (token.is_main if accepted is None else token.issuer == accepted):
+                raise TokenUnavailable("caller_foreign")
+            self._hold(principal, token)
 
     async def get_token(self) -> str | None:
         held = self._find()
