@@ -102,6 +102,25 @@ async def test_typescript_sdk_signs_in_again_for_a_missing_scope(
     assert "tools" in scopes[1]
 
 
+async def test_typescript_sdk_gets_a_token_for_a_toolset(
+    authorization_server: AuthorizationServer, database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    key = "the-key-of-the-administrator"
+    async with serve_protected_gateway(
+        authorization_server, database_url, simulator, tools_url, api_key=SecretStr(key)
+    ) as gateway:
+        toolset = {"name": "sums", "tools": ["calculator"]}
+        created = await gateway.post("/api/v1/toolsets", toolset, headers={"X-API-Key": key})
+        assert created.status == 201
+        url = f"{gateway.base_url}/mcp/sums"
+        for address in (url, f"{url}/"):
+            command = (str(NODE_22), str(NODE / "mcp_sign_in.mjs"), address, "auto", "list", "calculate")
+            result = json.loads((await run_host(authorization_server, *command)).splitlines()[-1])
+            assert result["tools"] == ["calculator"]
+            assert "45" in result["texts"][0]
+    assert {entry["audience"] for entry in await authorization_server.read_log("issued")} == {url}
+
+
 async def test_keys_rotate_while_hosts_have_sessions(
     protected_gateway: Gateway, authorization_server: AuthorizationServer
 ) -> None:

@@ -139,6 +139,12 @@ async def test_toolset_has_metadata_of_its_own(servers: list[AuthorizationServer
             assert refused.headers["WWW-Authenticate"] == f'Bearer resource_metadata="{url}"'
         metadata = (await gateway.get(url.removeprefix(gateway.base_url))).body
         assert metadata["resource"] == f"{gateway.base_url}{path}"
+        evil = {"Host": "evil.example", "X-Forwarded-Host": "evil.example", "Forwarded": "host=evil.example"}
+        for reply in (
+            await gateway.get(url.removeprefix(gateway.base_url), headers=evil),
+            await gateway.post(path, {}, headers=evil),
+        ):
+            assert "evil.example" not in f"{reply.headers} {reply.body}"
     for path in ("/mc", "/mcp/sums/more", "/mcp/server-card", "/mcp/a%20b", f"/mcp/{'a' * 2_000}"):
         assert (await gateway.get(f"/.well-known/oauth-protected-resource{path}")).status in (404, 422), path
     toolset = {"name": "sums", "tools": ["calculator"]}
