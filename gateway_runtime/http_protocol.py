@@ -64,6 +64,9 @@ class HttpProtocol(HttpToolsProtocol):
     without middleware.
     """
 
+    # With these in its dictionary, that would have more keys than instances can share, and three times the size.
+    __slots__ = ("_counted_source", "_head_timer", "_reader_watch", "_unparsed_bytes")
+
     head_timeout_seconds = _HEAD_TIMEOUT_SECONDS
     write_timeout_seconds = _WRITE_TIMEOUT_SECONDS
     max_drain_seconds = _MAX_DRAIN_SECONDS

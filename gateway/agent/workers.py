@@ -11,7 +11,7 @@ from gateway.agent.transcript import Transcript
 from gateway.common.concurrency import SupervisedTask, wait_or_poll
 from gateway.common.lease import WorkerLease, read_clock
 from gateway.common.logging import get_logger
-from gateway.domain.bus import BusMessage
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import GatewayError, StorageUnavailable, TooManyAttempts, TurnUnreadable
 from gateway.domain.messages import MAX_ATTEMPTS, TurnClaim
 from gateway.ports.server_tasks import TaskWaitRepository
@@ -185,6 +185,7 @@ class TurnClaimer:
             inputs = await self._questions.list_for_turn(claim.turn_id)
             waits = await self._tasks.list_waits(claim.turn_id)
             self._runner.take_over(record, StoredProgress(events, inputs, waits), cancel=cancel)
+            self._runner.on_watch(BusMessage(BusKind.WATCH_TURN, claim.turn_id))  # its followers have waited
             return
         except StorageUnavailable:
             raise

@@ -7,7 +7,7 @@ imports tasks and waits from `gateway_runtime.background`, where they are define
 |---|---|
 | a loop that runs as long as its owner | `SupervisedTask` |
 | tasks of one owner that end by themselves | `TaskSet` |
-| work that another event ends early | `run_until` |
+| work that another event ends early | `run_until`, or `Interruption` without a further task |
 | an event whose message may be lost | `wait_or_poll` |
 | one time limit for several waits | `Deadline` |
 | growing pauses between attempts | `Backoff` |
@@ -25,18 +25,28 @@ from typing import Generic, TypeVar
 from cachetools import LRUCache
 
 from gateway_runtime.background.tasks import SupervisedTask, TaskRegistry, TaskSet
-from gateway_runtime.background.waits import Backoff, Deadline, WorkInterrupted, run_until, wait_or_poll
+from gateway_runtime.background.waits import (
+    Backoff,
+    Deadline,
+    Interruption,
+    WorkInterrupted,
+    run_until,
+    run_without_wait,
+    wait_or_poll,
+)
 
 __all__ = [
     "Backoff",
     "BoundedQueue",
     "Deadline",
+    "Interruption",
     "LruDict",
     "SupervisedTask",
     "TaskRegistry",
     "TaskSet",
     "WorkInterrupted",
     "run_until",
+    "run_without_wait",
     "wait_or_poll",
 ]
 

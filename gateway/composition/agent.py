@@ -82,6 +82,7 @@ async def build_agent(
     async with AsyncExitStack() as stack:
         supervise(store.bus.task, tasks, stack)
         stack.push_async_callback(queue.stop)
+        supervise(subscriptions.task, tasks, stack)
         stack.push_async_callback(subscriptions.stop)
         await tools.toolbox.wait_until_connected(timeouts.mcp_connect)
         stack.callback(lease.stop)

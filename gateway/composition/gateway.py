@@ -38,6 +38,7 @@ from gateway.store.lists.tasks import TaskListStore
 from gateway.store.lists.turn_contents import TurnContentStore
 from gateway.store.usage_report import UsageReports
 from gateway.webhooks.deliverer import create_deliverer
+from gateway.wire.sse import OpenStreams
 from gateway_runtime.cached_value import CachedValue
 
 if TYPE_CHECKING:
@@ -100,12 +101,18 @@ async def build_gateway(
         state.sandbox, state.catalog, state.model = tools.code.sandbox, llm.catalog, llm.model
         state.storage_health = build_storage_health(settings, timeouts, store, lease, stack)
         state.model_health = CachedValue(llm.model.check, timeouts.model_health)
-        state.tasks, state.load = tasks, load
+        state.tasks, state.load, state.open_streams = tasks, load, _start_pings(tasks, stack)
         state.started_at, state.stop = time.monotonic(), partial(_stop, mcp, turn_service)
         if telemetry is not None:
             sources = _list_sources(turn_service, mcp, tools, llm, store, tasks, load)
             await stack.enter_async_context(run_telemetry(settings, telemetry, sources, store.redactor, state, tasks))
         yield
+
+
+def _start_pings(tasks: TaskRegistry, stack: AsyncExitStack) -> OpenStreams:
+    streams = OpenStreams()
+    supervise(streams.task, tasks, stack)
+    return streams
 
 
 def _create_host_programs(settings: Settings, tools: Tools) -> HostPrograms:

@@ -1,7 +1,7 @@
 """Storage of turns, conversations, questions, budgets and messages. `gateway.store` implements it."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,6 +25,7 @@ from gateway.domain.messages import (
     TurnRequest,
 )
 from gateway.domain.spending import BudgetReservation, RequestHold, UsageTotals
+from gateway.domain.turn_progress import TurnProgress
 
 
 class StoredTurn(Protocol):
@@ -241,7 +242,15 @@ class TurnRepository(Protocol):
         ...
 
     @abstractmethod
-    async def get_status(self, turn_id: UUID) -> str | None: ...
+    async def get_progress(self, turn_id: UUID) -> TurnProgress | None: ...
+
+    @abstractmethod
+    async def find_woken(self, epochs: Mapping[UUID, int]) -> list[UUID]:
+        """List the turns whose wait has ended.
+
+        `epochs`: the turns with their epochs during that wait. They may wait again.
+        """
+        ...
 
 
 class WorkerRepository(Protocol):

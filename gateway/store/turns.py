@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from gateway.domain.errors import Conflict, ErrorInfo, NotFound, StorageUnavaila
 from gateway.domain.events import JournalEntry, decode_event
 from gateway.domain.messages import Outcome, Principal, TurnClaim, TurnRecord, TurnRequest, Usage
 from gateway.domain.reading import get_reader_key
+from gateway.domain.turn_progress import TurnProgress
 from gateway.ports.store import TurnRepository
 from gateway.store.audit import make_audit_entry
 from gateway.store.context.titles import clear_titles
@@ -47,6 +48,12 @@ WITH following AS MATERIALIZED (
 )
 SELECT first_seq, payload FROM sized WHERE bytes_before < {MAX_EVENT_BYTES} ORDER BY first_seq
 """  # noqa: S608
+_PROGRESS = "SELECT status, epoch FROM turns WHERE id = :turn_id"
+_WOKEN = """
+SELECT known.id FROM unnest(cast(:ids AS uuid[]), cast(:epochs AS int[])) AS known (id, epoch)
+LEFT JOIN turns ON turns.id = known.id
+WHERE turns.status IS DISTINCT FROM 'waiting' OR turns.epoch <> known.epoch
+"""
 _DELETE_TURN = "DELETE FROM turns WHERE id = :id RETURNING conversation_id, left(prompt, 4000)"
 _FAILED_TURNS = """
 SELECT turn_id AS id, at, owner, model_name AS model, error_code AS error, status, steps, conversation_id
@@ -197,9 +204,15 @@ class TurnStore(TurnRepository):
         """
         return await self._database.fetch_rows(_FAILED_TURNS, error=error, limit=limit, before=before)
 
-    async def get_status(self, turn_id: UUID) -> str | None:
-        async with self._database.session() as session:
-            return (await session.exec(select(Turn.status).where(Turn.id == turn_id))).first()
+    async def get_progress(self, turn_id: UUID) -> TurnProgress | None:
+        """See `TurnRepository.get_progress`."""
+        rows = await self._database.fetch_rows(_PROGRESS, turn_id=turn_id)
+        return TurnProgress(*rows[0]) if rows else None
+
+    async def find_woken(self, epochs: Mapping[UUID, int]) -> list[UUID]:
+        """See `TurnRepository.find_woken`."""
+        rows = await self._database.fetch_rows(_WOKEN, ids=list(epochs), epochs=list(epochs.values()))
+        return [row[0] for row in rows]
 
     async def request_cancel(self, turn_id: UUID) -> None:
         """See `TurnRepository.request_cancel`."""

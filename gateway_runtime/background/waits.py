@@ -3,8 +3,9 @@
 import asyncio
 import math
 import random
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Awaitable, Coroutine
+from types import TracebackType
+from typing import Self, TypeVar
 
 import anyio
 
@@ -102,3 +103,52 @@ class Deadline:
     def limit(self) -> asyncio.Timeout:
         """A context manager that ends its block at the deadline with `TimeoutError`."""
         return asyncio.timeout_at(self._when)
+
+
+class Interruption:
+    """A block that other code can end.
+
+    It is an async context manager, and has no task of its own, unlike `run_until`. `interrupt()` ends the block with
+    `WorkInterrupted`.
+    """
+
+    __slots__ = ("_is_active", "_timeout")
+
+    def __init__(self) -> None:
+        self._timeout = asyncio.timeout(None)
+        self._is_active = False
+
+    def interrupt(self) -> None:
+        """End the block at its next wait.
+
+        No effect before its begin and after its end.
+        """
+        if self._is_active and self._timeout.when() is None:
+            self._timeout.reschedule(0.0)
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        self._is_active = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_active = False
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise WorkInterrupted from None
+
+
+def run_without_wait(work: Coroutine[object, object, object]) -> bool:
+    """Run a coroutine, but close it at its first wait.
+
+    Return whether it ended before.
+    """
+    try:
+        work.send(None)
+    except StopIteration:
+        return True
+    work.close()
+    return False

@@ -97,21 +97,23 @@ class StartedTurn(TurnHandle):
 class FollowedTurn(TurnHandle):
     """Turn that an earlier call started. Listeners do not affect it."""
 
-    __slots__ = ("stored",)
+    __slots__ = ("_cache_status", "_has_ended")
 
     def __init__(self, stored: StoredTurn) -> None:
         super().__init__(stored.id, is_stored=stored.store, echo=stored.options.get("echo"))
-        self.stored = stored
+        # Not the turn itself, whose messages would stay in memory as long as a follower.
+        self._has_ended = stored.status not in _ACTIVE_STATUSES
+        self._cache_status: Literal["hit", "miss"] | None = None
+        if "cache_ttl" in stored.options and stored.status == "completed":
+            self._cache_status = "hit" if stored.cached else "miss"
 
     @property
     def has_ended(self) -> bool:
-        return self.stored.status not in _ACTIVE_STATUSES
+        return self._has_ended
 
     @property
     def cache_status(self) -> Literal["hit", "miss"] | None:
-        if "cache_ttl" not in self.stored.options or self.stored.status != "completed":
-            return None
-        return "hit" if self.stored.cached else "miss"
+        return self._cache_status
 
 
 class TurnListener(EventListener):

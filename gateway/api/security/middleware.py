@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.http.errors import gateway_error, http_error
-from gateway.api.http.request_context import HEADERS_SCOPE_KEY
+from gateway.api.http.request_context import HEADERS_SCOPE_KEY, STARTED_SCOPE_KEY
 from gateway.api.rate_limit.admission import AdmissionGate
 from gateway.api.rate_limit.limiter import RateLimiter
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator, has_credential
@@ -32,6 +32,7 @@ from gateway.config import Settings
 from gateway.domain.errors import Forbidden, GatewayError, WrongHost
 from gateway.domain.messages import LOCAL_PRINCIPAL, Principal
 from gateway.settings.values import is_loopback
+from gateway.wire.sse import PENDING_STREAMS_SCOPE_KEY, send_pending_streams
 from gateway_runtime.connections.limits import get_connection_source
 from gateway_runtime.settings.hosts import is_host_allowed
 
@@ -90,7 +91,10 @@ class SecurityMiddleware:
         else:
             open_requests = _get_authenticator(scope).open_requests
             with slot, open_requests.cancel_on_revocation(principal, receive) as revocable_receive:
+                scope[PENDING_STREAMS_SCOPE_KEY] = []
                 await self._app(scope, revocable_receive, send)
+                if scope[PENDING_STREAMS_SCOPE_KEY]:
+                    await _send_stream(scope, revocable_receive, send)
 
     async def _identify_caller(self, scope: Scope) -> Principal | None:
         """Return the caller of a route that shows more to admins.
@@ -177,6 +181,16 @@ def get_source_address(scope: Scope) -> str:
     """Return the source of a request; see `get_connection_source`."""
     client = scope.get("client")
     return get_connection_source(str(client[0]) if client else None)
+
+
+async def _send_stream(scope: Scope, receive: Receive, send: Send) -> None:
+    """Send the stream that the route has returned, or its error."""
+    try:
+        await send_pending_streams(scope, receive, send)
+    except GatewayError as error:
+        if STARTED_SCOPE_KEY in scope:
+            raise
+        await _send_error(error, scope, receive, send)
 
 
 async def _send_error(error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from starlette.types import Message, Receive
 
-from gateway.common.concurrency import SupervisedTask, WorkInterrupted, run_until, wait_or_poll
+from gateway.common.concurrency import Interruption, SupervisedTask, WorkInterrupted, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import Principal
@@ -24,7 +24,7 @@ class OpenRequestRegistry:
     def __init__(self, keys: KeyStore, *, poll_seconds: float = 15.0) -> None:
         self._poll_seconds = poll_seconds
         self._keys = keys
-        self._open: dict[str, set[asyncio.Event]] = {}
+        self._open: dict[str, set[_RevocableReceive]] = {}
         self._keys_changed = asyncio.Event()
         self._watcher = SupervisedTask("api key revocation", self._watch_keys)
 
@@ -45,13 +45,13 @@ class OpenRequestRegistry:
         if principal is None or principal.key is None or not principal.key.startswith(KEY_PREFIX):
             yield receive
             return
-        revoked = asyncio.Event()
-        self._open.setdefault(principal.key, set()).add(revoked)
+        revocable = _RevocableReceive(receive)
+        self._open.setdefault(principal.key, set()).add(revocable)
         self._watcher.start()
         try:
-            yield _receive_until(revoked, receive)
+            yield revocable.receive
         finally:
-            self._open[principal.key].discard(revoked)
+            self._open[principal.key].discard(revocable)
             if not self._open[principal.key]:
                 del self._open[principal.key]
 
@@ -68,17 +68,39 @@ class OpenRequestRegistry:
             log.warning("key_revocation_check_failed", keys=len(self._open))
             return
         for prefix in revoked_keys:
-            for revoked in self._open.get(prefix, ()):
+            for revocable in self._open.get(prefix, ()):
                 log.info("request_cancelled", key=prefix, reason="key_revoked_or_expired")
-                revoked.set()
+                revocable.disconnect()
 
 
-def _receive_until(revoked: asyncio.Event, receive: Receive) -> Receive:
-    async def receive_or_disconnect() -> Message:
-        try:
-            message = await run_until(receive(), revoked.wait())
-        except WorkInterrupted:
-            return {"type": "http.disconnect"}
-        return {"type": "http.disconnect"} if revoked.is_set() else message
+class _RevocableReceive:
+    """A `receive` that reports a disconnect after `disconnect()`.
 
-    return receive_or_disconnect
+    It has no task and no event of its own, as a worker may have many thousands of open streams.
+    """
+
+    __slots__ = ("_is_disconnected", "_receive", "_waits")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._is_disconnected = False
+        self._waits: list[Interruption] = []
+
+    def disconnect(self) -> None:
+        """Report a disconnect from now on."""
+        self._is_disconnected = True
+        for wait in self._waits:
+            wait.interrupt()
+
+    async def receive(self) -> Message:
+        if not self._is_disconnected:
+            with suppress(WorkInterrupted):
+                async with Interruption() as wait:
+                    self._waits.append(wait)
+                    try:
+                        message = await self._receive()
+                    finally:
+                        self._waits.remove(wait)
+                if not self._is_disconnected:
+                    return message
+        return {"type": "http.disconnect"}

@@ -32,16 +32,30 @@ class Store:
         return self.entries[after : after + PART]
 
 
-async def fill(window: JournalWindow, store: Store) -> None:
-    while not window.has_ended and not window.close_reason:
-        await window.has_waiting_reader.wait()
+class Filler:
+    """Fills a window when a reader waits."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.reader_waits = asyncio.Event()
+        self.window = JournalWindow(uuid4(), store.load_events, self.reader_waits.set)
+
+    async def fill(self) -> None:
+        while not self.window.has_ended and not self.window.close_reason:
+            await self.reader_waits.wait()
+            self.reader_waits.clear()
+            await fill_once(self.window, self.store)
+
+
+async def fill_once(window: JournalWindow, store: Store) -> None:
+    if window.has_waiting_reader:
         window.load_entries(await store.load_events(window.turn_id, window.last_seq))
 
 
 async def test_readers_of_any_speed_get_everything_from_a_bounded_window() -> None:
     store = Store()
-    window = JournalWindow(uuid4(), store.load_events)
-    filling = asyncio.create_task(fill(window, store))
+    window = (filler := Filler(store)).window
+    filling = asyncio.create_task(filler.fill())
     slow = window.follow()
     slow_numbers = [entry.seq for entry in await anext(slow)]
     fast_numbers: list[int] = []
@@ -61,8 +75,8 @@ async def test_readers_of_any_speed_get_everything_from_a_bounded_window() -> No
 
 async def test_journal_is_read_no_further_than_its_readers_need() -> None:
     store = Store()
-    window = JournalWindow(uuid4(), store.load_events)
-    filling = asyncio.create_task(fill(window, store))
+    window = (filler := Filler(store)).window
+    filling = asyncio.create_task(filler.fill())
     reader = window.follow()
     await anext(reader)
     for _ in range(20):
@@ -75,7 +89,7 @@ async def test_journal_is_read_no_further_than_its_readers_need() -> None:
 async def test_reader_ends_when_older_events_are_gone_or_the_store_is_away() -> None:
     for failure, reason in ((None, JournalExpired.code), (StorageUnavailable(), StorageUnavailable.code)):
         store = Store()
-        window = JournalWindow(uuid4(), store.load_events)
+        window = JournalWindow(uuid4(), store.load_events, lambda: None)
         for start in range(0, COUNT, PART):
             window.load_entries(store.entries[start : start + PART])
 

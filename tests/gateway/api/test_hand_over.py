@@ -100,8 +100,8 @@ async def test_waiting_request_ends_when_the_database_stays_unavailable_after_a_
 
     service = workers[0].state.turn_service
     request = await start_request(workers[0], slow_simulator, "/api/v1/chat", {"messages": MESSAGES})
-    monkeypatch.setattr(service._subscriptions, "_storage_timeout_seconds", 0.0)
-    monkeypatch.setattr(workers[0].state.turns, "get_status", raise_storage_unavailable)
+    monkeypatch.setattr(service._subscriptions.reader, "_storage_timeout_seconds", 0.0)
+    monkeypatch.setattr(workers[0].state.turns, "get_progress", raise_storage_unavailable)
     await miss_heartbeats(workers[0])
     reply = await request
     assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")

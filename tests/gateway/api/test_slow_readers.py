@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,7 +14,7 @@ from sse_starlette.sse import SendTimeoutError
 from gateway.agent.following.journal_window import MAX_WINDOW_BYTES
 from gateway.store.turns import MAX_EVENT_BYTES
 from gateway.wire import sse
-from gateway.wire.sse import FrameStream
+from gateway.wire.sse import FrameStream, OpenStreams
 from tests.eventually import eventually
 from tests.gateway.api.test_connection_limits import open_slow_reader
 from tests.stack import Gateway
@@ -45,7 +47,7 @@ async def test_follower_that_does_not_read_makes_the_gateway_read_little(
 ) -> None:
     turn_id = await store_large_turn(db)
     loaded: list[int] = []
-    turns = gateway.state.turn_service._subscriptions._turns
+    turns = gateway.state.turn_service._subscriptions.reader._turns
     load_events = turns.load_events
 
     async def record(*arguments: Any) -> Any:
@@ -64,7 +66,7 @@ async def test_follower_that_does_not_read_makes_the_gateway_read_little(
         assert b" 200 " in head
         # A second follower reads all, while the first one does not read.
         reply = await read_all(gateway, turn_id)
-        [window] = [tail.log for tail in gateway.state.turn_service._subscriptions._tails.values()]
+        [window] = gateway.state.turn_service._subscriptions.reader.list_logs()
         assert sum(len(entry.data) for entry in window.entries) <= MAX_WINDOW_BYTES + MAX_EVENT_BYTES
         assert max(loaded) <= MAX_EVENT_BYTES + ROW_EVENTS * (TEXT_BYTES + 100)
         received = len(head)
@@ -93,7 +95,7 @@ async def send_slowly(chunks: list[bytes], *, seconds: float) -> list[int]:
     """Sizes of the writes to a client that reads the frames."""
     sizes: list[int] = []
 
-    async def generate() -> Any:
+    async def generate() -> AsyncGenerator[bytes]:
         for chunk in chunks:
             yield chunk
 
@@ -105,8 +107,14 @@ async def send_slowly(chunks: list[bytes], *, seconds: float) -> list[int]:
     async def receive() -> Any:
         await asyncio.Event().wait()
 
-    response = FrameStream(generate(), headers={}, listener=_Listener(), ping=0.05)
-    await response({"type": "http"}, receive, send)
+    streams = OpenStreams(ping_seconds=0.05)
+    streams.task.start()
+    app = SimpleNamespace(state=SimpleNamespace(open_streams=streams))
+    try:
+        await FrameStream(generate(), headers={}, listener=_Listener())({"type": "http", "app": app}, receive, send)
+    finally:
+        await streams.task.stop()
+    assert not len(streams)
     return sizes
 
 
@@ -116,6 +124,12 @@ async def test_rest_of_a_stream_has_a_deadline_after_the_turn_s_end(monkeypatch:
     async with asyncio.timeout(30):
         with pytest.raises(SendTimeoutError):
             await send_slowly([b"data: x\n\n"] * 10_000, seconds=0.01)
+
+
+async def test_client_that_takes_nothing_is_left_after_two_checks() -> None:
+    async with asyncio.timeout(30):
+        with pytest.raises(SendTimeoutError):
+            await send_slowly([b"data: x\n\n"], seconds=3600)
 
 
 async def test_large_frame_is_written_in_pieces_that_count_as_progress() -> None:

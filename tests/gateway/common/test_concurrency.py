@@ -14,12 +14,14 @@ from gateway.common.concurrency import (
     Backoff,
     BoundedQueue,
     Deadline,
+    Interruption,
     LruDict,
     SupervisedTask,
     TaskRegistry,
     TaskSet,
     WorkInterrupted,
     run_until,
+    run_without_wait,
     wait_or_poll,
 )
 
@@ -420,6 +422,61 @@ async def test_run_until_cancels_the_work_when_the_end_comes_first(loop: FakeLoo
     with pytest.raises(WorkInterrupted):
         await waiting
     assert loop.cancelled == 1
+
+
+async def test_interruption_ends_a_block_and_no_other_wait_of_its_task() -> None:
+    async def wait_in_block(interruption: Interruption) -> str:
+        try:
+            async with interruption:
+                await asyncio.sleep(HOUR)
+        except WorkInterrupted:
+            await asyncio.sleep(0)
+            return "interrupted"
+        return "ended"
+
+    interruption = Interruption()
+    task = asyncio.create_task(wait_in_block(interruption))
+    await asyncio.sleep(0)
+    interruption.interrupt()
+    interruption.interrupt()
+    assert await task == "interrupted"
+    assert not task.cancelling()
+
+
+async def test_cancellation_of_an_interruptible_block_stays_one() -> None:
+    async def wait_in_block() -> None:
+        async with Interruption():
+            await asyncio.sleep(HOUR)
+
+    task = asyncio.create_task(wait_in_block())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_error_of_an_interruptible_block_is_raised() -> None:
+    with pytest.raises(KeyError):
+        async with Interruption():
+            raise KeyError
+
+
+async def test_coroutine_is_closed_at_its_first_wait() -> None:
+    steps: list[str] = []
+
+    async def work(event: asyncio.Event) -> None:
+        try:
+            steps.append("begun")
+            await event.wait()
+            steps.append("ended")
+        finally:
+            steps.append("left")
+
+    event = asyncio.Event()
+    assert not run_without_wait(work(event))
+    event.set()
+    assert run_without_wait(work(event))
+    assert steps == ["begun", "left", "begun", "ended", "left"]
 
 
 async def test_run_until_prefers_a_result_to_an_end_of_the_same_moment() -> None:
