@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from mcp import MCPError
 
-from gateway.simulator import Fault
+from gateway.simulator import Fault, Simulator
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
 from tests.gateway.api.test_toolsets import connect, create
-from tests.stack import JsonObject
+from tests.stack import JsonObject, serve_gateway
 
 
 async def create_bound_key(keyring: Keyring) -> dict[str, str]:
@@ -197,3 +197,46 @@ async def test_bound_key_of_an_admin_administers_no_tools_and_servers(keyring: K
     assert (await keyring.get("root", "/ready")).body["mcp_servers"]
     assert (await keyring.get("bound", "/ready")).body["mcp_servers"] == []
     assert (await keyring.get("bound", "/api/v1/mcp/servers")).body["servers"] == []
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("helper", "arguments", "budget"),
+    [
+        ("find_tools", {"query": "calculator expression search the web"}, 500),
+        ("batch", {"calls": [{"tool": "calculator", "arguments": {"expression": "6*7"}}]}, 24_000),
+    ],
+)
+async def test_helpers_of_a_bound_key_know_its_toolset_alone(
+    database_url: str, simulator: Simulator, tools_url: str, helper: str, arguments: JsonObject, budget: int
+) -> None:
+    settings: JsonObject = {"agent_batch_tool": True, "tool_token_budget": budget, "code_mode": "off"}
+    async with serve_gateway(database_url, simulator, tools_url, **settings) as gateway:
+        keyring = Keyring(gateway)
+        await keyring.create_key("root", role="admin")
+        await create(keyring, tools=["*_task*", "fetch_page"])
+        await create_bound_key(keyring)
+        call = {"name": helper, "arguments": json.dumps(arguments)}
+        simulator.faults.add_faults(Fault(kind="tool_calls", calls=[call], match="Call it"))
+        reply = await keyring.chat("bound", "Call it")
+        assert reply.status == 200, reply.body
+        assert helper in {tool["function"]["name"] for tool in simulator.requests[0]["tools"]}
+        assert "calculator" not in json.dumps(simulator.requests[0]["tools"])
+        results = json.dumps([message for message in simulator.requests[1]["messages"] if message["role"] == "tool"])
+        assert "web_search" not in results
+        assert "42" not in results
+
+
+async def test_agent_of_a_bound_key_takes_no_other_toolset(keyring: Keyring) -> None:
+    await create(keyring, tools=["calculator"])
+    await create(keyring, "other", tools=["list_tasks"])
+    await create_bound_key(keyring)
+    message = {
+        "messageId": "1",
+        "role": "ROLE_USER",
+        "parts": [{"text": "Call it"}],
+        "metadata": {"toolset": "other"},
+    }
+    refused = await keyring.post("bound", "/a2a/v1/message:send", {"message": message})
+    assert refused.status == 403, refused.body
+    assert not keyring.gateway.simulator.requests
