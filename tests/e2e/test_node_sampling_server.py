@@ -1,4 +1,4 @@
-"""Servers of the official SDKs in Node that use a turn's model with tools."""
+"""Sampling with tools by servers of the SDKs in Node."""
 
 import asyncio
 import json
