@@ -225,6 +225,9 @@ class ToolCallScheduler(NestedCalls):
             note = text_block("The user did not allow this call. Do not retry it unless they ask for it.")
             self._emitter.emit(ToolFinished(call_id=call.call_id, outcome="denied", content=[note]))
             return
+        if spec is None and (absence := self._toolbox.explain_absence(call.server or "", self._principal)):
+            self._emitter.emit(ToolFinished(call_id=call.call_id, outcome="error", content=[text_block(absence)]))
+            return
         again = ToolCall(call.call_id, call.tool, "")
         self._spawn(self._run_call(again, spec, arguments, [], deferred=False, answers=inputs))
 

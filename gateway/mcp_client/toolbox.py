@@ -144,7 +144,7 @@ class McpToolbox(ServerPool, ServerItems):
         """Return the tokens of a user, which all connections share."""
         tokens = self._caller_tokens.get((server.name, owner))
         if tokens is None or not tokens.serves(server):
-            tokens = self._caller_tokens[server.name, owner] = CallerTokenProvider(server, owner)
+            tokens = self._caller_tokens[server.name, owner] = CallerTokenProvider(server, owner, self._grants)
         return tokens
 
     def _find_memory(self, server: ServerConfig) -> ConnectionMemory:
@@ -242,6 +242,14 @@ class McpToolbox(ServerPool, ServerItems):
     async def connect_user(self, principal: Principal) -> None:
         """See `Toolbox.connect_user`."""
         await self._pool.connect_user(principal)
+
+    def explain_absence(self, server: str, principal: Principal) -> str:
+        """See `Toolbox.explain_absence`."""
+        connection = self._pool.get_connection(server, principal)
+        if connection is None or connection.is_available:
+            return ""
+        reason = connection.get_status().reason or "it does not answer yet"
+        return f"The MCP server {server!r} is not available to this user: {reason}."
 
     def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
         """See `Toolbox.find_tool`.

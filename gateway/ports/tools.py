@@ -285,6 +285,13 @@ class Toolbox(Protocol):
         Returns when each has answered, or after a moment. Without such servers this does nothing.
         """
 
+    def explain_absence(self, server: str, principal: Principal) -> str:
+        """Return why a user cannot reach a server now.
+
+        An empty text if the user can.
+        """
+        return ""
+
     @abstractmethod
     def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
         """Return the tool of this name that a principal is offered.

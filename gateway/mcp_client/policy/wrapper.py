@@ -19,6 +19,9 @@ class ToolboxWrapper(Toolbox):
     async def connect_user(self, principal: Principal) -> None:
         await self._toolbox.connect_user(principal)
 
+    def explain_absence(self, server: str, principal: Principal) -> str:
+        return self._toolbox.explain_absence(server, principal)
+
     def find_tool(self, name: str, principal: Principal | None = None) -> ToolSpec | None:
         return self._toolbox.find_tool(name, principal)
 

@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from gateway.simulator import Simulator
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
-from tests.gateway.api.test_hand_over import miss_heartbeats
 from tests.gateway.api.test_key_permissions import connect_mcp_client
 from tests.stack import Gateway
 from tests.token_exchange import CLIENT_SECRET, ExchangeStack, serve_exchange, serve_exchanging_gateway
@@ -219,18 +218,22 @@ async def test_turn_that_waited_for_an_approval_goes_on_with_the_token_of_the_an
 
 
 @pytest.mark.faults
-async def test_turn_without_the_token_at_another_worker_ends_with_a_clear_error(
-    gateway: Gateway, database_url: str, simulator: Simulator, stack: ExchangeStack, tmp_path: Path
+@pytest.mark.parametrize("lifetime", [600, 6])
+async def test_turn_at_another_worker_uses_the_token_until_it_expires(
+    database_url: str, simulator: Simulator, stack: ExchangeStack, tmp_path: Path, lifetime: int
 ) -> None:
-    """The answer has another role, whose token the turn may not use."""
-    headers = stack.sign_in("ada")
-    turn, question = await start_turn_with_approval(gateway, headers)
-    await miss_heartbeats(gateway)
-    async with serve_exchanging_gateway(database_url, simulator, stack, tmp_path) as other:
-        stronger = stack.sign_in("ada", role="admin")
-        text = await approve(other, stronger, turn, question)
-    assert "the safe of" not in text
-    assert "sign in again and repeat the request" in text
+    """The answer comes with a key, so the other worker sees no token."""
+    stack.lifetime = lifetime
+    async with serve_exchanging_gateway(database_url, simulator, stack, tmp_path) as first:
+        keyring = Keyring(first)
+        await keyring.create_key("ada")
+        turn, question = await start_turn_with_approval(first, stack.sign_in("ada"))
+    await asyncio.sleep(2 if lifetime == 6 else 0)  # the lifetime is the thing under test
+    async with serve_exchanging_gateway(database_url, simulator, stack, tmp_path) as second:
+        text = await approve(second, keyring.headers("ada"), turn, question)
+    assert len(stack.forms) == 1
+    assert ("the safe of ada" in text) == (lifetime == 600)
+    assert ("sign in again and repeat the request" in text) == (lifetime == 6)
 
 
 async def test_no_token_is_stored_or_logged(

@@ -15,7 +15,7 @@ from gateway.mcp_client.oauth.grants.token_endpoint import IssuedToken
 log = get_logger(__name__)
 
 _LEEWAY_SECONDS = 30.0
-_DEFAULT_LIFETIME_SECONDS = 300.0
+DEFAULT_LIFETIME_SECONDS = 300.0
 _MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.5, 30.0
 _MIN_REPLACE_SECONDS = 5.0
 """Seconds between replacements of tokens that the server refuses."""
@@ -81,7 +81,7 @@ class RenewedToken:
             raise
         self._failure = None
         self._pause.reset()
-        lifetime = _DEFAULT_LIFETIME_SECONDS if token.expires_in is None else max(token.expires_in, 1.0)
+        lifetime = DEFAULT_LIFETIME_SECONDS if token.expires_in is None else max(token.expires_in, 1.0)
         now = time.monotonic()
         self._token, self._expires_at = token.access_token, now + lifetime
         self._renew_at = now + max(lifetime - _LEEWAY_SECONDS, lifetime / 2)
