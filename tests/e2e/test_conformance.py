@@ -16,12 +16,15 @@ from pathlib import Path
 
 import pytest
 
+from gateway.domain.messages import JsonObject
 from gateway.simulator import Simulator
-from tests.conformance import everything
+from tests.conformance import everything, task_tools
 from tests.conformance.api_client import ApiClient, serve_api_scenarios
 from tests.conformance.client import serve_client_scenarios
+from tests.conformance.task_tools import TaskToolServer
 from tests.e2e.node import NODE, require_node
 from tests.e2e.running_stack import ROOT
+from tests.gateway.mcp_client.raw_server import RawServer, serve_raw
 from tests.stack import find_free_port, serve_asgi, serve_gateway
 
 pytestmark = [
@@ -150,6 +153,22 @@ async def test_no_check_of_all_suites_fails_only_through_the_gateway(
     await run_suite("server", "--url", server, "-o", str(tmp_path / "direct"), *scope)
     async with serve_gateway(database_url, simulator, server) as gateway:
         assert await find_differing_checks(server, f"{gateway.base_url}/mcp", tmp_path, *scope) == {}
+
+
+async def test_task_scenarios_fail_only_the_expected_checks(
+    database_url: str, simulator: Simulator, tmp_path: Path
+) -> None:
+    """Run the unscored scenarios of tasks with their fixtures behind the gateway."""
+    entry: JsonObject = {"prefix": "", "tasks": list(task_tools.TASKS)}
+    servers: dict[str, tuple[RawServer, JsonObject]] = {"fixtures": (TaskToolServer(), entry)}
+    async with serve_raw(database_url, simulator, tmp_path, servers, heartbeat_seconds=0.5) as gateway:
+        for name in task_tools.SCENARIOS:
+            suite = ("server", "--url", f"{gateway.base_url}/mcp", "-o", str(tmp_path / name))
+            print(await run_suite(*suite, "--scenario", name, "--force"))
+    failed = [read_failed_checks(tmp_path / name) for name in task_tools.SCENARIOS]
+    assert all(failed)
+    checks = {check for scenarios in failed for found in scenarios.values() for check in found}
+    assert sorted(checks) == sorted(EXPECTED["tasks"])
 
 
 async def find_failed_client_scenarios(socket: str, directory: Path, expected: dict[str, str]) -> set[str]:

@@ -9,13 +9,15 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from starlette.requests import Request
 
 from gateway.domain.messages import JsonObject
 from gateway.simulator import Fault, Simulator
 from tests.auth_helpers import Keyring
+from tests.e2e.node import require_node, run_script
 from tests.eventually import eventually
 from tests.gateway.api.task_host import TASKS, HostError, open_host
-from tests.gateway.mcp_client.raw_server import RawError, RawServer, make_raw_tool, serve_raw
+from tests.gateway.mcp_client.raw_server import RawError, RawServer, make_raw_tool, serve_raw, wait_unless_disconnected
 from tests.gateway.mcp_client.task_server import FORM, TaskServer, make_text_result
 from tests.stack import Gateway, serve_gateway
 
@@ -37,14 +39,11 @@ class SlowServer(RawServer):
         self.result: Any = {**make_text_result("done"), "_meta": {"from": "server"}, "structuredContent": {"n": 1}}
         self.answers["tools/call"] = self._call
 
-    async def _call(self, params: dict[str, Any], _request: Any) -> Any:
+    async def _call(self, params: dict[str, Any], request: Request) -> Any:
         if params["name"] != "slow":
             return make_text_result("at once")
-        try:
-            await self.may_answer.wait()
-        except asyncio.CancelledError:
+        if not await wait_unless_disconnected(self.may_answer, request):
             self.cancelled += 1
-            raise
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
@@ -234,7 +233,8 @@ async def test_cancelled_task_cancels_the_call(slow_gateway: Gateway, server: Sl
         await eventually(lambda: server.count("tools/call") == 1)
         await host.send("tasks/cancel", {"taskId": task_id})
         assert (await host.wait(task_id))["status"] == "cancelled"
-    await eventually(lambda: slow_gateway.state.turn_service.running_turns == 0)
+    await eventually(lambda: server.cancelled == 1)
+    assert slow_gateway.state.turn_service.running_turns == 0
 
 
 @ERAS
@@ -462,3 +462,27 @@ async def test_tasks_on_a_listen_stream_need_the_extension(gateway: Gateway) -> 
         with pytest.raises(HostError) as refusal:
             await host.send("subscriptions/listen", {"notifications": {"taskIds": ["x"]}})
     assert refusal.value.code == -32021
+
+
+# --- hosts of others
+
+
+@pytest.mark.node
+@require_node("@modelcontextprotocol/sdk")
+async def test_sdk_for_typescript_follows_tasks(
+    approving_gateway: Gateway, simulator: Simulator, db: asyncpg.Connection
+) -> None:
+    simulator.faults.add_faults(Fault(kind="stall", match="Stall here"))
+    result = await run_script("host_tasks.mjs", approving_gateway.base_url)
+    assert (result["types"][0], result["types"][-1]) == ("taskCreated", "result")
+    assert result["text"] == result["fetched"] != ""
+    assert (result["polled"], result["related"], result["approved"]) == ([True, "completed"], True, "result")
+    [(message, meta)] = result["asked"]
+    assert "buy milk" in message
+    assert RELATED in meta
+    assert result["cancelled"] == "cancelled"
+    assert result["listed"] == ["cancelled", "completed", "completed"]
+    assert (result["legacy"][0], result["modern"][0]) == ("legacy", "modern")
+    assert result["legacy"][1] == result["modern"][1] == result["text"]
+    assert result["rawCalls"] >= 2
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 1

@@ -1,6 +1,7 @@
 """An MCP server that sends what a test says, valid or not."""
 
 import asyncio
+import contextlib
 import inspect
 import json
 from collections.abc import AsyncGenerator, Callable
@@ -22,6 +23,7 @@ Answer = JsonObject | Callable[[JsonObject, Request], Any]
 
 It gets the parameters and the request.
 """
+_DISCONNECT_POLL_SECONDS = 0.05
 METHOD_NOT_FOUND = {"code": -32601, "message": "Method not found"}
 
 
@@ -34,6 +36,17 @@ class RawError(Exception):
 
 def make_raw_tool(name: Any, **fields: Any) -> JsonObject:
     return {"name": name, "inputSchema": {"type": "object"}, **fields}
+
+
+async def wait_unless_disconnected(event: asyncio.Event, request: Request, seconds: float = 60.0) -> bool:
+    """Wait for an event or the time; return False if the client leaves before."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not event.is_set() and asyncio.get_running_loop().time() < deadline:
+        if await request.is_disconnected():
+            return False
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(event.wait(), _DISCONNECT_POLL_SECONDS)
+    return True
 
 
 class RawServer:
