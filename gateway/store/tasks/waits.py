@@ -64,7 +64,7 @@ class TaskWaitStore(TaskWaitRepository):
             "turn_id": turn_id,
             "call_id": call_id,
             "task": encode_jsonb(msgspec.structs.replace(task, message="")),  # the event has it, redacted
-            "seconds": task.poll_seconds,
+            "seconds": task.choose_poll_pause(),
         }
         async with self._database.session() as session:
             connection = await session.connection()

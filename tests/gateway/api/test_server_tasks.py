@@ -1,6 +1,7 @@
 """Tools that servers run as tasks, and turns that wait for them."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -209,3 +210,59 @@ async def test_odd_task_is_an_error_of_its_call_alone(
         assert (await gateway.chat("Build it")).body["finish_reason"] == "stop"
     assert await db.fetchval("SELECT outcome FROM tool_calls") == "error"
     assert await db.fetchval("SELECT count(*) FROM tool_tasks") == 0
+
+
+SECONDS_TO_POLL = "SELECT extract(epoch FROM due_at - now())::float8 FROM tool_tasks"
+AGED = """UPDATE tool_tasks SET due_at = now(),
+task = jsonb_set(task, '{started_at}', to_jsonb((task->>'started_at')::float8 - 2000))"""
+
+
+@ERAS
+async def test_server_whose_tasks_never_settle_wakes_turns_ever_more_rarely(
+    database_url: str, simulator: Simulator, tmp_path: Path, db: asyncpg.Connection, modern: bool
+) -> None:
+    """The status goes back whenever a worker goes on with the turn."""
+    server = TaskServer(modern=modern, poll_ms=0)
+    get_state: Any = server.answers["tasks/get"]
+    async with serve_tasks(database_url, simulator, tmp_path, server) as gateway:
+        answer = asyncio.create_task(gateway.chat("Build it"))
+        turn_id = await wait_until_suspended(gateway, server, db)
+
+        def flip(params: dict[str, Any], request: Any) -> Any:
+            status = "working" if gateway.state.turn_service.running_turns else "completed"
+            return {**get_state(params, request), "status": status}
+
+        server.answers["tasks/get"] = flip
+        await db.execute(AGED)
+        await eventually(lambda: db.fetchval("SELECT count(*) > 1 FROM tool_tasks"))
+        assert await db.fetchval(f"{SECONDS_TO_POLL} ORDER BY id DESC LIMIT 1") == pytest.approx(20, abs=5)
+        await gateway.post(f"/api/v1/turns/{turn_id}/cancel", {})
+        await answer
+        await eventually(lambda: server.tasks[0]["status"] == "cancelled")
+
+
+ODD_LIMITS = [("ttl", 0), ("ttl", -5), ("ttl", 1e300), ("interval", -1), ("interval", 1e300)]
+
+
+@ERAS
+@pytest.mark.parametrize(("member", "value"), ODD_LIMITS)
+async def test_odd_limits_of_a_task_are_bounded(
+    database_url: str,
+    simulator: Simulator,
+    tmp_path: Path,
+    db: asyncpg.Connection,
+    modern: bool,
+    member: str,
+    value: Any,
+) -> None:
+    names = {"ttl": ("ttl", "ttlMs"), "interval": ("pollInterval", "pollIntervalMs")}
+    server = TaskServer(modern=modern)
+    server.oddities = {names[member][modern]: value}
+    async with serve_tasks(database_url, simulator, tmp_path, server, tool_task_timeout=1_000.0) as gateway:
+        answer = asyncio.create_task(gateway.chat("Build it"))
+        turn_id = await wait_until_suspended(gateway, server, db)
+        task = json.loads(await db.fetchval("SELECT task::text FROM tool_tasks"))
+        assert 0 < task["deadline"] - task["started_at"] <= 1_000
+        assert 0.2 <= task["poll_seconds"] <= 60
+        await gateway.post(f"/api/v1/turns/{turn_id}/cancel", {})
+        await answer
