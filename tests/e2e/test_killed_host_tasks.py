@@ -51,13 +51,16 @@ async def test_task_of_a_call_goes_on_at_another_worker(cluster: Cluster, server
     """A call that is not repeatable has an unknown outcome."""
     async with cluster.run_worker() as first, open_host(first, modern=modern) as host:
         await wait_for_tool(host)
-        task_id = await host.start("raw_slow")
+        task_id = await host.start("raw_slow", {"size": 3})
         await eventually(lambda: server.count("tools/call") == 1)
         first.kill()
     async with cluster.run_worker() as second, open_host(second, modern=modern) as host:
         if server.tools[0]["annotations"]["idempotentHint"]:
             await eventually(lambda: server.count("tools/call") == 2)
             assert (await host.get(task_id))["status"] == "working"
+            assert [params["arguments"] for method, params in server.calls if method == "tools/call"] == 2 * [
+                {"size": 3}
+            ]
             server.may_answer.set()
             assert get_text(await host.fetch(task_id)) == "done"
             second.kill()

@@ -104,7 +104,9 @@ def _redact_event(event: e.Event, redactor: Redactor) -> e.Event:
             return msgspec.structs.replace(event, arguments=arguments, extra_content=extra_content)
         case e.ToolFinished():
             content, structured = redactor.redact_blocks(event.content), redactor.redact_value(event.structured)
-            return msgspec.structs.replace(event, content=content, structured=structured)
+            meta = event.meta and redactor.redact_value(event.meta)
+            refusal = event.refusal and {**redactor.redact_value(event.refusal), "code": event.refusal["code"]}
+            return msgspec.structs.replace(event, content=content, structured=structured, meta=meta, refusal=refusal)
         case e.ToolProgress():
             return msgspec.structs.replace(event, message=event.message and redactor.redact_text(event.message))
         case e.ToolLog():
@@ -174,7 +176,12 @@ def _redact_tool(spec: ToolSpec, redactor: Redactor) -> ToolSpec:
 
 
 def _redact_echo(echo: JsonObject, redactor: Redactor) -> JsonObject:
-    """Redact the values of a stored response; its field names stay."""
+    """Redact the values of a stored response; its field names stay.
+
+    Other formats store only identifiers.
+    """
+    if "response" not in echo:
+        return echo
     return {**echo, "response": {name: redactor.redact_strings(value) for name, value in echo["response"].items()}}
 
 

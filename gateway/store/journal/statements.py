@@ -171,6 +171,8 @@ def build_begin_row(turn: TurnRecord, worker_id: UUID) -> Row:
         "idempotency_key": None,
         "request_hash": None,
         "message_paths": (),
+        # The event of the call has its arguments, redacted.
+        "direct_call": request.direct_call and msgspec.structs.replace(request.direct_call, arguments={}),
     }
     options = msgspec.to_builtins(msgspec.structs.replace(request, **columns))
     for name in ("messages", "model", "conversation_id"):

@@ -17,12 +17,14 @@ from tests.auth_helpers import Keyring
 from tests.e2e.node import require_node, run_script
 from tests.eventually import eventually
 from tests.gateway.api.task_host import TASKS, HostError, open_host
+from tests.gateway.api.test_redaction import RULES
 from tests.gateway.mcp_client.raw_server import RawError, RawServer, make_raw_tool, serve_raw, wait_unless_disconnected
 from tests.gateway.mcp_client.task_server import FORM, TaskServer, make_text_result
 from tests.stack import Gateway, serve_gateway
 
 pytestmark = pytest.mark.faults
 ERAS = pytest.mark.parametrize("modern", [False, True], ids=["2025-11-25", "2026-07-28"])
+ADDRESS = "ada.lovelace@example.com"
 RELATED = "io.modelcontextprotocol/related-task"
 
 
@@ -303,6 +305,30 @@ async def test_idempotency_key_starts_one_task_and_no_other_call(slow_gateway: G
         other = await host.call("ask_agent", {"prompt": "Hello"}, _meta=meta)
     assert len(ids) == 1
     assert "belongs to another call" in get_text(other)
+
+
+async def test_texts_of_a_call_are_stored_redacted(
+    database_url: str, simulator: Simulator, tmp_path: Path, server: SlowServer, db: asyncpg.Connection
+) -> None:
+    entry: dict[str, tuple[RawServer, JsonObject]] = {"raw": (server, {"tasks": ["slow"]})}
+    server.may_answer.set()
+    server.result = {**make_text_result(f"to {ADDRESS}"), "_meta": {"to": ADDRESS}}
+    async with (
+        serve_raw(database_url, simulator, tmp_path, entry, redaction_rules=RULES) as gateway,
+        open_host(gateway, modern=True) as host,
+    ):
+        result = await host.fetch(await host.start("raw_slow", {"to": ADDRESS, "nul": "\0"}))
+        assert ADDRESS not in str(result)
+        server.result = RawError(-32050, f"no {ADDRESS}", {"to": ADDRESS})
+        with pytest.raises(HostError) as refusal:
+            await host.fetch(await host.start("raw_slow", {"to": ADDRESS}))
+    assert refusal.value.code == -32050
+    assert ADDRESS not in str(refusal.value)
+    rows = await db.fetch("SELECT turns::text FROM turns")
+    events = await db.fetch("SELECT payload FROM turn_events")
+    assert len(rows) == 2
+    assert ADDRESS not in str(rows)
+    assert ADDRESS not in str(events)
 
 
 # --- who may, and how much

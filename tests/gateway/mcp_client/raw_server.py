@@ -39,7 +39,7 @@ def make_raw_tool(name: Any, **fields: Any) -> JsonObject:
 
 
 async def wait_unless_disconnected(event: asyncio.Event, request: Request, seconds: float = 60.0) -> bool:
-    """Wait for an event or the time; return False if the client leaves before."""
+    """Wait for an event or the time; False: the client left."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not event.is_set() and asyncio.get_running_loop().time() < deadline:
         if await request.is_disconnected():
