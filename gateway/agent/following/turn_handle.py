@@ -97,11 +97,23 @@ class StartedTurn(TurnHandle):
 class FollowedTurn(TurnHandle):
     """Turn that an earlier call started. Listeners do not affect it."""
 
-    __slots__ = ("_cache_status", "_has_ended")
+    __slots__ = (
+        "_cache_status",
+        "_has_ended",
+        "cancel_requested",
+        "completed_at",
+        "finish_reason",
+        "is_direct",
+        "status",
+    )
 
     def __init__(self, stored: StoredTurn) -> None:
         super().__init__(stored.id, is_stored=stored.store, echo=stored.options.get("echo"))
         # Not the turn itself, whose messages would stay in memory as long as a follower.
+        self.status, self.finish_reason = stored.status, stored.finish_reason
+        self.cancel_requested, self.completed_at = stored.cancel_requested, stored.completed_at
+        self.is_direct = stored.options.get("direct_call") is not None
+        """Whether the turn consists of a direct call."""
         self._has_ended = stored.status not in _ACTIVE_STATUSES
         self._cache_status: Literal["hit", "miss"] | None = None
         if "cache_ttl" in stored.options and stored.status == "completed":

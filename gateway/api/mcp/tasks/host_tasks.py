@@ -124,7 +124,7 @@ class HostTasks:
         status, is_modern = _choose_turn_status(turn, questions, is_modern=is_modern_host(ctx)), is_modern_host(ctx)
         asked_at = max((get_uuid_time(stored.id) for stored in questions), default=None)
         ttl_ms = turn.echo[TASK_ECHO_KEY]["ttl"]
-        task = describe_task(turn.id, status, turn.stored.completed_at or asked_at, ttl_ms, is_modern=is_modern)
+        task = describe_task(turn.id, status, turn.completed_at or asked_at, ttl_ms, is_modern=is_modern)
         if not is_modern or status in ("working", "cancelled"):
             return task
         if status == "input_required":
@@ -147,7 +147,7 @@ class HostTasks:
             summary = await self._service.wait_for_turn(turn, TurnSummary)
         except JournalExpired:
             raise MCPError(t.INVALID_PARAMS, _EXPIRED) from None
-        if turn.stored.options.get("direct_call") is None:
+        if not turn.is_direct:
             return to_call_result(*build_agent_result(turn.id, summary), is_modern=is_modern)
         if isinstance(summary.end, TurnFailed | TurnCancelled):
             raise MCPError(t.INTERNAL_ERROR, summary.end.error.message)
@@ -164,7 +164,7 @@ class HostTasks:
             if is_modern_host(ctx):
                 await self._service.cancel_turn(turn)
                 return {}
-            if turn.has_ended or turn.stored.cancel_requested:
+            if turn.has_ended or turn.cancel_requested:
                 raise MCPError(t.INVALID_PARAMS, "The task has ended.")
             await self._service.cancel_turn(turn)
             return await self.describe_current(ctx, params.task_id)
@@ -185,7 +185,8 @@ class HostTasks:
     async def _answer(self, turn: FollowedTurn, stored: StoredQuestion, answer: Answer, principal: Principal) -> None:
         try:
             with contextlib.suppress(Conflict):  # another client has answered meanwhile
-                await self._service.answer_question(turn, stored.id, replace(answer, by=principal.user))
+                answered = await self._service.get_turn_to_answer(turn.id, principal)
+                await self._service.answer_question(answered, stored.id, replace(answer, by=principal.user))
         except InvalidRequest as error:
             raise MCPError(t.INVALID_PARAMS, f"inputResponses.{stored.id}: {error.message}") from None
 
@@ -246,10 +247,9 @@ class HostTasks:
 
 
 def _choose_turn_status(turn: FollowedTurn, questions: list[StoredQuestion], *, is_modern: bool) -> str:
-    stored = turn.stored
-    status = choose_status(stored.status, cancel_requested=stored.cancel_requested, asks=bool(questions))
-    if stored.options.get("direct_call") is not None:
-        return choose_call_status(status, stored.finish_reason, is_modern=is_modern)
+    status = choose_status(turn.status, cancel_requested=turn.cancel_requested, asks=bool(questions))
+    if turn.is_direct:
+        return choose_call_status(status, turn.finish_reason, is_modern=is_modern)
     # A turn that fails has an error result: in the extension such a task is completed.
     return "completed" if is_modern and status == "failed" else status
 
