@@ -222,7 +222,7 @@ async def test_turn_that_waited_for_an_approval_goes_on_with_the_token_of_the_an
 async def test_turn_at_another_worker_uses_the_token_until_it_expires(
     database_url: str, simulator: Simulator, stack: ExchangeStack, tmp_path: Path, lifetime: int
 ) -> None:
-    """The answer comes with a key, so the other worker sees no token."""
+    """Answer with a key, so the other worker sees no token."""
     stack.lifetime = lifetime
     async with serve_exchanging_gateway(database_url, simulator, stack, tmp_path) as first:
         keyring = Keyring(first)
