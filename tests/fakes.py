@@ -155,6 +155,9 @@ class RecordingTurn(TurnContext):
     def require_lease(self) -> None:
         pass
 
+    def has_capacity(self) -> bool:
+        return True
+
     async def wait_for_capacity(self) -> None:
         pass
 

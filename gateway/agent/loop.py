@@ -283,7 +283,7 @@ class _StepEventSink(ModelSink):
         self._step = step
         self._turn = turn
         self._add_call = add_call
-        self.wait_for_capacity = turn.wait_for_capacity
+        self.capacity = turn
 
     def on_accepted(self) -> None:
         self._turn.on_accepted()

@@ -47,6 +47,11 @@ class TurnContext(EventEmitter):
         """Record that the model has accepted the turn's first request."""
 
     @abstractmethod
+    def has_capacity(self) -> bool:
+        """Whether `wait_for_capacity` would return at once."""
+        ...
+
+    @abstractmethod
     async def wait_for_capacity(self) -> None:
         """Wait while the journal is backlogged.
 

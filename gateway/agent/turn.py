@@ -173,6 +173,9 @@ class ActiveTurn(TurnContext, TurnSpending):
             self.give_up()
             raise TurnTakenOver
 
+    def has_capacity(self) -> bool:
+        return self.log.size <= self._max_bytes and not self.journal.is_backlogged
+
     async def wait_for_capacity(self) -> None:
         if self.log.size > self._max_bytes:
             raise TurnTooLarge(f"The events of this turn exceed {self._max_bytes:,} bytes.")

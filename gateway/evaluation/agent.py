@@ -84,6 +84,9 @@ class CaseTurn(TurnContext):
 
     def on_accepted(self) -> None: ...
 
+    def has_capacity(self) -> bool:
+        return True
+
     async def wait_for_capacity(self) -> None: ...
 
     async def reserve_budget(self, call: ModelCall) -> None: ...

@@ -5,17 +5,14 @@ read as bytes. See docs/adr/0003.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from typing import Any, cast
 
 import aiohttp
 import httpx
 import msgspec
-from httpx_aiohttp import HttpxAiohttpClient
-from httpx_aiohttp.transport import AiohttpResponseStream
 
 from gateway.common.concurrency import Deadline
 from gateway.common.logging import get_logger
@@ -29,23 +26,22 @@ from gateway.domain.errors import (
     ModelUnavailable,
 )
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject
-from gateway.llm.bounded_transport import BoundedTransport
 from gateway.llm.catalog import Catalog
+from gateway.llm.http.completion_requests import CompletionRequests, CompletionResponse
+from gateway.llm.http.sdk_client import create_http_client
 from gateway.llm.message_indexes import name_client_messages
 from gateway.llm.rate_limit.limiter import ModelRateLimiter, RateLimitPermit
 from gateway.llm.recording import Recorder
 from gateway.llm.stream import MAX_ANSWER_CHARS, ChunkReader, read_whole_answer
 from gateway.llm.upstream_errors import decode_error_body, make_status_error
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
-from gateway.ports.model_sdk import SdkClient, SdkModule, SdkResponse, SdkStatusError
+from gateway.ports.model_sdk import SdkClient, SdkModule, SdkStatusError
 from gateway_runtime.telemetry.trace_context import get_trace_headers
-from gateway_runtime.trusted_certificates import create_trusting_context
 
 log = get_logger(__name__)
 
 _CONNECT_TIMEOUT_SECONDS = 5.0
 _CATALOG_REFRESH_SECONDS = 3600.0
-MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS = 2_000, 200
 _EXPECTED_ANSWER_TOKENS = 1_024
 _MAX_BODY_BYTES = 4 * MAX_ANSWER_CHARS
 _MAX_REFUSAL_BYTES = 1024 * 1024
@@ -55,64 +51,12 @@ _USAGE_WAIT_SECONDS = 1.0
 
 OpenAI sends the usage in a chunk of its own.
 """
-# As much as aiohttp reads ahead: each read becomes one event and one frame. See docs/adr/0003.
-AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore[reportAttributeAccessIssue]
-get_ssl_context = lru_cache(maxsize=1)(
-    partial(create_trusting_context, partial(httpx.create_ssl_context, trust_env=False))
-)
-"""Load the trusted certificates once per process.
-
-Loading them is the slowest part of creating a client.
-"""
-
 _OMITTED_HEADERS = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
 _OMITTED_CALL_HEADERS = ("Retry-Count", "Read-Timeout")
-_EMPTY_STREAM = httpx.ByteStream(b"")
-"""Replaces a finished stream, which forms a reference cycle with its response.
-
-See docs/adr/0007.
-"""
 
 
 class _ModelList(msgspec.Struct):
     data: list[JsonObject] | None = None
-
-
-class _NoCookies(httpx.Cookies):
-    def extract_cookies(self, response: httpx.Response) -> None:
-        """Ignore the cookies of a response.
-
-        All users would share them. See docs/adr/0003.
-        """
-
-
-class _HttpClient(HttpxAiohttpClient):
-    _no_cookies = _NoCookies()
-
-    @property
-    def cookies(self) -> httpx.Cookies:  # pyright: ignore[reportIncompatibleMethodOverride] - never assigned
-        return self._no_cookies
-
-    def _init_transport(self, *arguments: Any, **options: Any) -> httpx.AsyncBaseTransport:
-        return BoundedTransport(super()._init_transport(*arguments, **options))
-
-    def _init_proxy_transport(self, *arguments: Any, **options: Any) -> httpx.AsyncBaseTransport:
-        return BoundedTransport(super()._init_proxy_transport(*arguments, **options))
-
-
-def create_http_client(recorder: Recorder | None) -> httpx.AsyncClient:
-    """Create the HTTP client of an SDK: httpx with aiohttp's connections.
-
-    See docs/adr/0003.
-    """
-    client = _HttpClient(
-        limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
-        verify=get_ssl_context(),
-        event_hooks=recorder.hooks if recorder else None,
-    )
-    client.headers.clear()  # copied for each call, and the SDKs set their own
-    client.headers["Accept-Encoding"] = "identity"  # compression delays the chunks of a stream
-    return client
 
 
 def _omit_headers(sdk: SdkModule, names: tuple[str, ...]) -> dict[str, Any]:
@@ -162,7 +106,7 @@ class ModelServerConnection:
     limiter: ModelRateLimiter
     queue_seconds: float
     translate_errors: Callable[[], AbstractAsyncContextManager[None]]
-    make_status_error: Callable[[httpx.Response, object], GatewayError]
+    make_status_error: Callable[[int, Mapping[str, str], object], GatewayError]
 
 
 class OpenAICompatibleModel(Model):
@@ -191,6 +135,7 @@ class OpenAICompatibleModel(Model):
         root = str(client.base_url).rstrip("/") + root
         self._models_url = httpx.URL(f"{root}/models")
         self._request = self._prepare_request(f"{root}/chat/completions")
+        self._requests = CompletionRequests(self._http_client, self._request, recorded=options.recorder is not None)
         self._key_setting = key_setting
         self._url_setting = key_setting.replace("_API_KEY", "_BASE_URL")
         self._streams_structured_output = streams_structured_output
@@ -230,7 +175,6 @@ class OpenAICompatibleModel(Model):
         ):
             try:
                 await _feed_stream(response, reader, sink)
-                response.stream = _EMPTY_STREAM
             except (TimeoutError, httpx.HTTPError, aiohttp.ClientError) as error:
                 if reader.is_accepted and not reader.is_complete:
                     raise ModelStreamBroken from error
@@ -247,13 +191,10 @@ class OpenAICompatibleModel(Model):
             self._translate_errors(),
             aclosing(await self._send_request(call, permit, stream=False)) as response,
         ):
-            body = bytearray()
-            async for data in response.aiter_bytes():
-                body += data
-                if len(body) > _MAX_BODY_BYTES:
-                    raise ModelAnswerTooLong
-            response.stream = _EMPTY_STREAM
-            return read_whole_answer(bytes(body), sink)
+            body = await _collect_body(response, _MAX_BODY_BYTES)
+            if len(body) > _MAX_BODY_BYTES:
+                raise ModelAnswerTooLong
+            return read_whole_answer(body, sink)
         raise AssertionError("unreachable")
 
     def _prepare_request(self, url: str) -> httpx.Request:
@@ -264,40 +205,30 @@ class OpenAICompatibleModel(Model):
         del request.headers["Content-Length"]
         return request
 
-    async def _send_request(self, call: ModelCall, permit: RateLimitPermit, *, stream: bool) -> httpx.Response:
+    async def _send_request(self, call: ModelCall, permit: RateLimitPermit, *, stream: bool) -> CompletionResponse:
         """Send a request, and return the response before its body.
 
         Raises:
             GatewayError: the server cannot be reached, or refuses the request.
         """
         body = self._make_body(call) | ({"stream": True} if stream else {})
-        prepared = self._request
-        request = httpx.Request(
-            "POST",
-            prepared.url,
-            headers=prepared.headers,
-            content=msgspec.json.encode(body),
-            extensions=prepared.extensions,
-        )
-        if trace_headers := get_trace_headers():
-            request.headers.update(trace_headers)
         try:
-            response = await self._http_client.send(request, stream=True)
+            response = await self._requests.send_completion(msgspec.json.encode(body), get_trace_headers())
         except (httpx.TimeoutException, TimeoutError):
             raise
         except Exception as error:  # as the SDK does
             raise ModelUnavailable from error
         if response.is_success:
-            permit.on_response(response.headers, response.status_code)
+            permit.on_response(response.headers, response.status)
             return response
         async with aclosing(response):
-            content = await read_refusal(response)
-        permit.on_response(response.headers, response.status_code)
-        raise self._make_status_error(response, decode_error_body(content))
+            content = await _collect_body(response, _MAX_REFUSAL_BYTES)
+        permit.on_response(response.headers, response.status)
+        raise self._make_status_error(response.status, response.headers, decode_error_body(content))
 
-    def _make_status_error(self, response: SdkResponse, body: object) -> GatewayError:
+    def _make_status_error(self, status: int, headers: Mapping[str, str], body: object) -> GatewayError:
         settings = {"key_setting": self._key_setting, "url_setting": self._url_setting}
-        return make_status_error(response.status_code, body, response.headers, **settings)
+        return make_status_error(status, body, headers, **settings)
 
     async def check(self) -> str | None:
         """See `Model.check`. Requests the list of models, which costs no tokens."""
@@ -367,7 +298,8 @@ class OpenAICompatibleModel(Model):
             yield
         except sdk.APIStatusError as error:
             status_error = cast(SdkStatusError, error)
-            raise self._make_status_error(status_error.response, _get_refusal(status_error)) from error
+            response = status_error.response
+            raise self._make_status_error(response.status_code, response.headers, _get_refusal(status_error)) from error
         except (TimeoutError, sdk.APITimeoutError, httpx.TimeoutException) as error:
             raise ModelUnavailable(
                 "The model's server did not answer in time." if _is_timeout(error) else None
@@ -378,13 +310,15 @@ class OpenAICompatibleModel(Model):
             raise ModelStreamBroken from error
 
 
-async def read_refusal(response: httpx.Response) -> bytes:
-    """Read the start of a refusal's body, which holds what people need."""
+async def _collect_body(response: CompletionResponse, max_bytes: int) -> bytes:
+    """Read a body, or the start of a longer one."""
     body = bytearray()
-    async for data in response.aiter_bytes():
-        body += data
-        if len(body) >= _MAX_REFUSAL_BYTES:
-            break
+
+    def collect(data: bytes) -> bool:
+        body.extend(data)
+        return len(body) <= max_bytes
+
+    await response.push_body(collect)
     return bytes(body)
 
 
@@ -394,7 +328,7 @@ def _get_refusal(error: SdkStatusError) -> object:
     return decode_error_body(response.content) if response.is_stream_consumed else error.body
 
 
-async def _feed_stream(response: httpx.Response, reader: ChunkReader, sink: ModelSink) -> None:
+async def _feed_stream(response: CompletionResponse, reader: ChunkReader, sink: ModelSink) -> None:
     """Read the stream to its end.
 
     Some servers leave out `[DONE]`, or keep the connection open after it.
@@ -402,15 +336,20 @@ async def _feed_stream(response: httpx.Response, reader: ChunkReader, sink: Mode
     Raises:
         TimeoutError: the answer is complete, but the connection stays open.
     """
+
+    def consume(data: bytes) -> bool:
+        reader.feed_bytes(data)
+        return sink.capacity.has_capacity() and not reader.is_complete
+
     clock = asyncio.get_running_loop().time
     async with asyncio.timeout(None) as end:
-        async for data in response.aiter_raw():  # decompressed by the transport
-            reader.feed_bytes(data)
-            await sink.wait_for_capacity()
+        while not await response.push_body(consume):
+            await sink.capacity.wait_for_capacity()
             if reader.is_complete:
                 wait = _CLOSE_WAIT_SECONDS if reader.is_done or reader.has_usage else _USAGE_WAIT_SECONDS
                 when = clock() + wait
                 end.reschedule(when if (set_when := end.when()) is None else min(set_when, when))
+    await sink.capacity.wait_for_capacity()
 
 
 def _is_timeout(error: BaseException) -> bool:

@@ -8,8 +8,9 @@ import httpx
 
 from gateway.common.concurrency import Deadline
 from gateway.domain.errors import GatewayError, InvalidRequest, ModelRequestRefused, NotFound, PromptTooLong
-from gateway.llm.bounded_transport import MAX_BYTES_EXTENSION
-from gateway.llm.client import ModelServerConnection, create_http_client, read_refusal
+from gateway.llm.client import ModelServerConnection
+from gateway.llm.http.bounded_transport import MAX_BYTES_EXTENSION
+from gateway.llm.http.sdk_client import create_http_client
 from gateway.llm.tool_repair.json_repair import is_object
 from gateway.llm.upstream_errors import decode_error_body, read_upstream_error
 from gateway.ports.upstream import StreamedBody, UpstreamAnswer, UpstreamApi, UpstreamRequest
@@ -83,7 +84,7 @@ class UpstreamClient(UpstreamApi):
             if permit is not None:
                 permit.on_response(response.headers, response.status_code)
             if not response.is_success:
-                body = decode_error_body(await read_refusal(response))
+                body = decode_error_body(await response.aread())
                 raise self._make_error(request, response, body)
             yield _PassedAnswer(response, connection)
 
@@ -119,7 +120,7 @@ class UpstreamClient(UpstreamApi):
             )
         if status == 404 and names_object:
             return NotFound(error.message[:500] or None)
-        translated = self._connection.make_status_error(response, body)
+        translated = self._connection.make_status_error(response.status_code, response.headers, body)
         if isinstance(translated, PromptTooLong):
             return InvalidRequest(f"The model's server refused the request: {error.message[:500]}", param="input")
         if isinstance(translated, ModelRequestRefused):

@@ -63,7 +63,7 @@ class OwnNameSink(ModelSink):
     def __init__(self, sink: ModelSink, names: ShortNames) -> None:
         self._sink = sink
         self._names = names
-        self.wait_for_capacity = sink.wait_for_capacity
+        self.capacity = sink.capacity
 
     def on_accepted(self) -> None:
         self._sink.on_accepted()

@@ -17,7 +17,7 @@ class CapturingSink(ModelSink):
         self._sink = sink
         self._texts: list[str] = []
         self._calls: list[ToolCall] = []
-        self.wait_for_capacity = sink.wait_for_capacity
+        self.capacity = sink.capacity
 
     def on_accepted(self) -> None:
         self._sink.on_accepted()

@@ -1,7 +1,7 @@
 """Interfaces of models: calls, answers, output sinks and the catalogue."""
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -61,17 +61,26 @@ class ModelAnswer(msgspec.Struct, frozen=True):
     warning: str = ""
 
 
+class SinkCapacity(Protocol):
+    """How much output a sink can take."""
+
+    def has_capacity(self) -> bool:
+        """Whether `wait_for_capacity` would return at once."""
+        ...
+
+    async def wait_for_capacity(self) -> None:
+        """Wait until the sink can take more output."""
+        ...
+
+
 class ModelSink(Protocol):
     """Receives a model's output in order.
 
     It gets at most one text for each read of the socket.
     """
 
-    wait_for_capacity: Callable[[], Awaitable[None]]
-    """Waits until the sink can take more output.
-
-    Called once for each read; wrappers pass on the inner function.
-    """
+    capacity: SinkCapacity
+    """Asked after each read; wrappers pass on the inner one."""
 
     @abstractmethod
     def on_accepted(self) -> None:

@@ -146,7 +146,7 @@ class ScriptedModel(Model):
         sink.on_accepted()
         for chunk in range(script.chunks):
             await self._outside.wait(name)
-            await sink.wait_for_capacity()
+            await sink.capacity.wait_for_capacity()
             sink.on_text(f"{attempt}.{chunk} ")
         for index, tool in enumerate(tools):
             arguments = json.dumps({"slot": f"{number}/{step}/{index}"})

@@ -163,7 +163,7 @@ class _SummarySink(ModelSink):
         self.is_refused = False
         self._texts: list[str] = []
         self._turn = turn
-        self.wait_for_capacity = turn.wait_for_capacity
+        self.capacity = turn
 
     @property
     def text(self) -> str:

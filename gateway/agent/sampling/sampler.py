@@ -124,7 +124,7 @@ class _SamplingSink(ModelSink):
         self._calls: list[ToolCall] = []
         self._is_refused = False
         self._turn = turn
-        self.wait_for_capacity = turn.wait_for_capacity
+        self.capacity = turn
 
     def build_result(self, model: str, finish_reason: str, *, has_tools: bool) -> JsonObject:
         text = "".join(self._texts)

@@ -60,7 +60,7 @@ class TextHolder:
         self.on_server_tool_call = sink.on_server_tool_call
         self.on_retry = sink.on_retry
         self.record_failed_usage = sink.record_failed_usage
-        self.wait_for_capacity = sink.wait_for_capacity
+        self.capacity = sink.capacity
 
 
 class PromptedToolCallParser(TextHolder):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import RawTestServer, TestServer
 from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import ModelError, ModelRequestRefused, ModelUnavailable
@@ -254,3 +254,20 @@ def test_providers_themselves_get_no_extra_content_that_they_would_reject(make_b
     bodies = [make_body(model_call, official=official) for official in (True, False)]
     sent = [body["messages"][1]["tool_calls"][0].get("extra_content") for body in bodies]
     assert sent == [None, call.extra_content]
+
+
+async def test_calls_go_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def answer_as_proxy(request: web.Request) -> web.Response:
+        asked.append(f"{request.method} {request.path_qs} {request.headers['Host']}")
+        return web.Response(body=_WHOLE_ANSWER + b"data: [DONE]\n\n", content_type="text/event-stream")
+
+    async with RawTestServer(answer_as_proxy) as server:
+        monkeypatch.setenv("HTTP_PROXY", str(server.make_url("/")))
+        model = create_groq_model(ModelServerOptions(api_key="key-of-ours", base_url="http://model.invalid"))
+        sink = Sink()
+        await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), sink)
+        await model.close()
+    assert sink.text == "Hello"
+    assert asked == ["POST /openai/v1/chat/completions model.invalid"]

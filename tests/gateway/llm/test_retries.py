@@ -78,6 +78,13 @@ class Sink:
     def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
         self.failed_usage.append((usage, cost_usd))
 
+    @property
+    def capacity(self) -> "Sink":
+        return self
+
+    def has_capacity(self) -> bool:
+        return True
+
     async def wait_for_capacity(self) -> None: ...
 
     @property

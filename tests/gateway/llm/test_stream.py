@@ -42,6 +42,13 @@ class Sink:
 
     def on_retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None: ...
 
+    @property
+    def capacity(self) -> "Sink":
+        return self
+
+    def has_capacity(self) -> bool:
+        return True
+
     async def wait_for_capacity(self) -> None: ...
 
     def _join(self, kind: str, text: str) -> None:

@@ -27,26 +27,28 @@ class BoundedTransport(httpx.AsyncBaseTransport):
         self._inner = inner
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = await self._inner.handle_async_request(request)
-        encoding = response.headers.get("content-encoding", "identity").strip().lower()
-        max_bytes = request.extensions.get(
-            MAX_BYTES_EXTENSION, None if request.method == "POST" else MAX_DOCUMENT_BYTES
-        )
-        if response.is_success and max_bytes is None and encoding == "identity":
-            return response
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _BoundedStream(
-            response.stream,
-            _PieceDecoder(encoding),
-            max_bytes if response.is_success else MAX_REFUSAL_BYTES,
-            truncates=not response.is_success,
-        )
-        for name in ("content-encoding", "content-length"):  # they describe the body before it is decompressed
-            response.headers.pop(name, None)
-        return response
+        return bound_response(await self._inner.handle_async_request(request), request)
 
     async def aclose(self) -> None:
         await self._inner.aclose()
+
+
+def bound_response(response: httpx.Response, request: httpx.Request) -> httpx.Response:
+    """Limit the size of a response's body, unless its reader counts it."""
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    max_bytes = request.extensions.get(MAX_BYTES_EXTENSION, None if request.method == "POST" else MAX_DOCUMENT_BYTES)
+    if response.is_success and max_bytes is None and encoding == "identity":
+        return response
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    response.stream = _BoundedStream(
+        response.stream,
+        _PieceDecoder(encoding),
+        max_bytes if response.is_success else MAX_REFUSAL_BYTES,
+        truncates=not response.is_success,
+    )
+    for name in ("content-encoding", "content-length"):  # they describe the body before it is decompressed
+        response.headers.pop(name, None)
+    return response
 
 
 class _BoundedStream(httpx.AsyncByteStream):

@@ -1,0 +1,148 @@
+"""httpx transport with the connections of `gateway_runtime.http_client`.
+
+See docs/adr/0032.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator
+from contextlib import contextmanager
+from ssl import SSLContext
+
+import httpx
+
+from gateway_runtime.http_client import errors
+from gateway_runtime.http_client.connection import HttpConnection
+from gateway_runtime.http_client.pool import HttpConnectionPool, RequestTimeouts, build_head
+
+_ERRORS: dict[type[errors.HttpClientError], type[httpx.TransportError]] = {
+    errors.ConnectFailed: httpx.ConnectError,
+    errors.ConnectTimedOut: httpx.ConnectTimeout,
+    errors.RequestInvalid: httpx.LocalProtocolError,
+    errors.RequestTimedOut: httpx.WriteTimeout,
+    errors.ResponseBroken: httpx.RemoteProtocolError,
+    errors.ResponseTimedOut: httpx.ReadTimeout,
+    errors.TooManyConnections: httpx.PoolTimeout,
+}
+
+
+class PooledTransport(httpx.AsyncBaseTransport):
+    """Sends requests over HTTP/1.1 without a proxy."""
+
+    def __init__(self, tls: SSLContext, limits: httpx.Limits) -> None:
+        self._tls = tls
+        self._limits = limits
+        self._pools: dict[tuple[str, str, int | None], HttpConnectionPool] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        body = await self.open_body(
+            request.url, encode_request_head(request), _get_request_body(request), read_timeouts(request)
+        )
+        return body.make_response(request)
+
+    async def open_body(
+        self, url: httpx.URL, head: bytes, body: bytes | AsyncIterable[bytes], timeouts: RequestTimeouts
+    ) -> "PooledBody":
+        """Send a request with this head, and return the response's body.
+
+        Raises:
+            httpx.TransportError: there is no response.
+        """
+        pool = self._get_pool(url)
+        try:
+            return PooledBody(pool, await pool.begin_exchange(head, body, timeouts))
+        except errors.HttpClientError as error:
+            raise _ERRORS[type(error)](str(error)) from error
+
+    async def aclose(self) -> None:
+        for pool in self._pools.values():
+            pool.close_connections()
+
+    def _get_pool(self, url: httpx.URL) -> HttpConnectionPool:
+        key = url.scheme, url.host, url.port
+        if (pool := self._pools.get(key)) is None:
+            is_secure = url.scheme == "https"
+            pool = self._pools[key] = HttpConnectionPool(
+                url.host,
+                url.port or (443 if is_secure else 80),
+                self._tls if is_secure else None,
+                max_connections=self._limits.max_connections or 100,
+                max_idle=self._limits.max_keepalive_connections or 0,
+            )
+        return pool
+
+
+class PooledBody(httpx.AsyncByteStream):
+    """Body of a response, to be iterated or pushed to a function."""
+
+    def __init__(self, pool: HttpConnectionPool, connection: HttpConnection) -> None:
+        self._pool = pool
+        self._connection: HttpConnection | None = connection
+        self.status = connection.status
+        self.headers = connection.headers
+
+    async def push_body(self, consume: Callable[[bytes], bool]) -> bool:
+        """See `HttpConnection.push_body`.
+
+        Raises:
+            httpx.TransportError: the body is incomplete.
+        """
+        if self._connection is None:
+            return True
+        with _translate_errors():
+            return await self._connection.push_body(consume)
+
+    async def __aiter__(self) -> AsyncGenerator[bytes]:
+        while self._connection is not None:
+            with _translate_errors():
+                data = await self._connection.read_piece()
+            if not data:
+                return
+            yield data
+
+    async def aclose(self) -> None:
+        if (connection := self._connection) is not None:
+            self._connection = None
+            self._pool.take_back(connection)
+
+    def make_response(self, request: httpx.Request) -> httpx.Response:
+        """Make httpx's response with this body."""
+        reason = self._connection.reason if self._connection is not None else b""
+        extensions = {"http_version": b"HTTP/1.1", "reason_phrase": reason}
+        return httpx.Response(self.status, headers=self.headers, stream=self, request=request, extensions=extensions)
+
+
+def encode_request_head(request: httpx.Request) -> bytes:
+    """Build the head of a request.
+
+    Raises:
+        httpx.LocalProtocolError: a header has a line break.
+    """
+    with _translate_errors():
+        return build_head(request.method.encode(), request.url.raw_path, request.headers.raw)
+
+
+def read_timeouts(request: httpx.Request) -> RequestTimeouts:
+    timeout: dict[str, float | None] = request.extensions.get("timeout") or {}
+    return RequestTimeouts(connect=timeout.get("connect"), read=timeout.get("read"), pool=timeout.get("pool"))
+
+
+@contextmanager
+def _translate_errors() -> Generator[None]:
+    try:
+        yield
+    except errors.HttpClientError as error:
+        raise _ERRORS[type(error)](str(error)) from error
+
+
+def _get_request_body(request: httpx.Request) -> bytes | AsyncIterable[bytes]:
+    try:
+        return request.content
+    except httpx.RequestNotRead:
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        return request.stream if "content-length" in request.headers else _split_chunks(request.stream)
+
+
+async def _split_chunks(stream: httpx.AsyncByteStream) -> AsyncGenerator[bytes]:
+    async for piece in stream:
+        if piece:
+            yield b"%x\r\n%b\r\n" % (len(piece), piece)
+    yield b"0\r\n\r\n"

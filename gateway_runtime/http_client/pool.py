@@ -1,0 +1,166 @@
+"""Connections to one HTTP server."""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import AsyncIterable, Iterable, Sequence
+from dataclasses import dataclass, field
+from socket import SOCK_STREAM
+
+import aiohappyeyeballs
+
+from gateway_runtime.background.waits import Deadline
+from gateway_runtime.cached_value import CachedValue
+from gateway_runtime.http_client.connection import Header, HttpConnection
+from gateway_runtime.http_client.errors import ConnectFailed, ConnectTimedOut, RequestInvalid, TooManyConnections
+
+AddressInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]
+
+_ADDRESS_SECONDS = 10.0
+_NEXT_ADDRESS_SECONDS = 0.25
+_KEEP_SECONDS = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestTimeouts:
+    """Seconds of waiting.
+
+    `connect`: for a new connection; `read`: between two reads or writes; `pool`: for a free connection.
+    """
+
+    connect: float | None
+    read: float | None
+    pool: float | None = field(default=None)
+
+
+def build_head(method: bytes, target: bytes, headers: Iterable[Header]) -> bytes:
+    """Build the head of a request, with its last empty line.
+
+    Raises:
+        RequestInvalid: a header has a line break.
+    """
+    lines = [b"%b %b HTTP/1.1" % (method, target), *[b"%b: %b" % header for header in headers]]
+    head = b"\r\n".join(lines)
+    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
+        raise RequestInvalid("A header of the request has a line break.")
+    return head + b"\r\n\r\n"
+
+
+class HttpConnectionPool:
+    """At most `max_connections` to a server, and `max_idle` idle ones."""
+
+    def __init__(
+        self, host: str, port: int, tls: ssl.SSLContext | None, *, max_connections: int, max_idle: int
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self._max_idle = max_idle
+        self._free = asyncio.Semaphore(max_connections)
+        self._idle: deque[tuple[float, HttpConnection]] = deque()
+        self._open: set[HttpConnection] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._addresses = CachedValue(self._resolve, _ADDRESS_SECONDS)
+
+    async def begin_exchange(
+        self, head: bytes, body: bytes | AsyncIterable[bytes], timeouts: RequestTimeouts
+    ) -> HttpConnection:
+        """Send a request, and return its connection with the response's head.
+
+        The caller returns the connection with `take_back`.
+
+        Raises:
+            HttpClientError: there is no response.
+        """
+        if self._free.locked():
+            await self._wait_for_slot(timeouts.pool)
+        else:
+            await self._free.acquire()
+        connection: HttpConnection | None = None
+        try:
+            connection = self._take_idle() or await self._open_connection(timeouts.connect)
+            await connection.send_request(head, body, timeouts.read)
+        except BaseException:
+            self._free.release()
+            if connection is not None:
+                connection.end_exchange()
+            raise
+        return connection
+
+    async def _wait_for_slot(self, seconds: float | None) -> None:
+        try:
+            async with Deadline.after(seconds).limit():
+                await self._free.acquire()
+        except TimeoutError:
+            raise TooManyConnections("All connections to the server are in use.") from None
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._open)
+
+    def take_back(self, connection: HttpConnection) -> None:
+        """End the connection's exchange, and keep the connection if possible."""
+        self._free.release()
+        connection.end_exchange()
+        if not connection.can_be_kept:
+            return
+        if len(self._idle) >= self._max_idle:
+            connection.abort_connection()
+            return
+        loop = asyncio.get_running_loop()
+        self._idle.append((loop.time(), connection))
+        if self._timer is None:
+            self._timer = loop.call_later(_KEEP_SECONDS, self._close_idle)
+
+    def close_connections(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in tuple(self._open):
+            connection.abort_connection()
+
+    def _take_idle(self) -> HttpConnection | None:
+        while self._idle:
+            _, connection = self._idle.pop()
+            if connection.can_be_used:
+                return connection
+        return None
+
+    def _close_idle(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._idle and self._idle[0][0] <= loop.time() - _KEEP_SECONDS:
+            self._idle.popleft()[1].abort_connection()
+        delay = self._idle[0][0] + _KEEP_SECONDS - loop.time() if self._idle else None
+        self._timer = loop.call_later(delay, self._close_idle) if delay is not None else None
+
+    async def _open_connection(self, seconds: float | None) -> HttpConnection:
+        try:
+            async with Deadline.after(seconds).limit():
+                connection = await self._connect()
+        except TimeoutError:
+            raise ConnectTimedOut("The server did not accept a connection in time.") from None
+        except OSError as error:  # with errors of TLS
+            raise ConnectFailed("The server cannot be reached.") from error
+        self._open.add(connection)
+        return connection
+
+    async def _connect(self) -> HttpConnection:
+        loop = asyncio.get_running_loop()
+        addresses = await self._addresses.get()
+        socket = await aiohappyeyeballs.start_connection(  # pyright: ignore[reportUnknownMemberType]
+            addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, loop=loop
+        )
+        try:
+            _, connection = await loop.create_connection(
+                lambda: HttpConnection(self._open.discard),
+                sock=socket,
+                ssl=self._tls,
+                server_hostname=self._host if self._tls else None,
+            )
+        except BaseException:
+            socket.close()
+            raise
+        return connection
+
+    async def _resolve(self) -> Sequence[AddressInfo]:
+        loop = asyncio.get_running_loop()
+        return await loop.getaddrinfo(self._host, self._port, type=SOCK_STREAM)
