@@ -364,8 +364,7 @@ class ActiveTurn(TurnContext, TurnSpending):
             self._discard_step(step, "takeover", usage)
 
     def _find_interrupted_step(self) -> int | None:
-        structured = self.record.request.response_format is not None
-        return self.transcript.interrupted_step(structured=structured)
+        return self.transcript.interrupted_step(structured=self.record.request.response_format is not None)
 
     def _discard_step(self, step: int, reason: str, usage: Usage | None = None) -> None:
         retry = ModelRetry(step=step, reason=reason, attempt=1, discard=True)
@@ -447,6 +446,4 @@ class ActiveTurn(TurnContext, TurnSpending):
         )
 
     def _get_saved_part(self) -> Literal["text", "prompt", "nothing"]:
-        if not self.is_stored:
-            return "nothing"
-        return "text" if self.transcript.response else "prompt"
+        return "nothing" if not self.is_stored else "text" if self.transcript.response else "prompt"
