@@ -37,7 +37,7 @@ PENDING_STREAMS_SCOPE_KEY = "gateway.streams"
 
 It sends them when the route has returned, as the frames and objects of routing would stay in memory.
 """
-_ROUTING_KEYS = ("fastapi_inner_astack", "fastapi_function_astack", "fastapi_middleware_astack", "path_params")
+_ROUTING_KEYS = ("fastapi_inner_astack", "fastapi_function_astack", "fastapi_middleware_astack")
 
 
 def format_event(entry: JournalEntry) -> bytes:
