@@ -211,6 +211,9 @@ class FrameStream(EventSourceResponse):
         self._has_begun = self._is_writing = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         self._is_writing = False
+        self._ready = None  # a stream may last for days, without what its start needed
+        self.raw_headers: list[tuple[bytes, bytes]] = []
+        self.__dict__.pop("_headers", None)
         write = self._write
         async with aclosing(self._frames) as frames:
             async for chunk in frames:
