@@ -179,6 +179,12 @@ class ScriptedToolbox:
     def get_instructions(self, servers: Collection[str]) -> str:
         return ""
 
+    async def connect_user(self, principal: Principal) -> None:
+        """Do nothing: the tools are the same for all users."""
+
+    def explain_absence(self, server: str, principal: Principal) -> str:
+        return ""
+
     async def wait_until_connected(self, _seconds: float) -> None:
         """Do nothing: there is no server to connect to."""
 

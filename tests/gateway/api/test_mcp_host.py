@@ -27,7 +27,8 @@ class SuspendedSession:
 
 async def test_messages_for_a_host_that_does_not_read_are_limited() -> None:
     session = SuspendedSession()
-    host = HostObserver(cast(Context, SimpleNamespace(session=session, request_id=1, protocol_version="2025-11-25")))
+    context = SimpleNamespace(session=session, request_id=1, protocol_version="2025-11-25", request=None)
+    host = HostObserver(cast(Context, context))
     tasks_before = len(asyncio.all_tasks())
     for number in range(MAX_OBSERVED_MESSAGES):
         host.on_progress(number, None, "p" * 10_000)
