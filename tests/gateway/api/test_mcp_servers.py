@@ -1,5 +1,6 @@
 """MCP servers that are added, changed and removed while the gateway runs."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -90,6 +91,26 @@ async def test_server_secrets_are_encrypted_at_rest_and_never_returned(
         assert (server["state"], "GATEWAY_ENCRYPTION_KEY" in server["reason"]) == ("disabled", True)
     async with serve_gateway(database_url, simulator, None, gateway_data_dir=tmp_path) as restarted_again:
         await eventually(lambda: has_tool(restarted_again, "extra_echo"))
+
+
+@pytest.mark.faults
+async def test_list_is_answered_while_servers_are_added_and_removed(gateway: Gateway, trial_url: str) -> None:
+    is_changing = True
+    seen: list[tuple[int, int]] = []
+
+    async def list_servers() -> None:
+        while is_changing:
+            reply = await send_request(gateway, "GET")
+            seen.append((reply.status, len(reply.body.get("servers", []))))
+
+    lists = [asyncio.create_task(list_servers()) for _ in range(4)]
+    for number in range(10):
+        assert (await send_request(gateway, "POST", body={"name": f"n{number}", "url": trial_url})).status == 201
+        assert (await send_request(gateway, "DELETE", f"/n{number}")).status == 204
+    is_changing = False
+    await asyncio.gather(*lists)
+    assert {status for status, _ in seen} == {200}
+    assert {count for _, count in seen} >= {1}
 
 
 async def test_server_from_the_config_file_can_be_disabled_and_enabled(gateway: Gateway) -> None:

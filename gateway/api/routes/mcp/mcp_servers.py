@@ -129,13 +129,16 @@ async def list_servers(
 
     The list also has the tools whose definition has changed.
     """
+    names = [status.name for status in list_visible_servers(toolbox, principal)]
+    signed_in = await toolbox.sign_in.list_signed_in(names, principal)
     statuses = {status.name: status for status in list_visible_servers(toolbox, principal)}
-    signed_in = await toolbox.sign_in.list_signed_in(statuses, principal)
     views: list[McpServerView] = []
     for name, status in statuses.items():
+        if (source := admin.get_source(name)) is None:
+            continue  # it is being removed
         config = admin.get_config(name)
         fields: JsonObject = {
-            "source": admin.get_source(name),
+            "source": source,
             "prefix": config.prefix,
             "allow": config.allow,
             "deny": config.deny,
