@@ -138,7 +138,7 @@ class HttpConnectionPool:
                 connection = await self._connect()
         except TimeoutError:
             raise ConnectTimedOut("The server did not accept a connection in time.") from None
-        except OSError as error:  # with errors of TLS
+        except (OSError, UnicodeError) as error:  # with errors of TLS and of odd names
             raise ConnectFailed("The server cannot be reached.") from error
         self._open.add(connection)
         return connection
@@ -164,3 +164,30 @@ class HttpConnectionPool:
     async def _resolve(self) -> Sequence[AddressInfo]:
         loop = asyncio.get_running_loop()
         return await loop.getaddrinfo(self._host, self._port, type=SOCK_STREAM)
+
+
+class OriginPools:
+    """Pools of connections, one for each scheme, host and port."""
+
+    def __init__(self, tls: ssl.SSLContext, *, max_connections: int, max_idle: int) -> None:
+        self._tls = tls
+        self._max_connections = max_connections
+        self._max_idle = max_idle
+        self._pools: dict[tuple[str, str, int | None], HttpConnectionPool] = {}
+
+    def get_pool(self, scheme: str, host: str, port: int | None) -> HttpConnectionPool:
+        key = scheme, host, port
+        if (pool := self._pools.get(key)) is None:
+            is_secure = scheme == "https"
+            pool = self._pools[key] = HttpConnectionPool(
+                host,
+                port or (443 if is_secure else 80),
+                self._tls if is_secure else None,
+                max_connections=self._max_connections,
+                max_idle=self._max_idle,
+            )
+        return pool
+
+    def close_connections(self) -> None:
+        for pool in self._pools.values():
+            pool.close_connections()

@@ -11,7 +11,7 @@ import httpx
 
 from gateway_runtime.http_client import errors
 from gateway_runtime.http_client.connection import HttpConnection
-from gateway_runtime.http_client.pool import HttpConnectionPool, RequestTimeouts, build_head
+from gateway_runtime.http_client.pool import HttpConnectionPool, OriginPools, RequestTimeouts, build_head
 
 _ERRORS: dict[type[errors.HttpClientError], type[httpx.TransportError]] = {
     errors.ConnectFailed: httpx.ConnectError,
@@ -28,9 +28,9 @@ class PooledTransport(httpx.AsyncBaseTransport):
     """Sends requests over HTTP/1.1 without a proxy."""
 
     def __init__(self, tls: SSLContext, limits: httpx.Limits) -> None:
-        self._tls = tls
-        self._limits = limits
-        self._pools: dict[tuple[str, str, int | None], HttpConnectionPool] = {}
+        self._pools = OriginPools(
+            tls, max_connections=limits.max_connections or 100, max_idle=limits.max_keepalive_connections or 0
+        )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         body = await self.open_body(
@@ -46,28 +46,14 @@ class PooledTransport(httpx.AsyncBaseTransport):
         Raises:
             httpx.TransportError: there is no response.
         """
-        pool = self._get_pool(url)
+        pool = self._pools.get_pool(url.scheme, url.host, url.port)
         try:
             return PooledBody(pool, await pool.begin_exchange(head, body, timeouts))
         except errors.HttpClientError as error:
             raise _ERRORS[type(error)](str(error)) from error
 
     async def aclose(self) -> None:
-        for pool in self._pools.values():
-            pool.close_connections()
-
-    def _get_pool(self, url: httpx.URL) -> HttpConnectionPool:
-        key = url.scheme, url.host, url.port
-        if (pool := self._pools.get(key)) is None:
-            is_secure = url.scheme == "https"
-            pool = self._pools[key] = HttpConnectionPool(
-                url.host,
-                url.port or (443 if is_secure else 80),
-                self._tls if is_secure else None,
-                max_connections=self._limits.max_connections or 100,
-                max_idle=self._limits.max_keepalive_connections or 0,
-            )
-        return pool
+        self._pools.close_connections()
 
 
 class PooledBody(httpx.AsyncByteStream):
