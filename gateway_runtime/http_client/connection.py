@@ -7,7 +7,6 @@ docs/adr/0032.
 import asyncio
 import contextvars
 from collections.abc import AsyncIterable, Callable
-from typing import cast
 
 import httptools
 
@@ -20,7 +19,7 @@ Header = tuple[bytes, bytes]
 
 
 class _UnexpectedResponse(Exception):
-    """Error in a parser callback: a response without a request."""
+    """Error in a parser callback: a response without a request or a status."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -35,8 +34,11 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True)
+        self._is_fresh = True
         self._is_lost = False
+        self._unsent_bytes = 0
         self._read_seconds = self._read_at = 0.0
         self._is_writable: asyncio.Future[None] | None = None
         self._reset()
@@ -61,9 +63,15 @@ class HttpConnection(asyncio.Protocol):
     @property
     def can_be_kept(self) -> bool:
         """Whether the exchange has ended so that another one can follow."""
-        return (
-            self._is_ended and self._is_request_sent and self._keeps_alive and not self._is_lost and self._error is None
-        )
+        if not self._is_ended or not self._is_request_sent or not self._keeps_alive:
+            return False
+        transport = self._get_transport()
+        is_open = not self._is_lost and not transport.is_closing()
+        return is_open and self._error is None and not transport.get_write_buffer_size()
+
+    def _get_transport(self) -> asyncio.Transport:
+        assert self._transport is not None
+        return self._transport
 
     # --- an exchange
 
@@ -73,21 +81,26 @@ class HttpConnection(asyncio.Protocol):
         Raises:
             HttpClientError: there is no response.
         """
-        if self._is_ended:
+        is_early = bool(self._is_fresh and (self.status or self._pieces))
+        if not self._is_fresh:
             self._reset()
+        self._is_fresh = False
         if read_seconds is not None:
             self._read_seconds = read_seconds
             self._read_at = self._loop.time()
             self._timer = self._loop.call_later(read_seconds, self._check_silence)
-        transport = cast(asyncio.Transport, self._transport)
+        transport = self._get_transport()
         if isinstance(body, bytes):
             transport.write(head + body)
+            self._unsent_bytes = transport.get_write_buffer_size()
         else:
             transport.write(head)
             self._is_request_sent = False
             await self._send_pieces(transport, body, read_seconds)
         while not self.status:
             await self._wait()
+        if is_early:  # the server answered before it was asked
+            self._is_request_sent = False
 
     async def _send_pieces(
         self, transport: asyncio.Transport, pieces: AsyncIterable[bytes], seconds: float | None
@@ -150,6 +163,7 @@ class HttpConnection(asyncio.Protocol):
         self._pieces.clear()
         if not self.can_be_kept:
             self.abort_connection()
+            self._error = None  # its traceback refers to this connection
         elif self._is_paused:
             self._resume()
 
@@ -185,16 +199,19 @@ class HttpConnection(asyncio.Protocol):
 
     def _pause(self) -> None:
         self._is_paused = True
-        cast(asyncio.Transport, self._transport).pause_reading()
+        self._get_transport().pause_reading()
 
     def _resume(self) -> None:
         if self._is_paused and not self._is_lost:
             self._is_paused = False
             self._read_at = self._loop.time()
-            cast(asyncio.Transport, self._transport).resume_reading()
+            self._get_transport().resume_reading()
 
     def _check_silence(self) -> None:
-        silent_seconds = 0.0 if self._is_paused else self._loop.time() - self._read_at
+        unsent, self._unsent_bytes = self._unsent_bytes, self._get_transport().get_write_buffer_size()
+        if self._is_paused or not self._is_request_sent or self._unsent_bytes < unsent:
+            self._read_at = self._loop.time()
+        silent_seconds = self._loop.time() - self._read_at
         if silent_seconds < self._read_seconds:
             self._timer = self._loop.call_later(self._read_seconds - silent_seconds, self._check_silence)
         elif not self._is_ended:
@@ -209,7 +226,7 @@ class HttpConnection(asyncio.Protocol):
         if self._is_ended:  # bytes without a request
             self.abort_connection()
             return
-        self._read_at = self._loop.time()
+        assert self._parser is not None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -217,6 +234,8 @@ class HttpConnection(asyncio.Protocol):
             if not self._is_ended:
                 self._fail(_make_parser_error(error))
                 return
+        if self.status:  # a head has one limit of time, however it arrives
+            self._read_at = self._loop.time()
         if self._pieces and self._consume is not None:
             self._overhead_bytes = 0
             self._push(self._consume)
@@ -252,8 +271,8 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
-        if self._is_writable is not None and not self._is_writable.done():
-            self._is_writable.set_result(None)
+        self._parser = None  # it refers to this connection
+        self._stop_waiting_to_write()
         if not self._is_ended and self._error is None:
             if self.status and self._ends_with_connection and exc is None:
                 self._is_ended = True
@@ -266,9 +285,13 @@ class HttpConnection(asyncio.Protocol):
         self._is_writable = self._loop.create_future()
 
     def resume_writing(self) -> None:
+        self._read_at = self._loop.time()
+        self._stop_waiting_to_write()
+        self._is_writable = None
+
+    def _stop_waiting_to_write(self) -> None:
         if self._is_writable is not None and not self._is_writable.done():
             self._is_writable.set_result(None)
-        self._is_writable = None
 
     # --- httptools
 
@@ -284,19 +307,27 @@ class HttpConnection(asyncio.Protocol):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        assert self._parser is not None
         status = self._parser.get_status_code()
+        if status < 100:
+            raise _UnexpectedResponse
         if status < 200:
             self.headers.clear()
             return
         self.status = status
-        self._ends_with_connection = not any(
-            name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.headers
-        )
+        self._ends_with_connection = not any(_has_end(name.lower(), value) for name, value in self.headers)
+        self._stop_waiting_to_write()
 
     def on_message_complete(self) -> None:
         if self.status:
+            assert self._parser is not None
             self._is_ended = True
             self._keeps_alive = self._parser.should_keep_alive()
+
+
+def _has_end(name: bytes, value: bytes) -> bool:
+    """Whether a header tells the end of its body."""
+    return name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower())
 
 
 def _make_parser_error(error: Exception) -> HttpClientError:

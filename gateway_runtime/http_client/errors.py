@@ -18,7 +18,7 @@ class TooManyConnections(HttpClientError, TimeoutError):
 
 
 class RequestInvalid(HttpClientError):
-    """A header of the request has a line break."""
+    """A header has a line break, or the address is not one of HTTP."""
 
 
 class RequestTimedOut(HttpClientError, TimeoutError):

@@ -41,8 +41,8 @@ def build_head(method: bytes, target: bytes, headers: Iterable[Header]) -> bytes
     """
     lines = [b"%b %b HTTP/1.1" % (method, target), *[b"%b: %b" % header for header in headers]]
     head = b"\r\n".join(lines)
-    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
-        raise RequestInvalid("A header of the request has a line break.")
+    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1 or b"\0" in head:
+        raise RequestInvalid("A header of the request has a line break or a NUL.")
     return head + b"\r\n\r\n"
 
 
@@ -60,6 +60,7 @@ class HttpConnectionPool:
         self._idle: deque[tuple[float, HttpConnection]] = deque()
         self._open: set[HttpConnection] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
         self._addresses = CachedValue(self._resolve, _ADDRESS_SECONDS)
 
     async def begin_exchange(
@@ -81,9 +82,10 @@ class HttpConnectionPool:
             connection = self._take_idle() or await self._open_connection(timeouts.connect)
             await connection.send_request(head, body, timeouts.read)
         except BaseException:
-            self._free.release()
-            if connection is not None:
-                connection.end_exchange()
+            if connection is None:
+                self._free.release()
+            else:
+                self.take_back(connection)
             raise
         return connection
 
@@ -104,7 +106,7 @@ class HttpConnectionPool:
         connection.end_exchange()
         if not connection.can_be_kept:
             return
-        if len(self._idle) >= self._max_idle:
+        if self._is_closed or len(self._idle) >= self._max_idle:
             connection.abort_connection()
             return
         loop = asyncio.get_running_loop()
@@ -113,8 +115,10 @@ class HttpConnectionPool:
             self._timer = loop.call_later(_KEEP_SECONDS, self._close_idle)
 
     def close_connections(self) -> None:
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         for connection in tuple(self._open):
             connection.abort_connection()
 
@@ -138,9 +142,11 @@ class HttpConnectionPool:
                 connection = await self._connect()
         except TimeoutError:
             raise ConnectTimedOut("The server did not accept a connection in time.") from None
-        except (OSError, UnicodeError) as error:  # with errors of TLS and of odd names
+        except (OSError, ValueError, RuntimeError) as error:  # with errors of TLS and of odd names
             raise ConnectFailed("The server cannot be reached.") from error
         self._open.add(connection)
+        if self._is_closed:
+            connection.abort_connection()
         return connection
 
     async def _connect(self) -> HttpConnection:
@@ -149,14 +155,16 @@ class HttpConnectionPool:
         socket = await aiohappyeyeballs.start_connection(  # pyright: ignore[reportUnknownMemberType]
             addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, loop=loop
         )
+        connection = HttpConnection(self._open.discard)
         try:
-            _, connection = await loop.create_connection(
-                lambda: HttpConnection(self._open.discard),
+            await loop.create_connection(
+                lambda: connection,
                 sock=socket,
                 ssl=self._tls,
-                server_hostname=self._host if self._tls else None,
+                server_hostname=self._host.rstrip(".") if self._tls else None,
             )
         except BaseException:
+            connection.abort_connection()  # before its socket, whose number may be used again
             socket.close()
             raise
         return connection
@@ -176,6 +184,13 @@ class OriginPools:
         self._pools: dict[tuple[str, str, int | None], HttpConnectionPool] = {}
 
     def get_pool(self, scheme: str, host: str, port: int | None) -> HttpConnectionPool:
+        """Return the pool of an origin, whose `host` is in ASCII.
+
+        Raises:
+            RequestInvalid: the scheme is neither http nor https.
+        """
+        if scheme not in ("http", "https"):
+            raise RequestInvalid("The address is not one of HTTP.")
         key = scheme, host, port
         if (pool := self._pools.get(key)) is None:
             is_secure = scheme == "https"

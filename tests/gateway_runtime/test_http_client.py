@@ -20,7 +20,7 @@ from gateway_runtime.http_client.errors import (
     ResponseTimedOut,
     TooManyConnections,
 )
-from gateway_runtime.http_client.pool import HttpConnectionPool, RequestTimeouts, build_head
+from gateway_runtime.http_client.pool import HttpConnectionPool, OriginPools, RequestTimeouts, build_head
 from tests.certificates import create_certificate
 from tests.eventually import eventually
 
@@ -417,7 +417,7 @@ async def test_server_that_does_not_read_an_upload_is_left() -> None:
         stop.set()
 
 
-@pytest.mark.parametrize("value", [b"a\r\nX-B: c", b"a\nX-B: c", b"a\rb"])
+@pytest.mark.parametrize("value", [b"a\r\nX-B: c", b"a\nX-B: c", b"a\rb", b"a\0b"])
 def test_header_with_a_line_break_is_refused(value: bytes) -> None:
     with pytest.raises(RequestInvalid):
         build_head(b"POST", b"/", [(b"X-A", value)])
@@ -464,3 +464,108 @@ async def test_closed_pool_leaves_no_connection_open() -> None:
         async with open_pool(server) as pool:
             assert await request(pool) == b"ok"
         await eventually(server.left.is_set)
+
+
+async def test_request_cancelled_as_its_answer_arrives_leaves_no_connection_unused() -> None:
+    async with serve_raw(send(ANSWER)) as server, open_pool(server) as pool:
+        for ticks in range(200):
+            task = asyncio.create_task(request(pool))
+            for _ in range(ticks % 20):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        assert await request(pool) == b"ok"
+        await eventually(lambda: pool.open_connections == 1)
+
+
+async def test_answer_before_the_request_is_given_and_its_connection_left() -> None:
+    async def serve_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbusy")
+        await read_head(reader)
+        writer.close()
+
+    listener = await asyncio.start_server(serve_early, "127.0.0.1", 0)
+    pool = HttpConnectionPool("127.0.0.1", listener.sockets[0].getsockname()[1], None, max_connections=1, max_idle=1)
+    async with listener:
+        for _ in range(2):
+            connection = await pool.begin_exchange(REQUEST, b"", PATIENT)
+            assert (connection.status, await collect(connection)) == (503, b"busy")
+            pool.take_back(connection)
+        await eventually(lambda: not pool.open_connections)
+        pool.close_connections()
+
+
+async def test_connection_with_an_unsent_request_is_not_used_again() -> None:
+    stop = asyncio.Event()
+
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(ANSWER)
+        await writer.drain()
+        await stop.wait()  # and read no more
+
+    async with serve_raw(answer) as server, open_pool(server) as pool:
+        for number in (1, 2):
+            connection = await pool.begin_exchange(REQUEST, b"x" * 32 * 1024 * 1024, PATIENT)
+            assert await collect(connection) == b"ok"
+            pool.take_back(connection)
+            assert server.connections == number
+        stop.set()
+
+
+async def test_early_answer_is_given_while_the_server_reads_no_more() -> None:
+    left = asyncio.Event()
+
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno")
+        await left.wait()
+
+    async with serve_raw(answer) as server, open_pool(server) as pool:
+        assert await request(pool, yield_pieces(10_000)) == b"no"
+        left.set()
+
+
+async def test_slow_upload_of_a_server_that_reads_is_no_silence() -> None:
+    size = 48 * 1024 * 1024
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(16):
+            await reader.readexactly(size // 16)
+            await asyncio.sleep(0.1)
+        writer.write(ANSWER)
+
+    async with serve_raw(answer) as server, open_pool(server) as pool:
+        assert await request(pool, b"x" * size, RequestTimeouts(connect=30, read=0.8, pool=30)) == b"ok"
+
+
+@pytest.mark.parametrize("drip", [b"HTTP/1.1 102 Processing\r\n\r\n", b"X"], ids=["informational", "bytes"])
+async def test_head_that_arrives_slowly_has_one_limit_of_time(drip: bytes) -> None:
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if drip == b"X":
+            writer.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            writer.write(drip)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async with serve_raw(answer) as server, open_pool(server) as pool:
+        with pytest.raises(ResponseTimedOut):
+            await request(pool, timeouts=RequestTimeouts(connect=30, read=0.2, pool=30))
+        await server.left.wait()
+
+
+@pytest.mark.parametrize("host", ["a..b", ".com", f"{'a' * 64}.com", "name.invalid"])
+async def test_odd_and_unknown_names_are_connection_errors(host: str) -> None:
+    pool = HttpConnectionPool(host, 80, None, max_connections=1, max_idle=1)
+    with pytest.raises(ConnectFailed):
+        await request(pool)
+
+
+async def test_lines_without_carriage_returns_are_read() -> None:
+    async with serve_raw(send(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok")) as server, open_pool(server) as pool:
+        assert await request(pool) == b"ok"
+
+
+def test_pools_are_for_http_alone() -> None:
+    pools = OriginPools(ssl.create_default_context(), max_connections=1, max_idle=1)
+    with pytest.raises(RequestInvalid):
+        pools.get_pool("ftp", "host", None)

@@ -35,7 +35,7 @@ class BoundedTransport(httpx.AsyncBaseTransport):
 
 def bound_response(response: httpx.Response, request: httpx.Request) -> httpx.Response:
     """Limit the size of a response's body, unless its reader counts it."""
-    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    encoding = response.headers.get("content-encoding", "").strip().lower() or "identity"
     max_bytes = request.extensions.get(MAX_BYTES_EXTENSION, None if request.method == "POST" else MAX_DOCUMENT_BYTES)
     if response.is_success and max_bytes is None and encoding == "identity":
         return response

@@ -46,8 +46,8 @@ class PooledTransport(httpx.AsyncBaseTransport):
         Raises:
             httpx.TransportError: there is no response.
         """
-        pool = self._pools.get_pool(url.scheme, url.host, url.port)
         try:
+            pool = self._pools.get_pool(url.scheme, url.raw_host.decode("ascii"), url.port)
             return PooledBody(pool, await pool.begin_exchange(head, body, timeouts))
         except errors.HttpClientError as error:
             raise _ERRORS[type(error)](str(error)) from error
@@ -124,7 +124,8 @@ def _get_request_body(request: httpx.Request) -> bytes | AsyncIterable[bytes]:
         return request.content
     except httpx.RequestNotRead:
         assert isinstance(request.stream, httpx.AsyncByteStream)
-        return request.stream if "content-length" in request.headers else _split_chunks(request.stream)
+        length = request.headers.get("content-length")
+        return _split_chunks(request.stream) if length is None else _check_length(request.stream, int(length))
 
 
 async def _split_chunks(stream: httpx.AsyncByteStream) -> AsyncGenerator[bytes]:
@@ -132,3 +133,13 @@ async def _split_chunks(stream: httpx.AsyncByteStream) -> AsyncGenerator[bytes]:
         if piece:
             yield b"%x\r\n%b\r\n" % (len(piece), piece)
     yield b"0\r\n\r\n"
+
+
+async def _check_length(stream: httpx.AsyncByteStream, length: int) -> AsyncGenerator[bytes]:
+    async for piece in stream:
+        length -= len(piece)
+        if length < 0:
+            break
+        yield piece
+    if length != 0:
+        raise httpx.LocalProtocolError("the body has another length than its header says")

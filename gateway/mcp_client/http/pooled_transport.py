@@ -36,9 +36,9 @@ class PooledServerTransport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         url, timeout = request.url, request.extensions["timeout"]
-        pool = self._pools.get_pool(url.scheme, url.host, url.port)
         timeouts = RequestTimeouts(connect=timeout["connect"], read=timeout["read"], pool=timeout["pool"])
         with _translate_client_errors():
+            pool = self._pools.get_pool(url.scheme, url.raw_host.decode("ascii"), url.port)
             head = build_head(request.method.encode(), url.raw_path, request.headers.raw)
             connection = await pool.begin_exchange(head, await request.aread(), timeouts)
         return httpx2.Response(

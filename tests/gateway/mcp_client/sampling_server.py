@@ -121,8 +121,11 @@ class SamplingServer:
         reading: set[asyncio.Task[None]] = set()
 
         async def remember(session: Any, key: Any) -> None:
-            with contextlib.suppress(MCPError):  # the host refuses
-                remembered[key] = " ".join(str(root.uri) for root in (await session.list_roots()).roots)
+            for _ in range(10):  # a request before the host listens is lost
+                with contextlib.suppress(MCPError, TimeoutError):  # the host refuses, or does not listen
+                    async with asyncio.timeout(3.0):
+                        remembered[key] = " ".join(str(root.uri) for root in (await session.list_roots()).roots)
+                        return
 
         async def on_roots(ctx: Any, _params: Any) -> None:
             """Read the roots for the session, as many servers do."""
