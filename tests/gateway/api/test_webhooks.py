@@ -152,7 +152,11 @@ async def test_failure_and_question_are_told(hooked: Gateway, receiver: Receiver
     await hooked.post(f"/api/v1/turns/{turn}/input", {"input_id": input_id, "action": "accept"})
     await eventually(lambda: len(receiver.received) == 3)
     assert (receiver.messages[2]["type"], receiver.messages[2]["data"]["turn_id"]) == ("turn.completed", turn)
-    assert await db.fetchval("SELECT count(*) FROM webhook_messages WHERE delivered_at IS NULL") == 0
+
+    async def is_all_delivered() -> bool:
+        return not await db.fetchval("SELECT count(*) FROM webhook_messages WHERE delivered_at IS NULL")
+
+    await eventually(is_all_delivered)
 
 
 async def test_message_is_tried_again_until_its_end_and_then_listed(
