@@ -19,7 +19,7 @@ Header = tuple[bytes, bytes]
 
 
 class _UnexpectedResponse(Exception):
-    """Error in a parser callback: a response without a request or a status."""
+    """Error in a parser callback: a response that cannot be one."""
 
 
 class HttpConnection(asyncio.Protocol):

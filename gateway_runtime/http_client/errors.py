@@ -18,7 +18,7 @@ class TooManyConnections(HttpClientError, TimeoutError):
 
 
 class RequestInvalid(HttpClientError):
-    """A header has a line break, or the address is not one of HTTP."""
+    """A header has a line break, or the address another scheme."""
 
 
 class RequestTimedOut(HttpClientError, TimeoutError):
