@@ -12,7 +12,6 @@ from mcp.client.streamable_http import streamable_http_client
 from gateway.mcp_client.caller_identity import TokenIssuer
 from gateway.mcp_client.http.call_lifetime import CallLifetimeTransport
 from gateway.mcp_client.http.event_limit import EventLimitingTransport, lift_event_limit
-from gateway.mcp_client.http.pooled_transport import PooledServerTransport
 from gateway.mcp_client.http.proxy import find_proxy
 from gateway.mcp_client.http.start_check import StartCheckingTransport
 from gateway.mcp_client.http_transport import FaultIsolatingTransport, get_ssl_context
@@ -58,11 +57,8 @@ async def open_transport(
 
     `on_end` is called when the only stream of one ends.
     """
-    proxy = find_proxy(config.url) if config.url and config.proxy else None
-    http_transport: httpx2.AsyncBaseTransport = (
-        httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=get_ssl_context(), proxy=proxy)
-        if proxy
-        else PooledServerTransport(get_ssl_context())
+    http_transport: httpx2.AsyncBaseTransport = httpx2.AsyncHTTPTransport(
+        limits=_LIMITS, verify=get_ssl_context(), proxy=find_proxy(config.url) if config.url and config.proxy else None
     )
     if config.identity == "gateway":
         http_transport = identity.create_transport(http_transport, config.token_audience)
