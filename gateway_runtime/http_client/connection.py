@@ -60,9 +60,7 @@ class HttpConnection(asyncio.Protocol):
     def can_be_used(self) -> bool:
         return self._is_ended and not self._is_lost
 
-    @property
-    def can_be_kept(self) -> bool:
-        """Whether the exchange has ended so that another one can follow."""
+    def _can_be_kept(self) -> bool:
         if not self._is_ended or not self._is_request_sent or not self._keeps_alive:
             return False
         transport = self._get_transport()
@@ -152,20 +150,21 @@ class HttpConnection(asyncio.Protocol):
             await self._wait()
         return self._take_pieces()
 
-    def end_exchange(self) -> None:
-        """End the exchange.
+    def end_exchange(self) -> bool:
+        """End the exchange, and the connection if it cannot carry another.
 
-        The connection ends with it, unless the whole body arrived.
+        Return whether it can.
         """
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._pieces.clear()
-        if not self.can_be_kept:
+        if not self._can_be_kept():
             self.abort_connection()
             self._error = None  # its traceback refers to this connection
-        elif self._is_paused:
-            self._resume()
+            return False
+        self._resume()
+        return True
 
     def abort_connection(self) -> None:
         self._is_lost = True

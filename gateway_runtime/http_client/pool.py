@@ -4,7 +4,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import AsyncIterable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from socket import SOCK_STREAM
 
 import aiohappyeyeballs
@@ -30,7 +30,7 @@ class RequestTimeouts:
 
     connect: float | None
     read: float | None
-    pool: float | None = field(default=None)
+    pool: float | None
 
 
 def build_head(method: bytes, target: bytes, headers: Iterable[Header]) -> bytes:
@@ -103,8 +103,7 @@ class HttpConnectionPool:
     def take_back(self, connection: HttpConnection) -> None:
         """End the connection's exchange, and keep the connection if possible."""
         self._free.release()
-        connection.end_exchange()
-        if not connection.can_be_kept:
+        if not connection.end_exchange():
             return
         if self._is_closed or len(self._idle) >= self._max_idle:
             connection.abort_connection()
@@ -144,7 +143,6 @@ class HttpConnectionPool:
             raise ConnectTimedOut("The server did not accept a connection in time.") from None
         except (OSError, ValueError, RuntimeError) as error:  # with errors of TLS and of odd names
             raise ConnectFailed("The server cannot be reached.") from error
-        self._open.add(connection)
         if self._is_closed:
             connection.abort_connection()
         return connection
@@ -156,6 +154,7 @@ class HttpConnectionPool:
             addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, loop=loop
         )
         connection = HttpConnection(self._open.discard)
+        self._open.add(connection)
         try:
             await loop.create_connection(
                 lambda: connection,
@@ -164,6 +163,7 @@ class HttpConnectionPool:
                 server_hostname=self._host.rstrip(".") if self._tls else None,
             )
         except BaseException:
+            self._open.discard(connection)
             connection.abort_connection()  # before its socket, whose number may be used again
             socket.close()
             raise

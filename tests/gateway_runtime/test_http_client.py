@@ -237,6 +237,19 @@ async def test_connection_that_the_server_closed_is_not_used_again() -> None:
         assert server.connections == 2
 
 
+async def test_connections_that_the_server_closes_at_once_are_forgotten() -> None:
+    async def refuse(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    listener = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    pool = HttpConnectionPool("127.0.0.1", listener.sockets[0].getsockname()[1], None, max_connections=5, max_idle=5)
+    async with listener:
+        for _ in range(20):
+            with pytest.raises((ResponseBroken, ConnectFailed)):
+                await request(pool)
+        await eventually(lambda: not pool.open_connections)
+
+
 async def test_unused_connection_is_closed_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "_KEEP_SECONDS", 0.05)
     async with serve_raw(send(ANSWER)) as server, open_pool(server) as pool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx
 
 from gateway.llm.http.bounded_transport import bound_response
-from gateway.llm.http.pooled_transport import encode_request_head, read_timeouts
+from gateway.llm.http.pooled_transport import encode_request_head, open_body, read_timeouts
 from gateway.llm.http.sdk_client import ModelHttpClient
 
 _EMPTY_STREAM = httpx.ByteStream(b"")
@@ -47,7 +47,8 @@ class CompletionRequests:
     def __init__(self, client: ModelHttpClient, prepared: httpx.Request, *, recorded: bool) -> None:
         self._client = client
         self._prepared = prepared
-        self._transport = None if recorded else client.find_pooled_transport(prepared.url)
+        transport = None if recorded else client.find_pooled_transport(prepared.url)
+        self._pool = transport.find_pool(prepared.url) if transport is not None else None
         self._head = encode_request_head(prepared).removesuffix(b"\r\n")
         self._timeouts = read_timeouts(prepared)
 
@@ -57,15 +58,15 @@ class CompletionRequests:
         Raises:
             httpx.HTTPError: there is no response.
         """
-        if self._transport is None:
+        if self._pool is None:
             return await self._send_with_httpx(content, headers)
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
         head = b"%bContent-Length: %d\r\n%b\r\n" % (self._head, len(content), lines)
-        body = await self._transport.open_body(self._prepared.url, head, content, self._timeouts)
+        body = await open_body(self._pool, head, content, self._timeouts)
         received = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in body.headers}
         if body.status == 200 and "content-encoding" not in received:
             return CompletionResponse(200, received, body.push_body, body.aclose)
-        return _make_chat_response(bound_response(body.make_response(self._prepared), self._prepared))
+        return _wrap_response(bound_response(body.make_response(self._prepared), self._prepared))
 
     async def _send_with_httpx(self, content: bytes, headers: Mapping[str, str]) -> CompletionResponse:
         prepared = self._prepared
@@ -73,10 +74,10 @@ class CompletionRequests:
             "POST", prepared.url, headers=prepared.headers, content=content, extensions=prepared.extensions
         )
         request.headers.update(headers)
-        return _make_chat_response(await self._client.send(request, stream=True))
+        return _wrap_response(await self._client.send(request, stream=True))
 
 
-def _make_chat_response(response: httpx.Response) -> CompletionResponse:
+def _wrap_response(response: httpx.Response) -> CompletionResponse:
     pieces = aiter(response.aiter_raw())  # decompressed by the transport
 
     async def push_body(consume: Callable[[bytes], bool]) -> bool:
@@ -86,7 +87,4 @@ def _make_chat_response(response: httpx.Response) -> CompletionResponse:
         response.stream = _EMPTY_STREAM
         return True
 
-    async def close_response() -> None:
-        await response.aclose()
-
-    return CompletionResponse(response.status_code, dict(response.headers), push_body, close_response)
+    return CompletionResponse(response.status_code, dict(response.headers), push_body, response.aclose)

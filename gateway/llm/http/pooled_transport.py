@@ -33,24 +33,18 @@ class PooledTransport(httpx.AsyncBaseTransport):
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        body = await self.open_body(
-            request.url, encode_request_head(request), _get_request_body(request), read_timeouts(request)
-        )
+        pool = self.find_pool(request.url)
+        body = await open_body(pool, encode_request_head(request), _get_request_body(request), read_timeouts(request))
         return body.make_response(request)
 
-    async def open_body(
-        self, url: httpx.URL, head: bytes, body: bytes | AsyncIterable[bytes], timeouts: RequestTimeouts
-    ) -> "PooledBody":
-        """Send a request with this head, and return the response's body.
+    def find_pool(self, url: httpx.URL) -> HttpConnectionPool:
+        """Return the pool of an address.
 
         Raises:
-            httpx.TransportError: there is no response.
+            httpx.LocalProtocolError: the address is not one of HTTP.
         """
-        try:
-            pool = self._pools.get_pool(url.scheme, url.raw_host.decode("ascii"), url.port)
-            return PooledBody(pool, await pool.begin_exchange(head, body, timeouts))
-        except errors.HttpClientError as error:
-            raise _ERRORS[type(error)](str(error)) from error
+        with _translate_errors():
+            return self._pools.get_pool(url.scheme, url.raw_host.decode("ascii"), url.port)
 
     async def aclose(self) -> None:
         self._pools.close_connections()
@@ -94,6 +88,18 @@ class PooledBody(httpx.AsyncByteStream):
         reason = self._connection.reason if self._connection is not None else b""
         extensions = {"http_version": b"HTTP/1.1", "reason_phrase": reason}
         return httpx.Response(self.status, headers=self.headers, stream=self, request=request, extensions=extensions)
+
+
+async def open_body(
+    pool: HttpConnectionPool, head: bytes, body: bytes | AsyncIterable[bytes], timeouts: RequestTimeouts
+) -> PooledBody:
+    """Send a request with this head, and return the response's body.
+
+    Raises:
+        httpx.TransportError: there is no response.
+    """
+    with _translate_errors():
+        return PooledBody(pool, await pool.begin_exchange(head, body, timeouts))
 
 
 def encode_request_head(request: httpx.Request) -> bytes:
