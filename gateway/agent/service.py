@@ -40,6 +40,7 @@ from gateway.domain.errors import (
 )
 from gateway.domain.events import JournalEntry
 from gateway.domain.messages import Answer, Principal, StoredQuestion, TurnRequest
+from gateway.domain.toolsets import limit_to_own_turns
 from gateway.ports.listener import EventFold
 from gateway.ports.store import Bus, QuestionRepository, TurnRepository
 
@@ -170,7 +171,7 @@ class TurnService:
             NotFound: the principal has no such turn.
         """
         await self._runner.planner.connect_user(principal)
-        return await self.get_turn(turn_id, principal if principal.can_use_all_tools else replace(principal, scopes=()))
+        return await self.get_turn(turn_id, limit_to_own_turns(principal))
 
     def listen_to_turn(self, turn: TurnHandle, *, after: int = 0) -> TurnListener:
         """Read the events after number `after`, and then new events.

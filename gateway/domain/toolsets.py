@@ -127,6 +127,14 @@ def bind_toolset(principal: Principal, name: str | None) -> Principal:
     return msgspec.structs.replace(principal, toolset=name)
 
 
+def limit_to_own_turns(principal: Principal) -> Principal:
+    """Return the principal as a reader of turns that it may change.
+
+    A credential that is limited to some tools changes only what it started.
+    """
+    return principal if principal.can_use_all_tools else msgspec.structs.replace(principal, scopes=())
+
+
 def was_called(spec: ToolSpec, name: str) -> bool:
     """Return whether a name outside of toolsets is, or was, a tool's."""
     return name in (spec.identity, *spec.former_names)

@@ -29,6 +29,7 @@ from gateway.api.mcp.tasks.messages import (
     choose_call_status,
     choose_status,
     describe_task,
+    dump_call_result,
     get_uuid_time,
     has_expired,
     is_modern_host,
@@ -44,6 +45,7 @@ from gateway.config import Settings
 from gateway.domain.errors import Conflict, InvalidRequest, JournalExpired, NotFound
 from gateway.domain.events import InputRequired, TurnCancelled, TurnFailed
 from gateway.domain.messages import Answer, JsonObject, Principal, StoredQuestion, ToolResult
+from gateway.domain.toolsets import limit_to_own_turns
 from gateway.ports.tools import Toolbox
 from gateway.store.lists.mcp_tasks import TASK_ECHO_KEY, McpTaskStore, TaskRow
 from gateway.wire.turn_summary import TurnSummary
@@ -98,9 +100,8 @@ class HostTasks:
         Raises:
             MCPError: there is no such task.
         """
-        reader = principal if principal.can_use_all_tools else replace(principal, scopes=())
         try:
-            turn = await self._service.get_turn(UUID(task_id), reader)
+            turn = await self._service.get_turn(UUID(task_id), limit_to_own_turns(principal))
         except (ValueError, NotFound):
             raise MCPError(t.INVALID_PARAMS, _NO_SUCH_TASK) from None
         if TASK_ECHO_KEY not in turn.echo:
@@ -120,8 +121,9 @@ class HostTasks:
             MCPError: there is no such task.
         """
         turn = await self.find_turn(get_principal(ctx), task_id)
-        questions = [] if turn.has_ended else await self._service.list_open_questions(turn)
-        status, is_modern = _choose_turn_status(turn, questions, is_modern=is_modern_host(ctx)), is_modern_host(ctx)
+        questions = await self._list_questions(turn)
+        is_modern = is_modern_host(ctx)
+        status = _choose_turn_status(turn, questions, is_modern=is_modern)
         asked_at = max((get_uuid_time(stored.id) for stored in questions), default=None)
         ttl_ms = turn.echo[TASK_ECHO_KEY]["ttl"]
         task = describe_task(turn.id, status, turn.completed_at or asked_at, ttl_ms, is_modern=is_modern)
@@ -131,9 +133,14 @@ class HostTasks:
             return {**task, "inputRequests": list_input_requests(HostObserver(ctx), questions)}
         return {**task, **await self._read_outcome(turn)}
 
+    async def _list_questions(self, turn: FollowedTurn) -> list[StoredQuestion]:
+        return [] if turn.has_ended else await self._service.list_open_questions(turn)
+
     async def _read_outcome(self, turn: FollowedTurn) -> JsonObject:
         try:
-            return {"result": _dump_result(await self._read_result(turn, is_modern=True)) | {"resultType": "complete"}}
+            return {
+                "result": dump_call_result(await self._read_result(turn, is_modern=True)) | {"resultType": "complete"}
+            }
         except MCPError as error:
             return {"error": error.error.model_dump(mode="json", exclude_none=True)}
 
@@ -176,8 +183,7 @@ class HostTasks:
             raise MCPError(t.INVALID_PARAMS, f"inputResponses: at most {_MAX_ANSWERS} are allowed.")
         with mcp_errors(ctx):
             turn = await self.find_turn(principal, params.task_id)
-            questions = [] if turn.has_ended else await self._service.list_open_questions(turn)
-            for stored in questions:
+            for stored in await self._list_questions(turn):
                 if (response := params.input_responses.get(str(stored.id))) is not None:
                     await self._answer(turn, stored, _parse_answer(response, stored.id), principal)
         return {}
@@ -196,7 +202,7 @@ class HostTasks:
             before = None if params.cursor is None else UUID(params.cursor)
         except ValueError:
             raise MCPError(t.INVALID_PARAMS, "cursor: is not one of an earlier page.") from None
-        reader = principal if principal.can_use_all_tools else replace(principal, scopes=())
+        reader = limit_to_own_turns(principal)
         with mcp_errors(ctx):
             rows, has_more = await self._tasks.list_page(
                 reader, limit=_PAGE_SIZE, before=before, oldest=make_oldest_id(self._max_ttl)
@@ -214,7 +220,7 @@ class HostTasks:
             if not turn.has_ended:
                 await self._follow_to_end(ctx, turn, meta)
                 turn = await self.find_turn(principal, params.task_id)
-            result = _dump_result(await self._read_result(turn, is_modern=False))
+            result = dump_call_result(await self._read_result(turn, is_modern=False))
         return result | {"_meta": {**(result.get("_meta") or {}), **meta}}
 
     async def _follow_to_end(self, ctx: Context, turn: FollowedTurn, meta: JsonObject) -> None:
@@ -276,7 +282,3 @@ def _may_change(principal: Principal) -> bool:
 def _check_may_change(principal: Principal) -> None:
     if not _may_change(principal):
         raise MCPError(t.INVALID_REQUEST, "A viewer may not change tasks.")
-
-
-def _dump_result(result: t.CallToolResult) -> JsonObject:
-    return result.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -159,6 +159,10 @@ def to_host_question(stored: StoredQuestion) -> Question:
     return Question(str(stored.id), kind, asked.message, schema, asked.url, elicitation_id=asked.elicitation_id)
 
 
+def dump_call_result(result: t.CallToolResult) -> JsonObject:
+    return result.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
 def list_input_requests(host: HostObserver, questions: Iterable[StoredQuestion]) -> JsonObject:
     """List the open questions that the host can show, by their ids."""
     shown = [to_host_question(stored) for stored in questions]

@@ -17,6 +17,7 @@ from gateway.api.mcp.tasks.messages import (
     TASK_VERSION,
     declares_tasks,
     describe_task,
+    dump_call_result,
     is_modern_host,
     parse_ttl,
 )
@@ -90,8 +91,7 @@ class TaskStarter:
             if not is_modern:
                 code = t.INVALID_PARAMS if isinstance(error, InvalidRequest) else t.INTERNAL_ERROR
                 raise MCPError(code, error.message) from None
-            result = to_call_result(*make_agent_error(error)).model_dump(mode="json", by_alias=True, exclude_none=True)
-            return result | {"resultType": "complete"}
+            return dump_call_result(to_call_result(*make_agent_error(error))) | {"resultType": "complete"}
         task = describe_task(task_id, "working", None, ttl_ms, is_modern=is_modern)
         return {**task, "resultType": "task"} if is_modern else {"task": task}
 

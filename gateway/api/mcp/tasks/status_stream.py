@@ -80,13 +80,15 @@ class StatusStreams:
         Raises:
             MCPError: it names tasks, and the host does not declare the extension.
         """
-        wanted: Any = (params.notifications.model_extra or {}).get("taskIds")
-        if not wanted:
+        requested: Any = (params.notifications.model_extra or {}).get("taskIds")
+        if not requested:
             return await listen(ctx, params)
         require_extension(ctx)
-        if not isinstance(wanted, list) or not all(isinstance(task_id, str) for task_id in cast("list[Any]", wanted)):
+        if not isinstance(requested, list) or not all(
+            isinstance(task_id, str) for task_id in cast("list[Any]", requested)
+        ):
             raise MCPError(t.INVALID_PARAMS, "notifications.taskIds: must be a list of strings.")
-        task_ids = await self._list_known(ctx, list(dict.fromkeys(cast("list[str]", wanted)))[:MAX_STREAM_TASKS])
+        task_ids = await self._list_known(ctx, list(dict.fromkeys(cast("list[str]", requested)))[:MAX_STREAM_TASKS])
         followers = TaskSet("status of mcp task")
         session = _ListenSession(ctx.session, task_ids, lambda: self._start_followers(ctx, task_ids, followers))
         try:
