@@ -123,8 +123,24 @@ class ChunkReader:
     def _read_lines(self, lines: list[bytes]) -> None:
         self._lines = iter(lines)  # an event may take further lines of it
         for line in self._lines:
-            if line.startswith(b"data:"):
-                self._read_payload(line[5:])
+            if line[:5] != b"data:":
+                continue
+            payload = line[5:]
+            try:
+                chunk = decode_chunk(payload)
+            except JSON_DECODE_ERRORS:
+                self._read_odd_payload(payload.strip())
+                continue
+            if (
+                self._is_usual
+                and chunk.x_groq is None
+                and chunk.usage is None
+                and chunk.error is None
+                and chunk.choices
+            ):
+                self._read_choice(chunk.choices[0])  # nearly all chunks: skips the checks for errors and usage
+            else:
+                self._read_chunk(chunk, payload)
 
     def read_whole_body(self, body: bytes) -> None:
         """Read an answer that was not streamed.
@@ -186,42 +202,30 @@ class ChunkReader:
             reason = "tool_calls" if calls else "stop"
         return ModelAnswer(reason, self._usage or Usage())
 
-    def _read_payload(self, payload: bytes) -> None:
-        try:
-            chunk = decode_chunk(payload)
-        except JSON_DECODE_ERRORS:
-            chunk = self._read_odd_payload(payload.strip())
-            if chunk is not None:
-                self._read_chunk(chunk, payload)
-            return
-        if self._is_usual and chunk.x_groq is None and chunk.usage is None and chunk.error is None and chunk.choices:
-            self._read_choice(chunk.choices[0])  # nearly all chunks: skips the checks for errors and usage
-        else:
-            self._read_chunk(chunk, payload)
-
-    def _read_odd_payload(self, payload: bytes) -> Chunk | None:
+    def _read_odd_payload(self, payload: bytes) -> None:
         """Read a payload of an unexpected form.
 
-        None: it is the end, a text that keeps the connection alive, or anything odd behind the finish reason.
+        It may also be the end, a text that keeps the connection alive, or anything odd behind the finish reason.
 
         Raises:
             ModelStreamBroken: it is invalid JSON.
         """
         if payload == b"[DONE]":
             self.is_done = True
-            return None
+            return
         if b"\r" in payload:  # ends lines among LF
             later_lines = self._lines
             self._read_lines([*(b"data:" + payload).split(b"\r"), b""])
             self._lines = later_lines
-            return None
+            return
         chunk = read_odd_chunk(payload)
         if chunk is None and payload.startswith(b"{"):
             chunk = self._read_event(payload)
         elif chunk is None:
             self._notice = payload
         self._may_have_halves = True
-        return chunk
+        if chunk is not None:
+            self._read_chunk(chunk, payload)
 
     def _read_event(self, payload: bytes) -> Chunk | None:
         """Read an event of several lines from its first one.
