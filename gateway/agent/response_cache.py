@@ -152,6 +152,8 @@ class TurnResponseCache:
 
     def discard_uncacheable(self, turn: ActiveTurn, finish_reason: str, selection: ToolSelection) -> None:
         """Drop the cache key if the response must not be saved."""
+        if turn.cache_key is None:
+            return
         tools = selection.tools + selection.hidden + selection.functions
         if turn.is_cached or not is_cacheable(finish_reason, turn.log.entries, tools):
             turn.cache_key = None

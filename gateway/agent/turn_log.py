@@ -49,13 +49,14 @@ class TurnLog(EventSource):
 
     def append(self, event: Event) -> JournalEntry:
         """Number an event and add it."""
-        entry = JournalEntry(self._next_seq, event, encode_event(event))
+        data = encode_event(event)
+        entry = JournalEntry(self._next_seq, event, data)
         self._next_seq += 1
-        self.size += len(entry.data)
+        self.size += len(data)
         if self._synchronous or not isinstance(event, _DELTAS):
             self._undurable.append((entry.seq, len(self.entries)))
         self.entries.append(entry)
-        if not self._undurable:
+        if self._readers and not self._undurable:
             self._wake_readers()
         return entry
 
@@ -156,10 +157,10 @@ class TurnLog(EventSource):
         """
         read_count = index_after(self.entries, after)
         while True:
-            visible = min(self.visible_count, read_count + _MAX_BATCH)
-            if visible - read_count > 1:
-                visible = self._limit_bytes(read_count, visible)
+            visible = self.visible_count
             if visible > read_count:
+                if visible - read_count > 1:
+                    visible = self._limit_bytes(read_count, min(visible, read_count + _MAX_BATCH))
                 batch = self.entries[read_count:visible]
                 read_count += len(batch)
                 if batch[0].seq <= after:  # a journal tail may receive entries that its reader has seen

@@ -71,6 +71,7 @@ class BoundedQueue(Generic[T]):
         self._size_of = size_of
         self._items: dict[int, tuple[T, int]] = {}
         self._size = 0
+        self.is_full = False
         self._has_items = asyncio.Event()
         self._has_capacity = asyncio.Event()
         self._has_capacity.set()
@@ -82,10 +83,6 @@ class BoundedQueue(Generic[T]):
         """Iterate over the items, oldest first. The queue must not change meanwhile."""
         return (item for item, _ in self._items.values())
 
-    @property
-    def is_full(self) -> bool:
-        return not self._has_capacity.is_set()
-
     def put(self, item: T) -> None:
         """Append an item, also to a full queue.
 
@@ -96,6 +93,7 @@ class BoundedQueue(Generic[T]):
         self._items[id(item)] = item, size
         self._size += size - old_size
         if self._size > self._max_size:
+            self.is_full = True
             self._has_capacity.clear()
         self._has_items.set()
 
@@ -116,6 +114,7 @@ class BoundedQueue(Generic[T]):
         for item in items:
             self._size -= self._items.pop(id(item), (None, 0))[1]
         if self._size <= self._max_size // 2:
+            self.is_full = False
             self._has_capacity.set()
         if not self._items:
             self._has_items.clear()

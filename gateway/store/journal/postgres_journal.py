@@ -67,7 +67,7 @@ class PostgresJournal(Journal):
         self._flush_seconds = flush_seconds
         self._timeout_seconds = timeout_seconds
         self._attempt_seconds = retry_seconds / _ATTEMPTS
-        self._redactor = redactor or Redactor()
+        self._redactor = redactor or None  # without rules it is false
         self._unredacted: dict[EventSource, list[JournalEntry]] = {}
         self._dirty: dict[EventSource, None] = {}
         self._timer: asyncio.TimerHandle | None = None
