@@ -12,6 +12,8 @@ from mcp.client.streamable_http import streamable_http_client
 from gateway.mcp_client.caller_identity import TokenIssuer
 from gateway.mcp_client.http.call_lifetime import CallLifetimeTransport
 from gateway.mcp_client.http.event_limit import EventLimitingTransport, lift_event_limit
+from gateway.mcp_client.http.listening import ListeningTransport
+from gateway.mcp_client.http.pooled_transport import PooledServerTransport
 from gateway.mcp_client.http.proxy import find_proxy
 from gateway.mcp_client.http.start_check import StartCheckingTransport
 from gateway.mcp_client.http_transport import FaultIsolatingTransport, get_ssl_context
@@ -29,9 +31,20 @@ RequestHook = Callable[[httpx2.Request], Awaitable[None]]
 class OpenTransport:
     """A transport to a server. `streams` is what the SDK's `Client` takes."""
 
-    def __init__(self, streams: Transport, fault_isolation: FaultIsolatingTransport | None = None) -> None:
+    def __init__(
+        self,
+        streams: Transport,
+        fault_isolation: FaultIsolatingTransport | None = None,
+        listening: ListeningTransport | None = None,
+    ) -> None:
         self.streams = streams
         self._fault_isolation = fault_isolation
+        self._listening = listening
+
+    async def wait_until_listening(self) -> None:
+        """Wait until the server's own requests would be heard. Call this once the server has answered."""
+        if self._listening is not None:
+            await self._listening.wait_until_listening()
 
     def isolate_faults(self) -> None:
         """From now on a failed HTTP exchange fails its own request only.
@@ -57,8 +70,11 @@ async def open_transport(
 
     `on_end` is called when the only stream of one ends.
     """
-    http_transport: httpx2.AsyncBaseTransport = httpx2.AsyncHTTPTransport(
-        limits=_LIMITS, verify=get_ssl_context(), proxy=find_proxy(config.url) if config.url and config.proxy else None
+    proxy = find_proxy(config.url) if config.url and config.proxy else None
+    http_transport: httpx2.AsyncBaseTransport = (
+        httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=get_ssl_context(), proxy=proxy)
+        if proxy
+        else PooledServerTransport(get_ssl_context())
     )
     if config.identity == "gateway":
         http_transport = identity.create_transport(http_transport, config.token_audience)
@@ -67,7 +83,8 @@ async def open_transport(
     match kind:
         case "http":
             accept_odd_messages()
-            isolating_transport = FaultIsolatingTransport(authorized_transport)
+            listening_transport = ListeningTransport(authorized_transport)
+            isolating_transport = FaultIsolatingTransport(listening_transport)
             async with httpx2.AsyncClient(
                 transport=isolating_transport,
                 headers=config.headers,
@@ -75,7 +92,7 @@ async def open_transport(
                 timeout=_HTTP_TIMEOUT,
             ) as client:
                 streams = streamable_http_client(config.url, http_client=client, max_sse_event_size=max_bytes)
-                yield OpenTransport(streams, isolating_transport)
+                yield OpenTransport(streams, isolating_transport, listening_transport)
         case "sse":
             lift_event_limit()
             yield OpenTransport(

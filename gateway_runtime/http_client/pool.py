@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from socket import SOCK_STREAM
 
@@ -64,11 +64,16 @@ class HttpConnectionPool:
         self._addresses = CachedValue(self._resolve, _ADDRESS_SECONDS)
 
     async def begin_exchange(
-        self, head: bytes, body: bytes | AsyncIterable[bytes], timeouts: RequestTimeouts
+        self,
+        head: bytes,
+        body: bytes | AsyncIterable[bytes],
+        timeouts: RequestTimeouts,
+        before_send: Callable[[], None] | None = None,
     ) -> HttpConnection:
         """Send a request, and return its connection with the response's head.
 
-        The caller returns the connection with `take_back`.
+        `before_send` is called with a connection at hand; what it raises is raised here, and nothing is sent. The
+        caller returns the connection with `take_back`.
 
         Raises:
             HttpClientError: there is no response.
@@ -80,6 +85,8 @@ class HttpConnectionPool:
         connection: HttpConnection | None = None
         try:
             connection = self._take_idle() or await self._open_connection(timeouts.connect)
+            if before_send is not None:
+                before_send()
             await connection.send_request(head, body, timeouts.read)
         except BaseException:
             if connection is None:

@@ -14,6 +14,8 @@ from gateway.domain.errors import TurnTakenOver
 from gateway.ports.start_check import StartCheck
 
 _SENDING = "http11.send_request_headers.started"
+BEFORE_SEND = "gateway.before_send"
+"""Extension of a request: a function to call right before it is sent, for transports other than httpx2's own."""
 
 
 @contextlib.contextmanager
@@ -48,7 +50,7 @@ class StartCheckingTransport(httpx2.AsyncBaseTransport):
             if event == _SENDING:
                 require_lease()
 
-        request.extensions = {**request.extensions, "trace": check}
+        request.extensions = {**request.extensions, "trace": check, BEFORE_SEND: require_lease}
         try:
             return await self._inner.handle_async_request(request)
         except TurnTakenOver:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
@@ -13,7 +14,6 @@ from gateway.domain.messages import Answer, Principal, Question
 from gateway.mcp_client.toolbox import McpToolbox
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import CallObserver, ToolCallRequest
-from tests.eventually import eventually
 from tests.gateway.mcp_client.raw_server import RawServer, make_raw_tool
 from tests.gateway.mcp_client.test_toolbox import connect_toolbox, get_text
 from tests.stack import serve_asgi
@@ -59,14 +59,18 @@ class Person(CallObserver):
         return Answer("accept", {"text": f"answer of {self.name}"})
 
 
+@asynccontextmanager
+async def connect_server(server: StreamAskingServer) -> AsyncGenerator[McpToolbox]:
+    async with serve_asgi(server) as url:
+        config = ServerConfig(name="s", prefix="", url=f"{url}/mcp", protocol="legacy")
+        async with connect_toolbox(config) as toolbox:
+            yield toolbox
+
+
 @pytest.fixture
 async def toolbox() -> AsyncGenerator[McpToolbox]:
     server = StreamAskingServer()
-    async with (
-        serve_asgi(server) as url,
-        connect_toolbox(ServerConfig(name="s", prefix="", url=f"{url}/mcp", protocol="legacy")) as toolbox,
-    ):
-        await eventually(lambda: server.streams)
+    async with connect_server(server) as toolbox:
         yield toolbox
 
 
@@ -84,3 +88,14 @@ async def test_calls_of_a_server_that_has_asked_on_its_stream_get_their_own_ques
         f"answer of {person.name}" for person in people
     ]
     assert [person.questions for person in people] == [[f"question of {person.name}"] for person in people]
+
+
+async def test_first_call_waits_until_the_server_can_ask() -> None:
+    class SlowServer(StreamAskingServer):
+        async def _respond(self, request: Request) -> Response:
+            if request.method == "GET":
+                await asyncio.sleep(0.1)
+            return await super()._respond(request)
+
+    async with connect_server(SlowServer()) as toolbox:
+        assert await call(toolbox, Person("ada")) == "answer of ada"

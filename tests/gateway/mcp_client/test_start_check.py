@@ -3,12 +3,15 @@
 import asyncio
 
 import httpx2
+import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.domain.errors import TurnTakenOver
+from gateway.mcp_client.http.pooled_transport import PooledServerTransport
 from gateway.mcp_client.http.start_check import StartCheckingTransport, checking_start
+from gateway.mcp_client.http_transport import get_ssl_context
 from tests.stack import serve_asgi
 
 
@@ -27,10 +30,13 @@ class CountingServer:
 class TokenTransport(httpx2.AsyncBaseTransport):
     """Waits for a token before each attempt of a request."""
 
-    def __init__(self) -> None:
+    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
         self.waiting = asyncio.Event()
         self.has_token = asyncio.Event()
-        self._inner = httpx2.AsyncHTTPTransport()
+        self._inner = inner
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         while True:
@@ -53,6 +59,13 @@ class Lease:
             raise TurnTakenOver
 
 
+@pytest.fixture(params=["direct", "proxied"])
+def transport(request: pytest.FixtureRequest) -> TokenTransport:
+    """The transport of servers without a proxy, and that of those behind one."""
+    is_direct = request.param == "direct"
+    return TokenTransport(PooledServerTransport(get_ssl_context()) if is_direct else httpx2.AsyncHTTPTransport())
+
+
 async def send_call(transport: TokenTransport, address: str, lease: Lease) -> list[int]:
     """Send a call, and a message that belongs to it.
 
@@ -63,8 +76,8 @@ async def send_call(transport: TokenTransport, address: str, lease: Lease) -> li
             return [(await client.post(f"{address}/{path}")).status_code for path in ("call", "cancellation")]
 
 
-async def test_call_is_not_sent_if_its_token_comes_after_the_lease() -> None:
-    server, transport, lease = CountingServer(), TokenTransport(), Lease()
+async def test_call_is_not_sent_if_its_token_comes_after_the_lease(transport: TokenTransport) -> None:
+    server, lease = CountingServer(), Lease()
     async with serve_asgi(server) as address, asyncio.timeout(30):
         call = asyncio.create_task(send_call(transport, address, lease))
         await transport.waiting.wait()
@@ -74,8 +87,8 @@ async def test_call_is_not_sent_if_its_token_comes_after_the_lease() -> None:
     assert server.paths == ["/cancellation"]
 
 
-async def test_refused_call_is_not_sent_again_if_its_token_comes_after_the_lease() -> None:
-    server, transport, lease = CountingServer(401), TokenTransport(), Lease()
+async def test_refused_call_is_not_sent_again_if_its_token_comes_after_the_lease(transport: TokenTransport) -> None:
+    server, lease = CountingServer(401), Lease()
     transport.has_token.set()
     async with serve_asgi(server) as address, asyncio.timeout(30):
         call = asyncio.create_task(send_call(transport, address, lease))
@@ -88,8 +101,8 @@ async def test_refused_call_is_not_sent_again_if_its_token_comes_after_the_lease
     assert server.paths == ["/call", "/cancellation"]
 
 
-async def test_call_within_the_lease_is_sent() -> None:
-    server, transport, lease = CountingServer(), TokenTransport(), Lease()
+async def test_call_within_the_lease_is_sent(transport: TokenTransport) -> None:
+    server, lease = CountingServer(), Lease()
     transport.has_token.set()
     async with serve_asgi(server) as address:
         assert await send_call(transport, address, lease) == [200, 200]

@@ -1,0 +1,45 @@
+"""Waits until a session can hear what its server asks.
+
+A server drops a request of its own, for roots or for input, while nobody listens on its stream.
+"""
+
+import asyncio
+
+import httpx2
+
+from gateway.common.concurrency import Deadline
+
+_SESSION_HEADER = "mcp-session-id"
+_HEAD_SECONDS = 0.5
+
+
+class ListeningTransport(httpx2.AsyncBaseTransport):
+    """Notices when the stream of the server's own messages is open, or refused."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
+        self._inner = inner
+        self._has_session = False
+        self._was_answered = asyncio.Event()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.method == "GET":
+            try:
+                return await self._inner.handle_async_request(request)
+            finally:
+                self._was_answered.set()
+        response = await self._inner.handle_async_request(request)
+        self._has_session = self._has_session or _SESSION_HEADER in response.headers
+        return response
+
+    async def wait_until_listening(self) -> None:
+        """Wait shortly for the stream's head, which a few servers send with its first event only."""
+        if not self._has_session:  # the SDK opens the stream of a session only
+            return
+        try:
+            async with Deadline.after(_HEAD_SECONDS).limit():
+                await self._was_answered.wait()
+        except TimeoutError:
+            return
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()

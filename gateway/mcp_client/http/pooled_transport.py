@@ -1,0 +1,83 @@
+"""httpx2 transport with the connections of `gateway_runtime.http_client`.
+
+See docs/adr/0032.
+"""
+
+from collections.abc import AsyncGenerator, Generator
+from contextlib import contextmanager
+from ssl import SSLContext
+
+import httpx2
+
+from gateway.mcp_client.http.start_check import BEFORE_SEND
+from gateway_runtime.http_client import errors
+from gateway_runtime.http_client.connection import HttpConnection
+from gateway_runtime.http_client.pool import HttpConnectionPool, OriginPools, RequestTimeouts, build_head
+
+_ERRORS: dict[type[errors.HttpClientError], type[httpx2.TransportError]] = {
+    errors.ConnectFailed: httpx2.ConnectError,
+    errors.ConnectTimedOut: httpx2.ConnectTimeout,
+    errors.RequestInvalid: httpx2.LocalProtocolError,
+    errors.RequestTimedOut: httpx2.WriteTimeout,
+    errors.ResponseBroken: httpx2.RemoteProtocolError,
+    errors.ResponseTimedOut: httpx2.ReadTimeout,
+    errors.TooManyConnections: httpx2.PoolTimeout,
+}
+_MAX_CONNECTIONS, _MAX_IDLE_CONNECTIONS = 2_000, 32
+
+
+class PooledServerTransport(httpx2.AsyncBaseTransport):
+    """Sends requests to MCP servers over HTTP/1.1 without a proxy.
+
+    The SDK's own transport, httpx2 with httpcore2 and h11, takes three times the CPU for the same request.
+    """
+
+    def __init__(self, tls: SSLContext) -> None:
+        self._pools = OriginPools(tls, max_connections=_MAX_CONNECTIONS, max_idle=_MAX_IDLE_CONNECTIONS)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        url, timeout = request.url, request.extensions["timeout"]
+        timeouts = RequestTimeouts(connect=timeout["connect"], read=timeout["read"], pool=timeout["pool"])
+        with _translate_client_errors():
+            pool = self._pools.get_pool(url.scheme, url.raw_host.decode("ascii"), url.port)
+            head = build_head(request.method.encode(), url.raw_path, request.headers.raw)
+            connection = await pool.begin_exchange(
+                head, await request.aread(), timeouts, request.extensions.get(BEFORE_SEND)
+            )
+        return httpx2.Response(
+            connection.status,
+            headers=connection.headers,
+            stream=_PooledServerBody(pool, connection),
+            request=request,
+            extensions={"http_version": b"HTTP/1.1", "reason_phrase": connection.reason},
+        )
+
+    async def aclose(self) -> None:
+        self._pools.close_connections()
+
+
+class _PooledServerBody(httpx2.AsyncByteStream):
+    def __init__(self, pool: HttpConnectionPool, connection: HttpConnection) -> None:
+        self._pool = pool
+        self._connection: HttpConnection | None = connection
+
+    async def __aiter__(self) -> AsyncGenerator[bytes]:
+        while self._connection is not None:
+            with _translate_client_errors():
+                data = await self._connection.read_piece()
+            if not data:
+                return
+            yield data
+
+    async def aclose(self) -> None:
+        if (connection := self._connection) is not None:
+            self._connection = None
+            self._pool.take_back(connection)
+
+
+@contextmanager
+def _translate_client_errors() -> Generator[None]:
+    try:
+        yield
+    except errors.HttpClientError as error:
+        raise _ERRORS[type(error)](str(error)) from error
