@@ -42,7 +42,10 @@ class OpenTransport:
         self._listening = listening
 
     async def wait_until_listening(self) -> None:
-        """Wait until the server's own requests would be heard. Call this once the server has answered."""
+        """Wait until the server's own requests would be heard.
+
+        Call this once the server has answered.
+        """
         if self._listening is not None:
             await self._listening.wait_until_listening()
 
@@ -70,12 +73,7 @@ async def open_transport(
 
     `on_end` is called when the only stream of one ends.
     """
-    proxy = find_proxy(config.url) if config.url and config.proxy else None
-    http_transport: httpx2.AsyncBaseTransport = (
-        httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=get_ssl_context(), proxy=proxy)
-        if proxy
-        else PooledServerTransport(get_ssl_context())
-    )
+    http_transport = _create_http_transport(config)
     if config.identity == "gateway":
         http_transport = identity.create_transport(http_transport, config.token_audience)
     limited_transport = SizeLimitingTransport(http_transport, max_bytes)
@@ -102,6 +100,12 @@ async def open_transport(
             )
         case "stdio":
             yield OpenTransport(_watch_streams(open_stdio(config, report, max_bytes), on_end))
+
+
+def _create_http_transport(config: ServerConfig) -> httpx2.AsyncBaseTransport:
+    if config.url and config.proxy and (proxy := find_proxy(config.url)):
+        return httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=get_ssl_context(), proxy=proxy)
+    return PooledServerTransport(get_ssl_context())
 
 
 def _connect_sse(config: ServerConfig, hooks: list[RequestHook], transport: httpx2.AsyncBaseTransport) -> Transport:

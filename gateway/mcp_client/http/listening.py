@@ -14,7 +14,7 @@ _HEAD_SECONDS = 0.5
 
 
 class ListeningTransport(httpx2.AsyncBaseTransport):
-    """Notices when the stream of the server's own messages is open, or refused."""
+    """Notices when the server has answered the request for its stream."""
 
     def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
         self._inner = inner
@@ -32,7 +32,10 @@ class ListeningTransport(httpx2.AsyncBaseTransport):
         return response
 
     async def wait_until_listening(self) -> None:
-        """Wait shortly for the stream's head, which a few servers send with its first event only."""
+        """Wait for the head of the stream, shortly.
+
+        A few servers send it with the first event only.
+        """
         if not self._has_session:  # the SDK opens the stream of a session only
             return
         try:

@@ -15,7 +15,10 @@ from gateway.ports.start_check import StartCheck
 
 _SENDING = "http11.send_request_headers.started"
 BEFORE_SEND = "gateway.before_send"
-"""Extension of a request: a function to call right before it is sent, for transports other than httpx2's own."""
+"""Extension of a request: the function to call before sending.
+
+Transports other than httpx2's own read it.
+"""
 
 
 @contextlib.contextmanager

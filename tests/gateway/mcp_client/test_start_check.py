@@ -61,7 +61,7 @@ class Lease:
 
 @pytest.fixture(params=["direct", "proxied"])
 def transport(request: pytest.FixtureRequest) -> TokenTransport:
-    """The transport of servers without a proxy, and that of those behind one."""
+    """Transports to servers without a proxy, and behind one."""
     is_direct = request.param == "direct"
     return TokenTransport(PooledServerTransport(get_ssl_context()) if is_direct else httpx2.AsyncHTTPTransport())
 
