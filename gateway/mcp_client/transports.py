@@ -41,19 +41,13 @@ class OpenTransport:
         self._fault_isolation = fault_isolation
         self._listening = listening
 
-    async def wait_until_listening(self) -> None:
+    async def begin_calls(self) -> None:
         """Wait until the server's own requests would be heard.
 
-        Call this once the server has answered.
+        Call this once the server has answered. From then on a failed HTTP exchange fails its own request only.
         """
         if self._listening is not None:
             await self._listening.wait_until_listening()
-
-    def isolate_faults(self) -> None:
-        """From now on a failed HTTP exchange fails its own request only.
-
-        Call this once the server has answered.
-        """
         if self._fault_isolation is not None:
             self._fault_isolation.is_isolating = True
 

@@ -90,9 +90,8 @@ async def open_session(
                 await stack.enter_async_context(client)
                 replace_output_check(client, config.name, tool_list.find_tool)
                 await tool_list.refresh_tools(client)
-                await transport.wait_until_listening()
             memory.on_connected(is_legacy=client.session.initialize_result is not None)
-            transport.isolate_faults()
+            await transport.begin_calls()
             yield client
 
 
