@@ -236,6 +236,8 @@ class Catalog(ModelCatalog):
         self, parameters: Parameters, model: ModelInfo, *, drop: bool
     ) -> tuple[Parameters, tuple[str, ...]]:
         """See `ModelCatalog.adapt_parameters`. Values that have no effect are dropped without a warning."""
+        if parameters == _NO_PARAMETERS:
+            return parameters, ()
         parameters, warnings = _map_effort(parameters, model)
         cleared_fields: dict[str, None] = {}
         for name in parameters.__struct_fields__:

@@ -42,8 +42,10 @@ def parse_rate_limit_headers(headers: Mapping[str, str]) -> RateLimitHeaders:
 
 def _parse_limit_state(headers: Mapping[str, str], resource: str, window: float) -> LimitState | None:
     limit = _parse_number(headers.get(f"x-ratelimit-limit-{resource}"))
+    if limit is None or limit <= 0:
+        return None
     remaining = _parse_number(headers.get(f"x-ratelimit-remaining-{resource}"))
-    if limit is None or remaining is None or limit <= 0:
+    if remaining is None:
         return None
     used, reset = limit - remaining, parse_duration(headers.get(f"x-ratelimit-reset-{resource}"))
     # With little used, rounding in the headers would distort the rate.
@@ -52,7 +54,9 @@ def _parse_limit_state(headers: Mapping[str, str], resource: str, window: float)
 
 
 def _parse_number(value: str | None) -> float | None:
-    value = (value or "").strip()
+    if value is None:
+        return None
+    value = value.strip()
     return float(value) if _NUMBER.fullmatch(value) else None
 
 
@@ -61,7 +65,9 @@ def parse_duration(value: str | None) -> float | None:
 
     None for anything else.
     """
-    value = (value or "").strip()
+    if value is None:
+        return None
+    value = value.strip()
     if (seconds := _parse_number(value)) is not None:
         return min(seconds, DAY_SECONDS) if seconds >= 0 else None
     if not _DURATION.fullmatch(value):
