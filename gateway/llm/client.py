@@ -5,9 +5,10 @@ read as bytes. See docs/adr/0003.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, cast
 
 import aiohttp
@@ -105,8 +106,39 @@ class ModelServerConnection:
     headers: dict[str, str] = field(repr=False)
     limiter: ModelRateLimiter
     queue_seconds: float
-    translate_errors: Callable[[], AbstractAsyncContextManager[None]]
+    translated_errors: AbstractContextManager[None]
     make_status_error: Callable[[int, Mapping[str, str], object], GatewayError]
+
+
+class _ServerErrors(AbstractContextManager[None]):
+    """Translates errors of the SDK, httpx and aiohttp.
+
+    It has no state: one serves all calls.
+    """
+
+    def __init__(
+        self, sdk: SdkModule, make_status_error: Callable[[int, Mapping[str, str], object], GatewayError]
+    ) -> None:
+        self._sdk = sdk
+        self._make_status_error = make_status_error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        sdk = self._sdk
+        if isinstance(error, sdk.APIStatusError):
+            status_error = cast(SdkStatusError, error)
+            response = status_error.response
+            raise self._make_status_error(response.status_code, response.headers, _get_refusal(status_error)) from error
+        if isinstance(error, (TimeoutError, sdk.APITimeoutError, httpx.TimeoutException)):
+            message = "The model's server did not answer in time." if _is_timeout(error) else None
+            raise ModelUnavailable(message) from error
+        if isinstance(error, sdk.APIConnectionError):
+            raise ModelUnavailable from error
+        if isinstance(error, (httpx.HTTPError, aiohttp.ClientError, sdk.APIError)):
+            raise ModelStreamBroken from error
 
 
 class OpenAICompatibleModel(Model):
@@ -139,6 +171,7 @@ class OpenAICompatibleModel(Model):
         self._key_setting = key_setting
         self._url_setting = key_setting.replace("_API_KEY", "_BASE_URL")
         self._streams_structured_output = streams_structured_output
+        self._translated_errors = _ServerErrors(sdk, self._make_status_error)
         self._limiter = options.limiter
         self._queue_seconds = options.queue_seconds
 
@@ -169,17 +202,15 @@ class OpenAICompatibleModel(Model):
 
     async def _complete_streaming(self, call: ModelCall, sink: ModelSink, permit: RateLimitPermit) -> ModelAnswer:
         reader = ChunkReader(sink)
-        async with (
-            self._translate_errors(),
-            aclosing(await self._send_request(call, permit, stream=True)) as response,
-        ):
-            try:
-                await _feed_stream(response, reader, sink)
-            except (TimeoutError, httpx.HTTPError, aiohttp.ClientError) as error:
-                if reader.is_accepted and not reader.is_complete:
-                    raise ModelStreamBroken from error
-                if not reader.is_complete:
-                    raise
+        with self._translated_errors:
+            async with aclosing(await self._send_request(call, permit, stream=True)) as response:
+                try:
+                    await _feed_stream(response, reader, sink)
+                except (TimeoutError, httpx.HTTPError, aiohttp.ClientError) as error:
+                    if reader.is_accepted and not reader.is_complete:
+                        raise ModelStreamBroken from error
+                    if not reader.is_complete:
+                        raise
         return reader.finish_answer()
 
     async def _complete_structured(self, call: ModelCall, sink: ModelSink, permit: RateLimitPermit) -> ModelAnswer:
@@ -187,15 +218,12 @@ class OpenAICompatibleModel(Model):
 
         Groq does not stream structured answers.
         """
-        async with (
-            self._translate_errors(),
-            aclosing(await self._send_request(call, permit, stream=False)) as response,
-        ):
-            body = await _collect_body(response, _MAX_BODY_BYTES)
+        with self._translated_errors:
+            async with aclosing(await self._send_request(call, permit, stream=False)) as response:
+                body = await _collect_body(response, _MAX_BODY_BYTES)
             if len(body) > _MAX_BODY_BYTES:
                 raise ModelAnswerTooLong
             return read_whole_answer(body, sink)
-        raise AssertionError("unreachable")
 
     def _prepare_request(self, url: str) -> httpx.Request:
         """Build the common part of all calls. See docs/adr/0003."""
@@ -244,7 +272,7 @@ class OpenAICompatibleModel(Model):
         Raises:
             ModelError: the server sends no list of models, or rejects the key.
         """
-        async with self._translate_errors():
+        with self._translated_errors:
             # `client.models` would import all resources of the SDK. See docs/adr/0003.
             options = {"headers": _omit_headers(self._sdk, _OMITTED_CALL_HEADERS), "timeout": timeout}
             async with Deadline.after(2 * timeout).limit():  # the SDK's timeout is that of each read
@@ -253,7 +281,6 @@ class OpenAICompatibleModel(Model):
                 return msgspec.json.decode(response.content, type=_ModelList).data or []
             except JSON_DECODE_ERRORS:
                 raise ModelError("The model's server did not send a list of models.") from None
-        raise AssertionError("unreachable")
 
     async def refresh_catalog_periodically(self, catalog: Catalog) -> None:
         """Refresh the catalogue now and every hour."""
@@ -286,28 +313,9 @@ class OpenAICompatibleModel(Model):
             headers=headers,
             limiter=self._limiter,
             queue_seconds=self._queue_seconds,
-            translate_errors=self._translate_errors,
+            translated_errors=self._translated_errors,
             make_status_error=self._make_status_error,
         )
-
-    @asynccontextmanager
-    async def _translate_errors(self) -> AsyncGenerator[None]:
-        """Translate errors of the SDK, httpx and aiohttp."""
-        sdk = self._sdk
-        try:
-            yield
-        except sdk.APIStatusError as error:
-            status_error = cast(SdkStatusError, error)
-            response = status_error.response
-            raise self._make_status_error(response.status_code, response.headers, _get_refusal(status_error)) from error
-        except (TimeoutError, sdk.APITimeoutError, httpx.TimeoutException) as error:
-            raise ModelUnavailable(
-                "The model's server did not answer in time." if _is_timeout(error) else None
-            ) from error
-        except sdk.APIConnectionError as error:
-            raise ModelUnavailable from error
-        except (httpx.HTTPError, aiohttp.ClientError, sdk.APIError) as error:
-            raise ModelStreamBroken from error
 
 
 async def _collect_body(response: CompletionResponse, max_bytes: int) -> bytes:
@@ -341,15 +349,32 @@ async def _feed_stream(response: CompletionResponse, reader: ChunkReader, sink: 
         reader.feed_bytes(data)
         return sink.capacity.has_capacity() and not reader.is_complete
 
-    clock = asyncio.get_running_loop().time
-    async with asyncio.timeout(None) as end:
-        while not await response.push_body(consume):
-            await sink.capacity.wait_for_capacity()
-            if reader.is_complete:
-                wait = _CLOSE_WAIT_SECONDS if reader.is_done or reader.has_usage else _USAGE_WAIT_SECONDS
-                when = clock() + wait
-                end.reschedule(when if (set_when := end.when()) is None else min(set_when, when))
+    while not await response.push_body(consume):
+        await sink.capacity.wait_for_capacity()
+        if reader.is_complete:
+            await _feed_rest(response, consume, reader, sink)
+            break
     await sink.capacity.wait_for_capacity()
+
+
+async def _feed_rest(
+    response: CompletionResponse, consume: Callable[[bytes], bool], reader: ChunkReader, sink: ModelSink
+) -> None:
+    """Read the stream behind a complete answer, which may have the usage.
+
+    Raises:
+        TimeoutError: the connection stays open.
+    """
+    clock = asyncio.get_running_loop().time
+    when = clock() + _USAGE_WAIT_SECONDS
+    async with asyncio.timeout_at(when) as end:
+        while True:
+            if reader.is_done or reader.has_usage:
+                when = min(when, clock() + _CLOSE_WAIT_SECONDS)
+                end.reschedule(when)
+            if await response.push_body(consume):
+                return
+            await sink.capacity.wait_for_capacity()
 
 
 def _is_timeout(error: BaseException) -> bool:

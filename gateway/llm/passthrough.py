@@ -33,7 +33,7 @@ class _PassedAnswer(UpstreamAnswer):
         return self._response.headers.get("content-type", "")
 
     async def iterate_bytes(self) -> AsyncGenerator[bytes]:
-        async with self._connection.translate_errors():
+        with self._connection.translated_errors:
             async for data in self._response.aiter_raw():  # decompressed by the transport
                 yield data
 
@@ -67,7 +67,7 @@ class UpstreamClient(UpstreamApi):
         connection = self._connection
         deadline = Deadline.after(self._timeout_seconds)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(connection.translate_errors())
+            stack.enter_context(connection.translated_errors)
             await stack.enter_async_context(deadline.limit())
             permit = None
             if request.model:

@@ -3,9 +3,10 @@
 See docs/adr/0032.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from contextlib import AbstractContextManager
 from ssl import SSLContext
+from types import TracebackType
 
 import httpx
 
@@ -22,6 +23,20 @@ _ERRORS: dict[type[errors.HttpClientError], type[httpx.TransportError]] = {
     errors.ResponseTimedOut: httpx.ReadTimeout,
     errors.TooManyConnections: httpx.PoolTimeout,
 }
+
+
+class _TransportErrors(AbstractContextManager[None]):
+    """Translates errors of the HTTP client to those of httpx."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, errors.HttpClientError):
+            raise _ERRORS[type(error)](str(error)) from error
+
+
+_TRANSLATED_ERRORS = _TransportErrors()
+"""Has no state: one serves all calls."""
 
 
 class PooledTransport(httpx.AsyncBaseTransport):
@@ -43,7 +58,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
         Raises:
             httpx.LocalProtocolError: the address is not one of HTTP.
         """
-        with _translate_errors():
+        with _TRANSLATED_ERRORS:
             return self._pools.get_pool(url.scheme, url.raw_host.decode("ascii"), url.port)
 
     async def aclose(self) -> None:
@@ -67,12 +82,12 @@ class PooledBody(httpx.AsyncByteStream):
         """
         if self._connection is None:
             return True
-        with _translate_errors():
+        with _TRANSLATED_ERRORS:
             return await self._connection.push_body(consume)
 
     async def __aiter__(self) -> AsyncGenerator[bytes]:
         while self._connection is not None:
-            with _translate_errors():
+            with _TRANSLATED_ERRORS:
                 data = await self._connection.read_piece()
             if not data:
                 return
@@ -98,7 +113,7 @@ async def open_body(
     Raises:
         httpx.TransportError: there is no response.
     """
-    with _translate_errors():
+    with _TRANSLATED_ERRORS:
         return PooledBody(pool, await pool.begin_exchange(head, body, timeouts))
 
 
@@ -108,21 +123,13 @@ def encode_request_head(request: httpx.Request) -> bytes:
     Raises:
         httpx.LocalProtocolError: a header has a line break.
     """
-    with _translate_errors():
+    with _TRANSLATED_ERRORS:
         return build_head(request.method.encode(), request.url.raw_path, request.headers.raw)
 
 
 def read_timeouts(request: httpx.Request) -> RequestTimeouts:
     timeout: dict[str, float | None] = request.extensions.get("timeout") or {}
     return RequestTimeouts(connect=timeout.get("connect"), read=timeout.get("read"), pool=timeout.get("pool"))
-
-
-@contextmanager
-def _translate_errors() -> Generator[None]:
-    try:
-        yield
-    except errors.HttpClientError as error:
-        raise _ERRORS[type(error)](str(error)) from error
 
 
 def _get_request_body(request: httpx.Request) -> bytes | AsyncIterable[bytes]:
