@@ -50,7 +50,7 @@ class HttpConnection(asyncio.Protocol):
         self.reason = b""
         self._overhead_bytes = 0
         self._is_request_sent = True
-        self._is_ended = self._is_paused = self._keeps_alive = self._ends_with_connection = False
+        self._is_ended = self._is_paused = self._keeps_alive = False
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._consume: Callable[[bytes], bool] | None = None
@@ -129,7 +129,7 @@ class HttpConnection(asyncio.Protocol):
         self._consume, self._context = consume, contextvars.copy_context()
         try:
             if self._pieces and not consume(self._take_pieces()):
-                return False
+                return self._is_ended
             self._resume()
             while not self._is_ended:
                 await self._wait()
@@ -273,7 +273,7 @@ class HttpConnection(asyncio.Protocol):
         self._parser = None  # it refers to this connection
         self._stop_waiting_to_write()
         if not self._is_ended and self._error is None:
-            if self.status and self._ends_with_connection and exc is None:
+            if self.status and exc is None and not any(_has_end(name.lower(), value) for name, value in self.headers):
                 self._is_ended = True
             else:
                 self._error = ResponseBroken("The server closed the connection before the end of the response.")
@@ -314,7 +314,6 @@ class HttpConnection(asyncio.Protocol):
             self.headers.clear()
             return
         self.status = status
-        self._ends_with_connection = not any(_has_end(name.lower(), value) for name, value in self.headers)
         self._stop_waiting_to_write()
 
     def on_message_complete(self) -> None:

@@ -20,7 +20,7 @@ See docs/adr/0007.
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CompletionResponse:
     """Response before its body.
 
