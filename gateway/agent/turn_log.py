@@ -162,7 +162,7 @@ class TurnLog(EventSource):
                 if visible - read_count > 1:
                     visible = self._limit_bytes(read_count, min(visible, read_count + _MAX_BATCH))
                 batch = self.entries[read_count:visible]
-                read_count += len(batch)
+                read_count = visible
                 if batch[0].seq <= after:  # a journal tail may receive entries that its reader has seen
                     batch = batch[index_after(batch, after) :]
                 if batch:

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.common.concurrency import Deadline, Interruption, SupervisedTask, WorkInterrupted, run_without_wait
 from gateway.common.logging import get_logger
 from gateway.domain.errors import ClientGone
-from gateway.domain.events import JournalEntry, get_event_type
+from gateway.domain.events import Event, JournalEntry
 from gateway.ports.listener import FrameSource
 
 log = get_logger(__name__)
@@ -39,10 +39,15 @@ It sends them when the route has returned, as the frames and objects of routing 
 """
 _ROUTING_KEYS = ("fastapi_inner_astack", "fastapi_function_astack", "fastapi_middleware_astack")
 
+_FRAMES: dict[type[Event], bytes] = {
+    kind: b"id: %%d\nevent: %b\ndata: %%b\n\n" % str(kind.__struct_config__.tag).encode() for kind in Event.__args__
+}
+"""Frames of numbered events, by their class."""
+
 
 def format_event(entry: JournalEntry) -> bytes:
     """Format a numbered event as an SSE frame."""
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (entry.seq, get_event_type(entry.event).encode(), entry.data)
+    return _FRAMES[type(entry.event)] % (entry.seq, entry.data)
 
 
 def format_unnumbered_event(event: str, data: bytes) -> bytes:
