@@ -199,5 +199,5 @@ def _estimate_maximum(call: ModelCall, model: ModelInfo) -> tuple[int, float]:
 
     The estimate covers the prompt and the longest answer that the model may write.
     """
-    prompt, answer = call.estimate_tokens(), call.parameters.max_tokens or model.max_output_tokens
+    prompt, answer = call.estimated_tokens, call.parameters.max_tokens or model.max_output_tokens
     return prompt + answer, model.calculate_cost(Usage(prompt, answer, prompt + answer)) or 0.0

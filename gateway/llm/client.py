@@ -181,7 +181,7 @@ class OpenAICompatibleModel(Model):
         Raises:
             UpstreamRateLimited: the wait for a permit would exceed `queue_seconds`.
         """
-        tokens = call.estimate_tokens() + min(
+        tokens = call.estimated_tokens + min(
             call.parameters.max_tokens or _EXPECTED_ANSWER_TOKENS, _EXPECTED_ANSWER_TOKENS
         )
         async with self._limiter.create_permit(

@@ -232,7 +232,7 @@ class ResilientModel(Model):
 
     def _check_context_window(self, call: ModelCall) -> None:
         info = self._catalog.get_model_info(call.model)
-        tokens = call.estimate_tokens()
+        tokens = call.estimated_tokens
         if tokens >= info.context_window and "context_window" not in info.assumed:
             raise PromptTooLong(
                 f"The prompt has about {tokens:,} tokens. The context window of {info.id!r} holds "

@@ -276,6 +276,8 @@ class ChunkReader:
         if self._choice_index is None:
             self._choice_index = choices[0].index
         self._is_usual = not self._choice_index
+        if choices[0].index in (None, self._choice_index):
+            return choices[0]
         return next((choice for choice in choices if choice.index in (None, self._choice_index)), None)
 
     def _read_choice(self, choice: Choice) -> None:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import msgspec
@@ -11,7 +12,7 @@ from gateway.domain.tokens import CHARS_PER_TOKEN, count_message_quarters
 from gateway.ports.start_check import StartCheck, allow_start
 
 
-class ModelCall(msgspec.Struct, frozen=True):
+class ModelCall(msgspec.Struct, frozen=True, dict=True):
     """A call of a model.
 
     `response_format` has OpenAI's shape and excludes tools. `user` is the caller. `allowed_models` are globs over the
@@ -34,8 +35,12 @@ class ModelCall(msgspec.Struct, frozen=True):
     client_indexes: tuple[int | None, ...] = ()
     message_paths: tuple[str, ...] = ()
 
-    def estimate_tokens(self) -> int:
-        """Estimate the prompt's tokens: an exact count would need each model's tokenizer."""
+    @cached_property
+    def estimated_tokens(self) -> int:
+        """Estimate of the prompt's tokens.
+
+        An exact count would need each model's tokenizer.
+        """
         tools = sum(tool.prompt_chars for tool in self.tools)
         return (sum(map(count_message_quarters, self.messages)) + tools) // CHARS_PER_TOKEN
 
@@ -44,7 +49,7 @@ class ModelCall(msgspec.Struct, frozen=True):
 
         Only the end of a stream reports the exact usage.
         """
-        prompt, completion = self.estimate_tokens(), -(-output_chars // CHARS_PER_TOKEN)
+        prompt, completion = self.estimated_tokens, -(-output_chars // CHARS_PER_TOKEN)
         return Usage(prompt, completion, prompt + completion)
 
 

@@ -57,7 +57,7 @@ class PromptCounter:
         """Count the tokens of a prompt."""
         count_text = self._find_counter(model)
         if count_text is None:
-            return call.estimate_tokens()
+            return call.estimated_tokens
 
         def count() -> int:
             return sum(count_message_tokens(message, count_text) for message in call.messages)
