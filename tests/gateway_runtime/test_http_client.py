@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -293,6 +293,23 @@ async def test_reader_that_wants_no_more_stops_the_server() -> None:
         pool.take_back(connection)
 
 
+async def test_body_that_came_with_its_head_ends_at_the_first_push() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    async with serve_raw(send(answer)) as server, open_pool(server) as pool:
+        for _ in range(2):
+            connection = await pool.begin_exchange(REQUEST, b"", PATIENT)
+            pieces: list[bytes] = []
+
+            def consume(data: bytes, pieces: list[bytes] = pieces) -> bool:
+                pieces.append(data)
+                return False
+
+            assert await connection.push_body(consume)
+            assert pieces == [b"ok"]
+            pool.take_back(connection)
+        assert server.connections == 1
+
+
 async def test_error_of_the_reader_ends_the_exchange() -> None:
     class ReaderFailed(Exception): ...
 
@@ -451,7 +468,7 @@ async def test_next_address_is_tried_when_one_refuses() -> None:
         refused = (10, 1, 6, "", ("::1", server.port, 0, 0))
         served = (2, 1, 6, "", ("127.0.0.1", server.port))
 
-        async def resolve() -> list[pool_module.AddressInfo]:
+        async def resolve() -> Sequence[pool_module.AddressInfo]:
             return [refused, served]
 
         pool._addresses = pool_module.CachedValue(resolve, 10.0)
