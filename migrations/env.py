@@ -1,6 +1,7 @@
 """Alembic's environment for the tables of both packages, in one version table."""
 
 import asyncio
+import time
 import zlib
 
 from alembic import context
@@ -22,7 +23,13 @@ from gateway.store.migrations import list_heads
 from gateway_runtime.postgres.connections import ConnectionTimeouts, PostgresConnector
 
 config = context.config
-LOCK_ID = zlib.crc32(b"agent-gateway migrations")
+LOCK_ID = zlib.crc32(b"agent-gateway migrations, polled")
+"""Lock of the process that migrates.
+
+The others poll it, because a concurrent build of an index waits for every query, and so for one that waits for the
+lock. Release 0.1.0 waits in a query, for another lock.
+"""
+POLL_SECONDS = 0.2
 SCHEMAS = {"public", "tools"}
 MERGE_REVISION = "merged"
 PREVIOUS_HEADS = ("gateway_0010", "tools_0001")
@@ -103,10 +110,16 @@ def create_schema(connection: Connection) -> None:
     connection.commit()
 
 
+def acquire_lock(connection: Connection) -> None:
+    while not connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": LOCK_ID}):
+        connection.commit()
+        time.sleep(POLL_SECONDS)
+    connection.commit()
+
+
 def run_migrations(connection: Connection) -> None:
     """Run the migrations under a lock: several processes may migrate at once."""
-    connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK_ID})
-    connection.commit()
+    acquire_lock(connection)
     create_schema(connection)
     context.configure(
         connection=connection,
@@ -127,7 +140,7 @@ def run_migrations(connection: Connection) -> None:
 
 async def run_online() -> None:
     # A migration may take long, and may wait for another process that migrates.
-    limits = ConnectionTimeouts(statement=0, lock=0)
+    limits = ConnectionTimeouts(statement=0, lock=0, transaction=0)
     engine = PostgresConnector(get_url(), limits).create_engine(poolclass=pool.NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(run_migrations)

@@ -21,6 +21,12 @@ MAX_RANKED = 500
 
 It bounds the cost of a search. See docs/adr/0009.
 """
+_SAMPLE_SIZE = 100
+_COMMON_MATCHES = 10
+"""Matches that let a search read the newest turns in order.
+
+See docs/adr/0034.
+"""
 
 _COLUMNS = "id, conversation_id, prompt, response, model_name, status, created_at"
 _SIZE = "octet_length(prompt) + octet_length(response)"
@@ -46,13 +52,25 @@ _QUERY = "cast(:terms AS tsquery)"
 # One condition, and not a branch for each kind of turn: a kind without turns would have its own plan, which reads all
 # turns if the word is common.
 _HAS_WORDS = f"(has_terms AND search @@ {_QUERY} OR NOT has_terms AND search @@ {_OLD_QUERY})"
-_MATCH = f"FROM turns WHERE owner = :owner AND {_HAS_WORDS}"
-COUNT = f"SELECT count(*) {_MATCH}"
+_OWNED = "ARRAY[owner] @> ARRAY[cast(:owner AS text)]"
+COUNT = f"SELECT count(*) FROM turns WHERE owner = :owner AND {_OWNED} AND {_HAS_WORDS}"  # noqa: S608
+_NEWEST_FIRST = "SELECT id, has_terms, search FROM turns WHERE owner = :owner ORDER BY id DESC"
+# PostgreSQL would multiply the rarity of the owner by itself if one scan had both conditions for it, and OFFSET 0 keeps
+# it from reading the turns of all users in the order of the result. The scan that is not chosen does not run.
 SEARCH = f"""
-WITH hits AS MATERIALIZED (
+WITH sample AS MATERIALIZED (
+    SELECT count(*) FILTER (WHERE {_HAS_WORDS}) >= {_COMMON_MATCHES} AS is_common
+    FROM ({_NEWEST_FIRST} LIMIT {_SAMPLE_SIZE}) AS newest_turns
+), newest AS (
+    (SELECT id, has_terms, search FROM ({_NEWEST_FIRST} OFFSET 0) AS own
+     WHERE {_HAS_WORDS} AND (SELECT is_common FROM sample) LIMIT {MAX_RANKED})
+    UNION ALL
+    (SELECT id, has_terms, search FROM (
+        SELECT id, has_terms, search FROM turns WHERE {_OWNED} AND {_HAS_WORDS} OFFSET 0
+     ) AS indexed WHERE NOT (SELECT is_common FROM sample) ORDER BY id DESC LIMIT {MAX_RANKED})
+), hits AS MATERIALIZED (
     SELECT id, rank FROM (
-        SELECT id, ts_rank_cd(search, CASE WHEN has_terms THEN {_QUERY} ELSE {_OLD_QUERY} END) AS rank
-        FROM (SELECT id, has_terms, search {_MATCH} ORDER BY id DESC LIMIT {MAX_RANKED}) AS newest
+        SELECT id, ts_rank_cd(search, CASE WHEN has_terms THEN {_QUERY} ELSE {_OLD_QUERY} END) AS rank FROM newest
     ) AS ranked
     WHERE cast(:after_id AS uuid) IS NULL OR (rank, id) < (cast(:after_rank AS float4), cast(:after_id AS uuid))
     ORDER BY rank DESC, id DESC LIMIT :limit OFFSET :offset

@@ -41,10 +41,9 @@ class ConnectionTimeouts:
     lock: float = 3.0
     """PostgreSQL's lock_timeout."""
     silence: float = 8.0
-    """Without an answer or an acknowledgement from the server; longer than `statement`.
-
-    Also the length of a transaction, where PostgreSQL has transaction_timeout.
-    """
+    """Without an answer or an acknowledgement from the server; longer than `statement`."""
+    transaction: float | None = None
+    """Length of a transaction, where PostgreSQL has transaction_timeout. None: as `silence`."""
 
 
 class PostgresConnector:
@@ -146,7 +145,8 @@ class PostgresConnector:
         async with asyncio.timeout(seconds or None):
             connection: Any = await asyncpg.connect(self.address.to_login_dsn(), **options)
             try:
-                statements = self._set_limits + self._build_transaction_limit(connection, self.limits.silence)
+                transaction = self.limits.silence if self.limits.transaction is None else self.limits.transaction
+                statements = self._set_limits + self._build_transaction_limit(connection, transaction)
                 if self.address.is_pooled:
                     connection.transaction_settings = statements
                 else:

@@ -142,4 +142,5 @@ async def test_previous_release_starts_on_the_new_schema(
     async with cluster.run_worker("previous") as old:
         reply = await old.chat("What is 23*19?")
         assert "437" in reply.body["response"]
+        assert [hit["prompt"] for hit in (await old.get("/api/v1/search?query=23")).body["items"]] == ["What is 23*19?"]
         assert await db.fetchval("SELECT count(*) FROM turns WHERE status = 'completed'") == 1

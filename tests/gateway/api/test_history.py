@@ -1,15 +1,12 @@
-"""History and full-text search, also over a large number of turns."""
+"""History and full-text search."""
 
-import json
-import re
 from typing import Any
 from urllib.parse import quote
 
 import asyncpg
 import pytest
 
-from gateway.store.database import Database
-from gateway.store.history import MAX_RANKED, SEARCH
+from gateway.store.history import MAX_RANKED
 from tests.stack import Gateway, ServeSharedGateway, insert_rows
 
 INSERT = """
@@ -133,38 +130,3 @@ async def test_only_the_newest_matches_are_ranked(gateway: Gateway, db: asyncpg.
     assert len(last_page) == 1
     (match,) = await search(gateway, "camel oldest")
     assert match["prompt"] == "camel camel camel, the oldest"
-
-
-# Terms as the application finds them, but for those of the user "old", whose turns are of an older release.
-INSERT_MANY = """
-INSERT INTO turns (id, owner, status, prompt, response, messages, model_name, parameters, options, has_terms, search)
-SELECT uuidv7(), owner, 'completed', prompt, response, '[]', 'm', '{}', '{}',
-       owner = 'local', to_tsvector('simple', prompt || ' ' || response)
-FROM (SELECT CASE WHEN n % 2 = 0 THEN 'local' ELSE 'old' END, 'prompt number ' || n / 2, 'answer ' || md5(n::text)
-      FROM generate_series(1, 100000) AS n) AS turn (owner, prompt, response)
-"""
-
-
-async def explain_search(database: Database, owner: str, word: str) -> str:
-    values = {"lang": "simple", "limit": 20, "offset": 0, "after_rank": None, "after_id": None}
-    statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {SEARCH}"
-    rows = await database.fetch_rows(statement, custom_plan=True, owner=owner, query=word, terms=f"'{word}'", **values)
-    return json.dumps(rows[0][0])
-
-
-async def test_search_reads_only_the_ranked_rows_of_a_hundred_thousand_turns(
-    database_url: str, db: asyncpg.Connection
-) -> None:
-    await db.execute(INSERT_MANY)
-    await db.execute("VACUUM ANALYZE turns")
-    database = Database(database_url)
-    try:
-        for owner in ("local", "old"):
-            rare, common = [await explain_search(database, owner, word) for word in ("777", "prompt")]
-            assert '"ix_turns_search"' in rare
-            assert '"ix_turns_search"' not in common  # in every turn, so the newest turns are read in order
-            for plan in (rare, common):
-                assert '"Seq Scan"' not in plan
-                assert max(map(float, re.findall(r'"Actual Rows": ([0-9.]+)', plan))) <= MAX_RANKED
-    finally:
-        await database.close()

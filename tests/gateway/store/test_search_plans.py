@@ -1,0 +1,118 @@
+"""Rows that a search reads of a large table, and the turns that it finds."""
+
+import json
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Any
+
+import asyncpg
+import pytest
+
+from gateway.domain.messages import Principal
+from gateway.store.database import Database
+from gateway.store.history import MAX_RANKED, SEARCH, HistoryStore
+
+# Terms as the application finds them, but for those of the user "old", whose turns are of an older release.
+INSERT_MANY = """
+INSERT INTO turns (id, owner, status, prompt, response, messages, model_name, parameters, options, has_terms, search)
+SELECT uuidv7(), owner, 'completed', prompt, response, '[]', 'm', '{}', '{}',
+       owner <> 'old', to_tsvector('simple', prompt || ' ' || response)
+FROM (SELECT CASE WHEN n % 2 = 0 THEN 'local' ELSE 'old' END, 'prompt number ' || n / 2, 'answer ' || md5(n::text)
+      FROM generate_series(1, 100000) AS n) AS turn (owner, prompt, response)
+"""
+INSERT_WORDS = """
+INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options, has_terms, search)
+SELECT uuidv7(), owner, 'completed', words, '[]', 'm', '{}', '{}', true, to_tsvector('simple', words)
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS turn (owner, words, position) ORDER BY position
+"""
+ODD_OWNERS = [
+    "local",
+    "camel",
+    "",
+    "NULL",
+    "{local}",
+    '"local"',
+    "a,b",
+    "a\\b",
+    "l'ocal",
+    "local ",
+    "LOCAL",
+    "ö",
+    "o\u0308",
+]
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncGenerator[Database]:
+    database = Database(database_url)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def store(database: Database) -> HistoryStore:
+    return HistoryStore(database)
+
+
+async def explain_search(database: Database, owner: str, word: str) -> dict[str, Any]:
+    values = {"lang": "simple", "limit": 20, "offset": 0, "after_rank": None, "after_id": None}
+    statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {SEARCH}"
+    rows = await database.fetch_rows(statement, custom_plan=True, owner=owner, query=word, terms=f"'{word}'", **values)
+    return rows[0][0][0]["Plan"]
+
+
+def list_executed_nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if plan["Actual Loops"]:
+        yield {name: value for name, value in plan.items() if name != "Plans"}
+    for child in plan.get("Plans", ()):
+        yield from list_executed_nodes(child)
+
+
+async def test_search_reads_only_the_ranked_rows_of_a_hundred_thousand_turns(
+    database: Database, db: asyncpg.Connection
+) -> None:
+    await db.execute(INSERT_MANY)
+    await db.execute("VACUUM ANALYZE turns")
+    for owner in ("local", "old"):
+        rare, common = [
+            list(list_executed_nodes(await explain_search(database, owner, word))) for word in ("777", "prompt")
+        ]
+        assert "ix_turns_owner_search" in json.dumps(rare)
+        assert "ix_turns_owner_search" not in json.dumps(common)  # the newest turns are read in order
+        for nodes in (rare, common):
+            assert "Seq Scan" not in json.dumps(nodes)
+            assert max(node["Actual Rows"] for node in nodes) <= MAX_RANKED
+
+
+async def test_words_are_found_in_the_turns_of_their_owner_alone(store: HistoryStore, db: asyncpg.Connection) -> None:
+    """Owners and words are apart in the index, however alike they are."""
+    words = [f"turn {number} of a zebra" for number in range(len(ODD_OWNERS))]
+    await db.execute(INSERT_WORDS, ODD_OWNERS, words)
+    for number, owner in enumerate(ODD_OWNERS):
+        for query, found in (
+            ("zebra", [words[number]]),
+            ("zebra -camel -local", [words[number]]),
+            ("camel or local", []),
+        ):
+            page = await store.search_turns(Principal(owner), query, lang="simple", limit=20)
+            assert [hit.prompt for hit in page.items] == found, (owner, query)
+            assert await store.count_matches(Principal(owner), query, lang="simple") == len(found)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["zebra"] * 50 + ["camel"] * 150,
+        ["camel"] * 150 + ["zebra"] * 50,
+        ["zebra", "camel", "camel"] * 60,
+        (["zebra"] + ["camel"] * 30) * 8,
+        ["zebra"] * 9,
+    ],
+    ids=["only in old turns", "only in new turns", "common", "rare", "few turns"],
+)
+async def test_newest_matches_are_found_wherever_a_word_is(
+    store: HistoryStore, db: asyncpg.Connection, words: Sequence[str]
+) -> None:
+    prompts = [f"{word} {number}" for number, word in enumerate(words)]
+    await db.execute(INSERT_WORDS, [*["ada"] * len(words), "bob"], [*prompts, "zebra of another"])
+    page = await store.search_turns(Principal("ada"), "zebra", lang="simple", limit=200)
+    assert [hit.prompt for hit in page.items] == [prompt for prompt in reversed(prompts) if "zebra" in prompt]
