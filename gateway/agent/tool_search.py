@@ -133,6 +133,8 @@ class ToolSelector:
     def _list_requested(
         self, request: TurnRequest, principal: Principal
     ) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
+        if request.tools == ():
+            return request.client_tools, ()
         client_names = {spec.name for spec in request.client_tools}
         specs = tuple(spec for spec in self._toolbox.list_specs(principal) if spec.for_model)
         if client_names or request.approve or not principal.can_use_all_tools:

@@ -1,6 +1,7 @@
 """A toolbox that delegates to another: base of the policy wrappers."""
 
 from collections.abc import Callable, Collection
+from inspect import isfunction
 
 from gateway.domain.hosts import HostProfile
 from gateway.domain.messages import JsonObject, PendingInput, Principal, ToolResult, ToolSpec
@@ -8,10 +9,16 @@ from gateway.ports.tools import HostExchange, ItemKind, ResourceWatch, ServerSta
 
 
 class ToolboxWrapper(Toolbox):
-    """Delegates to `toolbox`. Subclasses override the methods that their duty concerns."""
+    """Delegates to `toolbox`. Subclasses override the methods that their duty concerns.
+
+    A method that several wrappers delegate costs one call, not one for each of them.
+    """
 
     def __init__(self, toolbox: Toolbox) -> None:
         self._toolbox = toolbox
+        for name, method in _DELEGATED.items():
+            if getattr(type(self), name) is method:
+                setattr(self, name, getattr(toolbox, name))
 
     def list_specs(self, principal: Principal | None = None) -> tuple[ToolSpec, ...]:
         return self._toolbox.list_specs(principal)
@@ -99,3 +106,6 @@ class ToolboxWrapper(Toolbox):
 
     def get_forwarded_headers(self) -> frozenset[str]:
         return self._toolbox.get_forwarded_headers()
+
+
+_DELEGATED = {name: method for name, method in vars(ToolboxWrapper).items() if isfunction(method) and name[0] != "_"}
