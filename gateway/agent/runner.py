@@ -18,7 +18,7 @@ from gateway.agent.starting.takeover import StoredProgress
 from gateway.agent.tasks.waits import TASK_WAIT, TurnTaskWaits
 from gateway.agent.turn import ActiveTurn
 from gateway.agent.turn_log import TurnLog
-from gateway.common.concurrency import TaskSet
+from gateway.common.concurrency import TaskSet, wait_for_result
 from gateway.common.lease import WorkerLease
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
@@ -439,9 +439,9 @@ class Runner:
         """
         turn.log.append(end)
         outcome = turn.build_outcome(end)
-        stored = asyncio.shield(turn.journal.finish_turn(turn.log, outcome))
+        stored = turn.journal.finish_turn(turn.log, outcome)
         try:
-            await asyncio.wait_for(stored, self._config.storage_timeout)
+            await wait_for_result(stored, self._config.storage_timeout)
         except TimeoutError:
             turn.log.close(StorageUnavailable.code)
             raise StorageUnavailable from None

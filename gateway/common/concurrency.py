@@ -8,6 +8,7 @@ imports tasks and waits from `gateway_runtime.background`, where they are define
 | a loop that runs as long as its owner | `SupervisedTask` |
 | tasks of one owner that end by themselves | `TaskSet` |
 | work that another event ends early | `run_until`, or `Interruption` without a further task |
+| the result of a future that stays | `wait_for_result` |
 | an event whose message may be lost | `wait_or_poll` |
 | one time limit for several waits | `Deadline` |
 | growing pauses between attempts | `Backoff` |
@@ -32,6 +33,7 @@ from gateway_runtime.background.waits import (
     WorkInterrupted,
     run_until,
     run_without_wait,
+    wait_for_result,
     wait_or_poll,
 )
 
@@ -47,6 +49,7 @@ __all__ = [
     "WorkInterrupted",
     "run_until",
     "run_without_wait",
+    "wait_for_result",
     "wait_or_poll",
 ]
 

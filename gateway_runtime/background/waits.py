@@ -25,30 +25,32 @@ async def wait_or_poll(event: asyncio.Event, seconds: float) -> bool:
     return event.is_set()
 
 
-class WorkInterrupted(Exception):
-    """`run_until` has cancelled its work."""
+async def wait_for_result(future: asyncio.Future[T], seconds: float) -> T:
+    """Return the result of a future that other code completes.
 
-
-async def run_until(work: Awaitable[T], end: Awaitable[object]) -> T:
-    """Await `work`, and cancel it when `end` returns first.
-
-    Both have ended on return. The error of the one that ended first is raised.
+    The future is not cancelled, neither by the time limit nor with this wait.
 
     Raises:
-        WorkInterrupted: `end` returned first, or something else cancelled `work`.
+        TimeoutError: it has none after `seconds`.
     """
-    work_task, end_task = asyncio.ensure_future(work), asyncio.ensure_future(end)
-    try:
-        await asyncio.wait((work_task, end_task), return_when=asyncio.FIRST_COMPLETED)
-        if work_task.done() and not work_task.cancelled():
-            return work_task.result()
-        if end_task.done():
-            end_task.result()
-        raise WorkInterrupted
-    finally:
-        work_task.cancel()
-        end_task.cancel()
-        await asyncio.gather(work_task, end_task, return_exceptions=True)
+    if not future.done():
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+
+        def end_wait(_future: object = None) -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        timer = loop.call_later(seconds, end_wait)
+        future.add_done_callback(end_wait)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            future.remove_done_callback(end_wait)
+        if not future.done():
+            raise TimeoutError
+    return future.result()
 
 
 class Backoff:
@@ -105,6 +107,10 @@ class Deadline:
         return asyncio.timeout_at(self._when)
 
 
+class WorkInterrupted(Exception):
+    """`run_until` has cancelled its work."""
+
+
 class Interruption:
     """A block that other code can end.
 
@@ -126,6 +132,10 @@ class Interruption:
         if self._is_active and self._timeout.when() is None:
             self._timeout.reschedule(0.0)
 
+    def on_done(self, _task: object) -> None:
+        """End the block, as the done callback of a task."""
+        self.interrupt()
+
     async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
         self._is_active = True
@@ -139,6 +149,34 @@ class Interruption:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:
             raise WorkInterrupted from None
+
+
+async def run_until(work: Awaitable[T], end: Awaitable[object]) -> T:
+    """Await `work`, and cancel it when `end` returns first.
+
+    `work` runs in the caller's task. Both have ended on return. The error of the one that ended first is raised.
+
+    Raises:
+        WorkInterrupted: `end` returned first, or something else cancelled `work`.
+    """
+    interruption = Interruption()
+    end_task = asyncio.ensure_future(end)
+    end_task.add_done_callback(interruption.on_done)
+    try:
+        async with interruption:
+            return await work
+    except WorkInterrupted:
+        if end_task.done():
+            end_task.result()
+        raise
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise WorkInterrupted from None
+    finally:
+        end_task.cancel()
+        await asyncio.wait((end_task,))
 
 
 def run_without_wait(work: Coroutine[object, object, object]) -> bool:

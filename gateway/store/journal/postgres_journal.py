@@ -12,7 +12,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from gateway.common.concurrency import Deadline, SupervisedTask
+from gateway.common.concurrency import Deadline, SupervisedTask, wait_for_result
 from gateway.common.logging import get_logger
 from gateway.domain.errors import (
     Conflict,
@@ -115,7 +115,7 @@ class PostgresJournal(Journal):
         row = statements.build_begin_row(turn, self._worker_id)
         write = self._submit(log, row, row_size=_count_chars(turn.request.messages))
         try:
-            await asyncio.wait_for(asyncio.shield(write.done), self._timeout_seconds)
+            await wait_for_result(write.done, self._timeout_seconds)
         except TimeoutError:
             self._withdraw(write)
             raise StorageUnavailable from None

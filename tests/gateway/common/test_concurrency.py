@@ -22,6 +22,7 @@ from gateway.common.concurrency import (
     WorkInterrupted,
     run_until,
     run_without_wait,
+    wait_for_result,
     wait_or_poll,
 )
 
@@ -489,7 +490,8 @@ async def test_run_until_raises_the_error_that_came_first_and_ends_the_other(fai
     loops[failing].outcomes.put_nowait(ValueError("broken"))
     with pytest.raises(ValueError, match="broken"):
         await run_until(loops["work"].run(), loops["end"].run())
-    assert {name: loop.cancelled for name, loop in loops.items()} == {"work": 1, "end": 1, failing: 0}
+    started = {name: loop.runs for name, loop in loops.items()}  # the end of work that fails at once does not start
+    assert {name: loop.cancelled for name, loop in loops.items()} == started | {failing: 0}
 
 
 async def test_cancelled_run_until_ends_both_before_it_raises() -> None:
@@ -618,3 +620,25 @@ def test_deleting_a_key_is_no_eviction() -> None:
     del cache["a"]
     assert cache.pop("b") == 2
     assert (len(cache), evicted) == (0, [])
+
+
+async def test_result_of_a_future_is_awaited_without_cancelling_it() -> None:
+    future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    with pytest.raises(TimeoutError):
+        await wait_for_result(future, 0.0)
+    waiting = [asyncio.create_task(wait_for_result(future, HOUR)) for _ in range(2)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[0]
+    future.set_result("result")
+    assert [await waiting[1], await wait_for_result(future, 0.0)] == ["result", "result"]
+
+
+async def test_error_of_an_awaited_future_is_raised() -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(wait_for_result(future, HOUR))
+    await asyncio.sleep(0)
+    future.set_exception(KeyError())
+    with pytest.raises(KeyError):
+        await waiting
