@@ -18,7 +18,7 @@ from gateway.agent.tasks.waits import TurnTaskWaits
 from gateway.agent.tool_calls import build_input_resolved
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
-from gateway.common.concurrency import wait_or_poll
+from gateway.common.concurrency import wait_for_result, wait_or_poll
 from gateway.common.lease import WorkerLease
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
@@ -87,6 +87,8 @@ class ActiveTurn(TurnContext, TurnSpending):
         max_bytes: int = DEFAULT_MAX_TURN_BYTES,
     ) -> None:
         self.record = record
+        self.id = record.id
+        self.is_stored = record.request.store
         self._max_bytes = max_bytes
         self.principal = owner
         self.model = model
@@ -115,13 +117,9 @@ class ActiveTurn(TurnContext, TurnSpending):
         self._questions = questions
         self.tasks = tasks
         self._lease = lease
-        self._accepted = asyncio.Event()
+        self._accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._listeners = 0
         self.slot: TurnSlot | None = None
-
-    @property
-    def id(self) -> UUID:
-        return self.record.id
 
     @property
     def epoch(self) -> int:
@@ -134,10 +132,6 @@ class ActiveTurn(TurnContext, TurnSpending):
     @property
     def usd(self) -> float:
         return self.transcript.cost_usd or 0.0
-
-    @property
-    def is_stored(self) -> bool:
-        return self.record.request.store
 
     # --- what the agent loop calls
 
@@ -159,11 +153,10 @@ class ActiveTurn(TurnContext, TurnSpending):
         Deltas are written with the next flush.
         """
         self.transcript.apply(event)
-        self.log.append(event)
-        if self.log.all_visible:
-            self.journal.schedule_flush(self.log)
-        else:
+        if self.log.append(event):
             self.journal.flush(self.log)
+        else:
+            self.journal.schedule_flush(self.log)
 
     async def wait_until_durable(self) -> None:
         await self.journal.flush(self.log)
@@ -183,9 +176,9 @@ class ActiveTurn(TurnContext, TurnSpending):
             await self.journal.wait_for_capacity()
 
     def on_accepted(self) -> None:
-        if not self._accepted.is_set():
+        if not self._accepted.done():
             self.first_token_ms = self.elapsed_ms()
-            self._accepted.set()
+            self._accepted.set_result(None)
 
     # --- questions
 
@@ -282,8 +275,7 @@ class ActiveTurn(TurnContext, TurnSpending):
             GatewayError: the turn failed before the model produced output.
         """
         try:
-            async with asyncio.timeout(seconds):
-                await self._accepted.wait()
+            await wait_for_result(self._accepted, seconds)
         except TimeoutError:
             return
         if self.failure is not None and self.first_token_ms is None:
@@ -291,7 +283,8 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     def release_waiters(self) -> None:
         """Wake the callers of `wait_until_accepted`, because no more output follows."""
-        self._accepted.set()
+        if not self._accepted.done():
+            self._accepted.set_result(None)
 
     def begin_finishing(self) -> None:
         """Release the turn's slot.

@@ -7,7 +7,7 @@ import asyncio
 import sys
 from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from uuid import UUID
 
 from gateway.domain.errors import WRITE_REFUSALS, GatewayError, StorageUnavailable
@@ -47,18 +47,22 @@ class TurnLog(EventSource):
         self._committed_seq = 0
         self._readers: list[asyncio.Future[None]] = []
 
-    def append(self, event: Event) -> JournalEntry:
-        """Number an event and add it."""
+    def append(self, event: Event) -> bool:
+        """Number an event and add it.
+
+        Return whether it must be durable before it is visible.
+        """
         data = encode_event(event)
         entry = JournalEntry(self._next_seq, event, data)
         self._next_seq += 1
         self.size += len(data)
-        if self._synchronous or not isinstance(event, _DELTAS):
+        must_wait = self._synchronous or not isinstance(event, _DELTAS)
+        if must_wait:
             self._undurable.append((entry.seq, len(self.entries)))
         self.entries.append(entry)
         if self._readers and not self._undurable:
             self._wake_readers()
-        return entry
+        return must_wait
 
     def load_entries(self, entries: Iterable[JournalEntry]) -> None:
         """Load entries that another worker has journaled."""
@@ -140,37 +144,24 @@ class TurnLog(EventSource):
         return self._undurable[0][1] if self._undurable else len(self.entries)
 
     @property
-    def all_visible(self) -> bool:
-        """True if no entry waits for a commit."""
-        return not self._undurable
-
-    @property
     def has_ended(self) -> bool:
         """True if the turn's last event is visible to readers."""
         return bool(self.entries) and not self._undurable and isinstance(self.entries[-1].event, _ENDS)
 
-    async def follow(self, after: int = 0) -> AsyncGenerator[list[JournalEntry]]:
-        """Yield batches of the entries after number `after`.
+    def follow(self, after: int = 0) -> AsyncIterator[list[JournalEntry]]:
+        """Iterate over batches of the entries after number `after`.
 
         Ends when the turn ends or the log closes. A batch has a maximum, because the connection of a slow client
         buffers a whole batch.
         """
-        read_count = index_after(self.entries, after)
-        while True:
-            visible = self.visible_count
-            if visible > read_count:
-                if visible - read_count > 1:
-                    visible = self._limit_bytes(read_count, min(visible, read_count + _MAX_BATCH))
-                batch = self.entries[read_count:visible]
-                read_count = visible
-                if batch[0].seq <= after:  # a journal tail may receive entries that its reader has seen
-                    batch = batch[index_after(batch, after) :]
-                if batch:
-                    yield batch
-            elif self.has_ended or self.close_reason:
-                return
-            else:
-                await self._wait_for_change()
+        return _LogReader(self, after)
+
+    def take_batch(self, start: int) -> list[JournalEntry]:
+        """Return a batch of the visible entries from index `start`."""
+        end = self.visible_count
+        if end - start > 1:
+            end = self._limit_bytes(start, min(end, start + _MAX_BATCH))
+        return self.entries[start:end]
 
     def _limit_bytes(self, start: int, end: int) -> int:
         """Return the end of a batch within `_MAX_BATCH_BYTES`.
@@ -186,7 +177,7 @@ class TurnLog(EventSource):
                 return index
         return end
 
-    def _wait_for_change(self) -> asyncio.Future[None]:
+    def wait_for_change(self) -> asyncio.Future[None]:
         reader = asyncio.get_running_loop().create_future()
         self._readers.append(reader)
         return reader
@@ -196,6 +187,30 @@ class TurnLog(EventSource):
         for reader in readers:
             if not reader.done():
                 reader.set_result(None)
+
+
+class _LogReader(AsyncIterator[list[JournalEntry]]):
+    """A reader's place in a log."""
+
+    __slots__ = ("_after", "_log", "_read_count")
+
+    def __init__(self, log: TurnLog, after: int) -> None:
+        self._log, self._after = log, after
+        self._read_count = index_after(log.entries, after) if after else 0
+
+    async def __anext__(self) -> list[JournalEntry]:
+        log = self._log
+        while True:
+            if batch := log.take_batch(self._read_count):
+                self._read_count += len(batch)
+                if batch[0].seq <= self._after:  # a client may claim to have seen entries that are yet to come
+                    batch = batch[index_after(batch, self._after) :]
+                if batch:
+                    return batch
+            elif log.has_ended or log.close_reason:
+                raise StopAsyncIteration
+            else:
+                await log.wait_for_change()
 
 
 def index_after(entries: list[JournalEntry], seq: int) -> int:

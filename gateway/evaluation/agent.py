@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import msgspec
 
@@ -62,16 +62,8 @@ class CaseTurn(TurnContext):
         self.inputs = []
         self.tasks = TurnTaskWaits()
         self.calls: list[CaseCall] = []
-        self._id = uuid4()
+        self.id, self.is_stored = uuid4(), False
         self._model = model
-
-    @property
-    def id(self) -> UUID:
-        return self._id
-
-    @property
-    def is_stored(self) -> bool:
-        return False
 
     def emit(self, event: Event) -> None:
         self.transcript.apply(event)

@@ -15,18 +15,12 @@ from gateway.ports.model import ModelInfo
 class EventEmitter(Protocol):
     """Receives the events of a turn."""
 
-    @property
-    @abstractmethod
-    def id(self) -> UUID: ...
+    id: UUID
+    is_stored: bool
+    """True if the turn is stored.
 
-    @property
-    @abstractmethod
-    def is_stored(self) -> bool:
-        """True if the turn is stored.
-
-        Another worker can resume a stored turn, and clients can read it later.
-        """
-        ...
+    Another worker can resume a stored turn, and clients can read it later.
+    """
 
     @abstractmethod
     def emit(self, event: Event) -> None: ...
@@ -100,12 +94,9 @@ class TurnSpending(Protocol):
     The ledger does not include its usage yet.
     """
 
+    id: UUID
     principal: Principal
     model: ModelInfo
-
-    @property
-    @abstractmethod
-    def id(self) -> UUID: ...
 
     @property
     @abstractmethod

@@ -75,7 +75,7 @@ class JournalWindow(TurnLog):
             else:
                 self.has_waiting_reader = True
                 self._on_reader_waits()
-                await self._wait_for_change()
+                await self.wait_for_change()
 
     def _list_batch(self, after: int) -> list[JournalEntry]:
         start = index_after(self.entries, after)

@@ -151,6 +151,7 @@ class TurnListener(EventListener):
         self._subscriptions = subscriptions
         self._subscription: TurnSubscription | None = None
         self._after = after
+        self._batches: AsyncIterator[list[JournalEntry]] | None = None
         self._until_input = until_input
 
     async def __aenter__(self) -> Self:
@@ -179,15 +180,23 @@ class TurnListener(EventListener):
             else:
                 self._active.remove_listener()
 
-    async def __aiter__(self) -> AsyncIterator[list[JournalEntry]]:
-        after = self._after
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[JournalEntry]:
         while True:
-            async for batch in self._log.follow(after):
-                after = batch[-1].seq
-                yield batch
-            if self._log.close_reason != TASK_WAIT or self._log.has_ended:
-                return
-            self._follow_journal()
+            if self._batches is None:
+                self._batches = self._log.follow(self._after)
+            try:
+                batch = await anext(self._batches)
+            except StopAsyncIteration:
+                if self._log.close_reason != TASK_WAIT or self._log.has_ended:
+                    raise
+                self._follow_journal()
+                self._batches = None
+            else:
+                self._after = batch[-1].seq
+                return batch
 
     def _follow_journal(self) -> None:
         """Follow the turn wherever it runs.

@@ -104,3 +104,20 @@ async def test_batch_of_a_slow_reader_is_bounded_in_bytes(count: int, size: int,
     batches = [batch async for batch in log.follow()]
     assert sum(map(len, batches)) == count
     assert max(sum(len(entry.data) for entry in batch) for batch in batches) <= max(size + 100, 256 * 1024)
+
+
+def test_only_deltas_may_wait_for_the_next_flush() -> None:
+    assert [TurnLog(uuid4()).append(event) for event in (TEXT_DELTA, STEP_COMPLETED, TURN_END)] == [False, True, True]
+    assert TurnLog(uuid4(), synchronous=True).append(TEXT_DELTA)
+
+
+async def test_reader_that_claims_later_entries_gets_only_those_after_them() -> None:
+    log = TurnLog(uuid4())
+    log.append(TEXT_DELTA)
+    reading = asyncio.create_task(read_numbers(log, after=2))
+    await asyncio.sleep(0)
+    for event in (TEXT_DELTA, TEXT_DELTA, TURN_END):
+        log.append(event)
+        await asyncio.sleep(0)
+    log.mark_committed(4)
+    assert await reading == [3, 4]

@@ -126,7 +126,7 @@ async def test_stale_write_fails_alone_in_its_batch(journal: PostgresJournal, db
     results = await asyncio.gather(*(journal.flush(log) for log in logs), return_exceptions=True)
     assert [type(result).__name__ for result in results] == ["NoneType"] * 2 + ["TurnTakenOver"] + ["NoneType"] * 2
     assert [len(await read_events(db, log.turn_id)) for log in logs] == [2, 2, 1, 2, 2]
-    assert [log.all_visible for log in logs] == [True, True, False, True, True]
+    assert [log.visible_count == len(log.entries) for log in logs] == [True, True, False, True, True]
 
 
 async def test_write_waits_for_a_claim_in_progress_and_then_fails(
