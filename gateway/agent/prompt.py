@@ -229,6 +229,8 @@ class PromptBuilder:
         Clients with tools of their own send the whole chat each time, without the gateway's calls. Each message comes
         with the client's index.
         """
+        if not [True for message in messages if message.tool_calls]:
+            return [(message, index) for index, message in enumerate(messages)]
         turn_ids = [{parse_client_call_id(call.id) for call in message.tool_calls} - {None} for message in messages]
         all_turn_ids = [turn_id for message_turn_ids in turn_ids for turn_id in message_turn_ids if turn_id is not None]
         if not all_turn_ids:

@@ -257,7 +257,8 @@ class ToolCallScheduler(NestedCalls):
 
     async def cancel_calls(self) -> None:
         """Cancel the calls that still run."""
-        await self._tasks.stop()
+        if self._tasks:
+            await self._tasks.stop()
         for nested in self._nested:
             await nested.cancel_calls()
 

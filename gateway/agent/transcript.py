@@ -43,6 +43,8 @@ class TranscriptStep:
         text, refusal = "".join(self.text), "".join(self.refusal)
         if not self.calls and not text and not refusal:
             return []
+        if not self.calls:
+            return [Message("assistant", text or None, refusal=refusal or None)]
         calls = tuple(_build_call(call) for call in self.calls.values())
         message = Message(role="assistant", content=text or None, tool_calls=calls, refusal=refusal or None)
         images = self._build_image_message() if with_images else None
@@ -194,9 +196,10 @@ class Transcript(EventFold):
         With `with_images`, images of results follow the results of their step.
         """
         messages: list[Message] = []
-        for number, step in sorted(self._steps.items()):
-            messages += step.messages(with_images=with_images)
-            messages += [Message("user", up.text) for up in self._follow_ups if up.after_step == number]
+        for number in sorted(self._steps):
+            messages += self._steps[number].messages(with_images=with_images)
+            if self._follow_ups:
+                messages += [Message("user", up.text) for up in self._follow_ups if up.after_step == number]
         return tuple(messages)
 
     @property
@@ -207,8 +210,10 @@ class Transcript(EventFold):
     @property
     def response(self) -> str:
         """The text of the last step that has text."""
-        texts = ("".join(step.text or step.refusal) for _, step in sorted(self._steps.items(), reverse=True))
-        return next((text for text in texts if text), "")
+        for number in sorted(self._steps, reverse=True):
+            if text := self.step_text(number):
+                return text
+        return ""
 
     @property
     def waits_for_input(self) -> bool:

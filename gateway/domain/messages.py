@@ -261,7 +261,7 @@ class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def with_defaults(self, defaults: "Parameters") -> "Parameters":
         """Return these parameters, completed by defaults."""
-        set_fields = {f: getattr(self, f) for f in self.__struct_fields__ if getattr(self, f) is not None}
+        set_fields = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
         return msgspec.structs.replace(defaults, **set_fields)
 
 
