@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from gateway import __version__
 from gateway.api.http import errors, openapi
+from gateway.api.http.application import GatewayApplication
 from gateway.api.http.direct_routes import DirectRouteMiddleware
 from gateway.api.http.request_body import RequestBodyMiddleware
 from gateway.api.http.request_context import RequestContextMiddleware
@@ -73,7 +74,7 @@ def create_app(
                 await wait_until_served()
             yield
 
-    app = FastAPI(
+    app = GatewayApplication(
         title="MCP agent gateway",
         version=__version__,
         description="Chat API with Groq's models and the tools of all connected MCP servers. Every turn is stored.",

@@ -7,7 +7,7 @@ from typing import Any, NoReturn, cast
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -16,7 +16,23 @@ from gateway.api.http.request_context import STARTED_SCOPE_KEY
 from gateway.domain.errors import ClientGone, GatewayError
 
 _METHOD = "POST"
+_JSON = b"application/json"
 _MISSING_BODY: dict[str, Any] = {"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}
+
+
+class _ReadRequest(Request):
+    """Request whose body has been read."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+        super().__init__(scope, receive, send)
+        self._body = body
+
+
+class _ResponseHeaders(Response):
+    """Response without a body, whose headers an endpoint may set."""
+
+    def __init__(self) -> None:
+        self.raw_headers = []
 
 
 class DirectEndpoint:
@@ -32,37 +48,37 @@ class DirectEndpoint:
         assert not any(unsupported), route.path
         self._endpoint = cast(Callable[..., Awaitable[Response]], route.endpoint)
         self._body = needs.body_params[0]
-        self._headers = [(field.alias, field) for field in needs.header_params]
+        self._headers = [(field.alias.lower().encode(), field, field.default) for field in needs.header_params]
         self._request_name = needs.request_param_name
         self._response_name = needs.response_param_name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
         try:
-            response = await self._endpoint(**await self._read_arguments(request))
+            body = await _read_body(receive)
+            request = _ReadRequest(scope, receive, send, body)
+            response = await self._endpoint(**self._read_arguments(request, body))
             await response(scope, receive, send)
         except (GatewayError, RequestValidationError, HTTPException) as error:
             if STARTED_SCOPE_KEY in scope:
                 raise
-            await build_expected_error(request, error)(scope, receive, send)
+            await build_expected_error(Request(scope), error)(scope, receive, send)
 
-    async def _read_arguments(self, request: Request) -> dict[str, Any]:
+    def _read_arguments(self, request: Request, data: bytes) -> dict[str, Any]:
         arguments: dict[str, Any] = {}
         if self._request_name is not None:
             arguments[self._request_name] = request
         if self._response_name is not None:
-            arguments[self._response_name] = response = Response()
-            del response.headers["content-length"]  # of its empty body
+            arguments[self._response_name] = _ResponseHeaders()
+        headers: dict[bytes, bytes] = dict(reversed(request.scope["headers"]))  # the first of several counts
         errors: list[dict[str, Any]] = []
-        for name, field in self._headers:
-            value = request.headers.get(name)
+        for name, field, default in self._headers:
+            value = headers.get(name)
             if value is None:
-                arguments[field.name] = field.default
+                arguments[field.name] = default
                 continue
-            arguments[field.name], problems = field.validate(value, loc=("header", name))
+            arguments[field.name], problems = field.validate(value.decode("latin-1"), loc=("header", field.alias))
             errors += problems
-        data = await _read_body(request)
-        body = _decode_body(data, request) if data else None
+        body = _decode_body(data, headers.get(b"content-type", b"")) if data else None
         if data:
             arguments[self._body.name], problems = self._body.validate(body, loc=("body",))
         else:
@@ -83,29 +99,34 @@ class DirectRouteMiddleware:
         self._app = app
         self._endpoints = {path: DirectEndpoint(route) for path, route in routes}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         endpoint: ASGIApp | None = None
         if scope["type"] == "http" and scope["method"] == _METHOD:
             endpoint = self._endpoints.get(scope["path"])
-        await (endpoint or self._app)(scope, receive, send)
+        return (endpoint or self._app)(scope, receive, send)
 
 
-async def _read_body(request: Request) -> bytes:
-    try:
-        return await request.body()
-    except ClientDisconnect:
-        raise ClientGone from None
+async def _read_body(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientGone
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return body
 
 
-def _decode_body(body: bytes, request: Request) -> Any:
+def _decode_body(body: bytes, content_type: bytes) -> Any:
     """Decode a body of JSON.
 
     That of another media type stays as it is.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    main_type, _, subtype = media_type.partition("/")
-    if main_type != "application" or not (subtype == "json" or subtype.endswith("+json")):
-        return body
+    if content_type != _JSON:
+        media_type = content_type.decode("latin-1").partition(";")[0].strip().lower()
+        main_type, _, subtype = media_type.partition("/")
+        if main_type != "application" or not (subtype == "json" or subtype.endswith("+json")):
+            return body
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

@@ -15,14 +15,14 @@ from gateway.domain.messages import JSON_DECODE_ERRORS
 from gateway_runtime.request_body import BODY_METHODS, BodyRejected, check_body, read_body, replay_body
 
 _CONTENT_TYPE = b"content-type"
+_JSON_HEADER = (_CONTENT_TYPE, b"application/json")
 _UNDECLARED_TYPES = (b"", b"application/x-www-form-urlencoded", b"text/plain", b"application/octet-stream")
 """Media types that programs such as `curl -d` declare for JSON."""
 _LEADING_BYTES = 64
 _TOO_LARGE = 413
 MAX_SMALL_BODY_BYTES = 256 * 1024
 """Maximum of bodies that start no turn and call no tool."""
-_SURROGATES = (b"\\ud", b"\\uD", b"\xed", b"\x00")
-# A surrogate as an escape or as bytes that are not valid UTF-8.
+# As an escape or as bytes that are not valid UTF-8.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 
@@ -92,16 +92,19 @@ def _declare_json(scope: Scope, body: bytes) -> None:
 
     A declared media type other than those of `_UNDECLARED_TYPES` stays.
     """
+    if _JSON_HEADER in scope["headers"]:
+        return
     if body[:_LEADING_BYTES].removeprefix(codecs.BOM_UTF8).lstrip()[:1] not in (b"{", b"["):
         return
     declared = [value for name, value in scope["headers"] if name == _CONTENT_TYPE]
     if all(value.partition(b";")[0].strip().lower() in _UNDECLARED_TYPES for value in declared):
         others = [header for header in scope["headers"] if header[0] != _CONTENT_TYPE]
-        scope["headers"] = [*others, (_CONTENT_TYPE, b"application/json")]
+        scope["headers"] = [*others, _JSON_HEADER]
 
 
 def _reject_lone_surrogates(body: bytes) -> None:
-    if not any(mark in body for mark in _SURROGATES):  # ten times as fast as the pattern
+    # These searches take a tenth of the pattern's time.
+    if b"\\ud" not in body and b"\\uD" not in body and b"\xed" not in body and b"\x00" not in body:
         return
     if b"\x00" in body or _SURROGATE.search(body):
         try:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _MAX_KEYS = 100_000
 RATE_HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+_LIMIT_HEADER, _REMAINING_HEADER, _RESET_HEADER = (name.lower().encode() for name in RATE_HEADERS)
 
 
 class RateLimitStatus(msgspec.Struct, frozen=True):
@@ -44,8 +45,11 @@ class RateLimitStatus(msgspec.Struct, frozen=True):
 
     def to_headers(self) -> list[tuple[bytes, bytes]]:
         """Build the headers of a response, as ASGI wants them."""
-        values = (self.limit, self.remaining, math.ceil(self.reset_at))
-        return [(name.lower().encode(), b"%d" % value) for name, value in zip(RATE_HEADERS, values, strict=True)]
+        return [
+            (_LIMIT_HEADER, b"%d" % self.limit),
+            (_REMAINING_HEADER, b"%d" % self.remaining),
+            (_RESET_HEADER, b"%d" % math.ceil(self.reset_at)),
+        ]
 
     def to_error(self) -> RateLimited:
         """Build the error for a request that is not allowed."""

@@ -5,6 +5,7 @@ chunk of a body. See docs/adr/0005.
 """
 
 import asyncio
+from functools import lru_cache, partial
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -37,6 +38,7 @@ from gateway_runtime.connections.limits import get_connection_source
 from gateway_runtime.settings.hosts import is_host_allowed
 
 _IDENTIFY_SECONDS = 2.0
+_MAX_CACHED_HOSTS = 64
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _STREAMING_CLASSES: tuple[RouteClass, ...] = ("chat", "mcp")
 
@@ -54,6 +56,8 @@ class SecurityMiddleware:
         self._cors_origins = settings.cors_origins
         self._allowed_origins = (*settings.cors_origins, *public_origins)
         self._trusted_hosts = settings.list_trusted_hosts()
+        is_trusted = partial(is_host_allowed, patterns=self._trusted_hosts)
+        self._is_trusted_host = lru_cache(_MAX_CACHED_HOSTS)(is_trusted)
         self._is_local = is_loopback(settings.gateway_host) and not settings.trusted_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,8 +77,9 @@ class SecurityMiddleware:
             if permission.starts_turn:
                 await self._admission_gate.wait_for_admission()
             source = get_source_address(scope)
-            principal = await self._authorize_request(scope, permission, source)
-            self._check_origin(scope, principal, permission)
+            headers = Headers(scope=scope)
+            principal = await self._authorize_request(scope, headers, permission, source)
+            self._check_origin(scope, headers, principal, permission)
             slot = (
                 await _get_rate_limiter(scope).acquire_stream_slot(principal, source)
                 if permission.route_class in _STREAMING_CLASSES
@@ -105,14 +110,17 @@ class SecurityMiddleware:
         authenticator = _get_authenticator(scope)
         try:
             async with asyncio.timeout(_IDENTIFY_SECONDS):
-                if has_credential(Headers(scope=scope)):
-                    return await self._authorize_request(scope, ANYONE, get_source_address(scope))
-                self._check_host(scope)
+                headers = Headers(scope=scope)
+                if has_credential(headers):
+                    return await self._authorize_request(scope, headers, ANYONE, get_source_address(scope))
+                self._check_host(headers)
                 return LOCAL_PRINCIPAL if await authenticator.is_open() else None
         except (GatewayError, TimeoutError):
             return None
 
-    async def _authorize_request(self, scope: Scope, permission: RoutePermission, source: str) -> Principal | None:
+    async def _authorize_request(
+        self, scope: Scope, headers: Headers, permission: RoutePermission, source: str
+    ) -> Principal | None:
         """Return the principal of a request.
 
         Return None on a public route. Failures count against the source address.
@@ -123,9 +131,9 @@ class SecurityMiddleware:
         principal = None
         rejection: GatewayError | None = None
         try:
-            self._check_host(scope)
+            self._check_host(headers)
             if not permission.public:
-                principal = await _get_authenticator(scope).authenticate_request(Headers(scope=scope), source)
+                principal = await _get_authenticator(scope).authenticate_request(headers, source)
         except GatewayError as error:
             rejection = error
         rate_limiter = _get_rate_limiter(scope)
@@ -141,18 +149,19 @@ class SecurityMiddleware:
             scope[PRINCIPAL_SCOPE_KEY] = principal
         return principal
 
-    def _check_host(self, scope: Scope) -> None:
+    def _check_host(self, headers: Headers) -> None:
         """Reject unknown host names, against DNS rebinding by web pages."""
-        if self._trusted_hosts and not is_host_allowed(Headers(scope=scope).get("host", ""), self._trusted_hosts):
+        if self._trusted_hosts and not self._is_trusted_host(headers.get("host", "")):
             raise WrongHost
 
-    def _check_origin(self, scope: Scope, principal: Principal | None, permission: RoutePermission) -> None:
+    def _check_origin(
+        self, scope: Scope, headers: Headers, principal: Principal | None, permission: RoutePermission
+    ) -> None:
         """Reject changes by web pages of other origins.
 
         The check runs while no credential is required. MCP on a loopback address is for pages of this machine, whatever
         their method and credential.
         """
-        headers = Headers(scope=scope)
         origin = headers.get("origin")
         if origin is None:
             return

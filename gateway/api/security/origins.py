@@ -1,6 +1,7 @@
 """Origins whose pages may call the gateway, and their refusal."""
 
 import re
+from collections.abc import Awaitable
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -53,7 +54,7 @@ class PreflightMiddleware:
         self._app = app
         self._allowed_origins = allowed_origins
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http" and scope["method"] == "OPTIONS":
             headers = Headers(scope=scope)
             origin = headers.get("origin", "")
@@ -61,6 +62,5 @@ class PreflightMiddleware:
             if is_preflight and not is_allowed_origin(origin, self._allowed_origins):
                 message = describe_refused_origin(origin, self._allowed_origins)
                 response = error_response(Request(scope), Forbidden.status, Forbidden.code, message)
-                await response(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+                return response(scope, receive, send)
+        return self._app(scope, receive, send)

@@ -9,8 +9,10 @@ import pytest
 from fastapi import APIRouter, FastAPI, Header, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import Field
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.http import errors
+from gateway.api.http.application import GatewayApplication
 from gateway.api.http.direct_routes import DirectRouteMiddleware
 from gateway.api.routes.registration import list_direct_routes
 from gateway.domain.errors import ClientGone, Forbidden
@@ -81,16 +83,51 @@ REQUESTS: dict[str, tuple[str, bytes, dict[str, str]]] = {
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS.keys())
 def test_direct_route_answers_like_fastapi(request_: tuple[str, bytes, dict[str, str]]) -> None:
     method, body, headers = request_
-
-    async def answer(*, direct: bool) -> httpx.Response:
-        transport = httpx.ASGITransport(create_app(direct=direct))
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-            declared = {"Content-Type": "application/json", **headers}
-            return await client.request(method, "/orders", content=body, headers=declared)
-
-    direct, expected = (asyncio.run(answer(direct=is_direct)) for is_direct in (True, False))
+    declared = {"Content-Type": "application/json", **headers}
+    direct, expected = (
+        asyncio.run(answer(create_app(direct=is_direct), method, body, list(declared.items())))
+        for is_direct in (True, False)
+    )
     assert (direct.status_code, direct.text) == (expected.status_code, expected.text)
     assert direct.headers == expected.headers
+
+
+async def answer(app: FastAPI, method: str, body: bytes, headers: list[tuple[str, str]]) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+        return await client.request(method, "/orders", content=body, headers=headers)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_first_of_several_headers_with_one_name_counts(*, direct: bool) -> None:
+    types = [("Content-Type", "application/json"), ("Content-Type", "text/xml")]
+    traces = [("X-Trace", "one"), ("X-Trace", "two")]
+    response = asyncio.run(answer(create_app(direct=direct), "POST", b'{"items": [1]}', [*types, *traces]))
+    assert response.text == '{"items":[1],"note":null} one 1'
+
+
+def test_requests_pass_added_middleware_once_before_and_after_it_is_built() -> None:
+    passed: list[str] = []
+
+    class RecordingMiddleware:
+        def __init__(self, app: ASGIApp) -> None:
+            self._app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            passed.append(scope["app"].state.name)
+            await self._app(scope, receive, send)
+
+    app = GatewayApplication()
+    app.state.name = "this one"
+    app.include_router(router)
+    app.add_middleware(RecordingMiddleware)
+
+    async def answer_twice() -> list[str]:
+        json = [("Content-Type", "application/json")]
+        return [(await answer(app, "POST", b'{"items": [1]}', json)).text for _ in range(2)]
+
+    first, second = asyncio.run(answer_twice())
+    assert first == second == '{"items":[1],"note":null} None 1'
+    assert passed == ["this one", "this one"]
 
 
 def test_client_that_leaves_while_it_sends_is_no_server_error() -> None:
