@@ -1,4 +1,4 @@
-"""Rows that a search reads of a large table, and the turns that it finds."""
+"""Tests of the plans and results of searches."""
 
 import json
 from collections.abc import AsyncGenerator, Iterator, Sequence
