@@ -153,10 +153,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         Deltas are written with the next flush.
         """
         self.transcript.apply(event)
-        if self.log.append(event):
-            self.journal.flush(self.log)
-        else:
-            self.journal.schedule_flush(self.log)
+        self.journal.schedule_flush(self.log, at_once=self.log.append(event))
 
     async def wait_until_durable(self) -> None:
         await self.journal.flush(self.log)

@@ -72,7 +72,8 @@ class BoundedQueue(Generic[T]):
     def __init__(self, max_size: int, *, size_of: Callable[[T], int] | None = None) -> None:
         self._max_size = max_size
         self._size_of = size_of
-        self._items: dict[int, tuple[T, int]] = {}
+        self._items: dict[int, T] = {}
+        self._sizes: dict[int, int] = {}
         self._size = 0
         self.is_full = False
         self._has_items = asyncio.Event()
@@ -84,17 +85,17 @@ class BoundedQueue(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         """Iterate over the items, oldest first. The queue must not change meanwhile."""
-        return (item for item, _ in self._items.values())
+        return iter(self._items.values())
 
     def put(self, item: T) -> None:
         """Append an item, also to a full queue.
 
         An item that is in the queue keeps its place, and its size is measured again.
         """
-        _, old_size = self._items.get(id(item), (None, 0))
-        size = self._measure(item)
-        self._items[id(item)] = item, size
-        self._size += size - old_size
+        key = id(item)
+        size = 1 if self._size_of is None else self._size_of(item)
+        self._size += size - self._sizes.get(key, 0)
+        self._items[key], self._sizes[key] = item, size
         if self._size > self._max_size:
             self.is_full = True
             self._has_capacity.clear()
@@ -115,15 +116,13 @@ class BoundedQueue(Generic[T]):
     def remove(self, items: list[T]) -> None:
         """Remove items. Those that are not in the queue are ignored."""
         for item in items:
-            self._size -= self._items.pop(id(item), (None, 0))[1]
+            self._items.pop(id(item), None)
+            self._size -= self._sizes.pop(id(item), 0)
         if self._size <= self._max_size // 2:
             self.is_full = False
             self._has_capacity.set()
         if not self._items:
             self._has_items.clear()
-
-    def _measure(self, item: T) -> int:
-        return 1 if self._size_of is None else self._size_of(item)
 
 
 class LruDict(LRUCache[K, V]):

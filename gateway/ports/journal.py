@@ -56,8 +56,11 @@ class Journal(Protocol):
         ...
 
     @abstractmethod
-    def schedule_flush(self, log: EventSource) -> None:
-        """Write the log's new entries within one flush interval."""
+    def schedule_flush(self, log: EventSource, *, at_once: bool = False) -> None:
+        """Write the log's new entries within one flush interval.
+
+        With `at_once`, write them after this iteration of the event loop, together with those that follow until then.
+        """
         ...
 
     @abstractmethod

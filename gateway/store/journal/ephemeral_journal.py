@@ -47,7 +47,7 @@ class EphemeralJournal(Journal):
         )
         self.schedule_flush(log)
 
-    def schedule_flush(self, log: EventSource) -> None:
+    def schedule_flush(self, log: EventSource, *, at_once: bool = False) -> None:
         """See `Journal.schedule_flush`."""
         entries = log.take_unwritten()
         if entries:

@@ -71,6 +71,7 @@ class PostgresJournal(Journal):
         self._unredacted: dict[EventSource, list[JournalEntry]] = {}
         self._dirty: dict[EventSource, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._due: dict[EventSource, None] = {}
         self._queue = JournalQueue(max_bytes)
         policy = CommitPolicy(
             worker_id=worker_id,
@@ -95,6 +96,7 @@ class PostgresJournal(Journal):
 
     async def stop(self, seconds: float = 5.0) -> None:
         """Commit the waiting writes, for at most `seconds`, then close the connections."""
+        self._flush_due()
         self._flush_dirty()
         deadline = Deadline.after(seconds)
         while (writes := self._queue.list_writes()) and not deadline.is_over:
@@ -120,11 +122,16 @@ class PostgresJournal(Journal):
             self._withdraw(write)
             raise StorageUnavailable from None
 
-    def schedule_flush(self, log: EventSource) -> None:
+    def schedule_flush(self, log: EventSource, *, at_once: bool = False) -> None:
         """See `Journal.schedule_flush`.
 
         With redaction rules, deltas wait for the end of their text.
         """
+        if at_once:
+            if not self._due:
+                asyncio.get_running_loop().call_soon(self._flush_due)
+            self._due[log] = None
+            return
         if self._redactor:
             return
         self._dirty[log] = None
@@ -146,7 +153,7 @@ class PostgresJournal(Journal):
         return self._submit(log, statements.build_suspend_row(self._fence(log), open_inputs)).done
 
     def is_writing(self, turn_id: UUID) -> bool:
-        return self._queue.has_writes(turn_id)
+        return self._queue.has_writes(turn_id) or any(source.turn_id == turn_id for source in self._due)
 
     @property
     def is_unavailable(self) -> bool:
@@ -171,12 +178,18 @@ class PostgresJournal(Journal):
         for source in list(self._dirty):
             self._submit(source)
 
+    def _flush_due(self) -> None:
+        due, self._due = self._due, {}
+        for source in due:
+            self._submit(source)
+
     def _submit(self, source: EventSource, row: Row | None = None, *, row_size: int = 0) -> PendingWrite:
         """Queue a turn's unwritten entries.
 
         An empty write is done when the earlier ones are. A write fails at once if the turn's log has failed.
         """
         self._dirty.pop(source, None)
+        self._due.pop(source, None)
         if source.failure is not None:
             write = PendingWrite(source, [])
             write.fail(source.failure)
@@ -242,6 +255,7 @@ class PostgresJournal(Journal):
         that marks the turn as failed, unless its end is being committed, too.
         """
         self._dirty.pop(source, None)
+        self._due.pop(source, None)
         self._unredacted.pop(source, None)
         in_flight = [write for write in self._queue.list_writes(source) if self._queue.is_in_flight(write)]
         stays = start is not None and (start.may_be_stored or start in in_flight)

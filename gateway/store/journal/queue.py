@@ -220,6 +220,8 @@ class JournalQueue:
 
         Writes of suspects, and writes whose smallest part is larger, stay.
         """
+        if not self._waiting:
+            return []
         skipped = {write.source for write in self._in_flight} | self._suspects
         batch: list[PendingWrite] = []
         room = max_bytes

@@ -101,6 +101,45 @@ async def test_deltas_are_stored_by_the_scheduled_flush(journal: PostgresJournal
     assert await db.fetchval("SELECT count(*) FROM turn_events") == 2
 
 
+async def test_entries_of_one_loop_iteration_are_one_write(database_url: str, db: asyncpg.Connection) -> None:
+    commits: list[int] = []
+    journal = PostgresJournal(
+        PostgresConnector(database_url), uuid4(), on_commit=lambda writes, _seconds, _succeeded: commits.append(writes)
+    )
+    journal.start()
+    log = await begin_turn(journal)
+    log.append(e.StepCompleted(step=1, finish_reason="stop", usage=Usage()))
+    journal.schedule_flush(log, at_once=True)
+    assert journal.is_writing(log.turn_id)
+    log.append(TURN_END)
+    await journal.finish_turn(log, make_outcome())
+    await journal.stop()
+    assert commits == [1, 1]
+    assert await read_events(db, log.turn_id) == [entry.event for entry in log.entries]
+
+
+async def test_flush_at_once_waits_for_no_other_write(database_url: str) -> None:
+    journal = PostgresJournal(PostgresConnector(database_url), uuid4(), flush_seconds=1_000)
+    journal.start()
+    logs = [await begin_turn(journal) for _ in range(2)]
+    for log in logs:
+        log.append(e.StepCompleted(step=1, finish_reason="stop", usage=Usage()))
+        journal.schedule_flush(log, at_once=True)
+    await eventually(lambda: all(log.visible_count == len(log.entries) for log in logs))
+    assert not any(journal.is_writing(log.turn_id) for log in logs)
+    await journal.stop()
+
+
+async def test_stop_commits_a_flush_that_is_due(database_url: str, db: asyncpg.Connection) -> None:
+    journal = PostgresJournal(PostgresConnector(database_url), uuid4())
+    journal.start()
+    log = await begin_turn(journal)
+    log.append(e.StepCompleted(step=1, finish_reason="stop", usage=Usage()))
+    journal.schedule_flush(log, at_once=True)
+    await journal.stop()
+    assert await read_events(db, log.turn_id) == [entry.event for entry in log.entries]
+
+
 async def test_many_turns_share_few_commits(journal: PostgresJournal, db: asyncpg.Connection) -> None:
     before = await db.fetchval("SELECT pg_current_xact_id()::text::bigint")
     await asyncio.gather(*(begin_turn(journal) for _ in range(200)))
