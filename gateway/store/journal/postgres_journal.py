@@ -179,9 +179,12 @@ class PostgresJournal(Journal):
             self._submit(source)
 
     def _flush_due(self) -> None:
-        due, self._due = self._due, {}
-        for source in due:
-            self._submit(source)
+        try:
+            while self._due:
+                self._submit(next(iter(self._due)))
+        finally:
+            if self._due:  # one source failed, the others are still due
+                asyncio.get_running_loop().call_soon(self._flush_due)
 
     def _submit(self, source: EventSource, row: Row | None = None, *, row_size: int = 0) -> PendingWrite:
         """Queue a turn's unwritten entries.
