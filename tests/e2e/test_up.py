@@ -66,7 +66,10 @@ async def shared_stack() -> AsyncGenerator[SharedStack]:
 
 @asynccontextmanager
 async def serve_hanging_search() -> AsyncGenerator[tuple[str, asyncio.Event]]:
-    """Serve a search engine whose first answer never comes; requests set the event."""
+    """Serve a search engine that never answers its first request.
+
+    Requests set the event.
+    """
     requested = asyncio.Event()
 
     async def hang(_request: web.Request) -> web.Response:
