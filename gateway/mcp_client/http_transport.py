@@ -23,7 +23,7 @@ log = get_logger(__name__)
 
 CONNECTION_CLOSED = -32000
 _UNSENT_ERRORS = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
-_SESSION_HEADER = "mcp-session-id"
+SESSION_HEADER = "mcp-session-id"
 _METHOD_NOT_FOUND_CODE, _SERVER_ERROR_CODE = b"-32601", b"-32000"
 
 
@@ -82,7 +82,7 @@ async def _reports_lost_session(request: httpx2.Request, response: httpx2.Respon
 
     Status 404 means so, whatever the body says. Servers written after the TypeScript SDK's examples answer 400.
     """
-    if request.method != "POST" or _SESSION_HEADER not in request.headers or response.status_code not in (400, 404):
+    if request.method != "POST" or SESSION_HEADER not in request.headers or response.status_code not in (400, 404):
         return False
     body = await response.aread()
     if response.status_code == 404:

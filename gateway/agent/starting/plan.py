@@ -90,8 +90,7 @@ class TurnPlanner:
         defaults = self._models.fit_defaults(self._default_parameters, model)
         tools, parameters = () if is_plain else request.tools, parameters.with_defaults(defaults)
         principal = bind_toolset(principal, request.toolset)
-        if principal.key == JWT_KEY:
-            await self._tools.connect_user(principal)
+        await self._tools.connect_user(principal)
         toolset_warnings = self._tools.check_toolset(principal)
         request = msgspec.structs.replace(
             request, model=name, tools=tools, parameters=parameters, toolset=principal.toolset

@@ -4,9 +4,7 @@ See docs/adr/0032.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
-from contextlib import AbstractContextManager
 from ssl import SSLContext
-from types import TracebackType
 
 import httpx
 
@@ -14,29 +12,17 @@ from gateway_runtime.http_client import errors
 from gateway_runtime.http_client.connection import HttpConnection
 from gateway_runtime.http_client.pool import HttpConnectionPool, OriginPools, RequestTimeouts, build_head
 
-_ERRORS: dict[type[errors.HttpClientError], type[httpx.TransportError]] = {
-    errors.ConnectFailed: httpx.ConnectError,
-    errors.ConnectTimedOut: httpx.ConnectTimeout,
-    errors.RequestInvalid: httpx.LocalProtocolError,
-    errors.RequestTimedOut: httpx.WriteTimeout,
-    errors.ResponseBroken: httpx.RemoteProtocolError,
-    errors.ResponseTimedOut: httpx.ReadTimeout,
-    errors.TooManyConnections: httpx.PoolTimeout,
-}
-
-
-class _TransportErrors(AbstractContextManager[None]):
-    """Translates errors of the HTTP client to those of httpx."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, errors.HttpClientError):
-            raise _ERRORS[type(error)](str(error)) from error
-
-
-_TRANSLATED_ERRORS = _TransportErrors()
-"""Has no state: one serves all calls."""
+_TRANSLATED_ERRORS = errors.ErrorTranslation(
+    {
+        errors.ConnectFailed: httpx.ConnectError,
+        errors.ConnectTimedOut: httpx.ConnectTimeout,
+        errors.RequestInvalid: httpx.LocalProtocolError,
+        errors.RequestTimedOut: httpx.WriteTimeout,
+        errors.ResponseBroken: httpx.RemoteProtocolError,
+        errors.ResponseTimedOut: httpx.ReadTimeout,
+        errors.TooManyConnections: httpx.PoolTimeout,
+    }
+)
 
 
 class PooledTransport(httpx.AsyncBaseTransport):

@@ -8,8 +8,8 @@ import asyncio
 import httpx2
 
 from gateway.common.concurrency import Deadline
+from gateway.mcp_client.http_transport import SESSION_HEADER
 
-_SESSION_HEADER = "mcp-session-id"
 _HEAD_SECONDS = 0.5
 
 
@@ -28,7 +28,7 @@ class ListeningTransport(httpx2.AsyncBaseTransport):
             finally:
                 self._was_answered.set()
         response = await self._inner.handle_async_request(request)
-        self._has_session = self._has_session or _SESSION_HEADER in response.headers
+        self._has_session = self._has_session or SESSION_HEADER in response.headers
         return response
 
     async def wait_until_listening(self) -> None:

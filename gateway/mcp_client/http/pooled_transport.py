@@ -3,8 +3,7 @@
 See docs/adr/0032.
 """
 
-from collections.abc import AsyncGenerator, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
 from ssl import SSLContext
 
 import httpx2
@@ -14,15 +13,17 @@ from gateway_runtime.http_client import errors
 from gateway_runtime.http_client.connection import HttpConnection
 from gateway_runtime.http_client.pool import HttpConnectionPool, OriginPools, RequestTimeouts, build_head
 
-_ERRORS: dict[type[errors.HttpClientError], type[httpx2.TransportError]] = {
-    errors.ConnectFailed: httpx2.ConnectError,
-    errors.ConnectTimedOut: httpx2.ConnectTimeout,
-    errors.RequestInvalid: httpx2.LocalProtocolError,
-    errors.RequestTimedOut: httpx2.WriteTimeout,
-    errors.ResponseBroken: httpx2.RemoteProtocolError,
-    errors.ResponseTimedOut: httpx2.ReadTimeout,
-    errors.TooManyConnections: httpx2.PoolTimeout,
-}
+_TRANSLATED_ERRORS = errors.ErrorTranslation(
+    {
+        errors.ConnectFailed: httpx2.ConnectError,
+        errors.ConnectTimedOut: httpx2.ConnectTimeout,
+        errors.RequestInvalid: httpx2.LocalProtocolError,
+        errors.RequestTimedOut: httpx2.WriteTimeout,
+        errors.ResponseBroken: httpx2.RemoteProtocolError,
+        errors.ResponseTimedOut: httpx2.ReadTimeout,
+        errors.TooManyConnections: httpx2.PoolTimeout,
+    }
+)
 _MAX_CONNECTIONS, _MAX_IDLE_CONNECTIONS = 2_000, 32
 
 
@@ -38,7 +39,7 @@ class PooledServerTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         url, timeout = request.url, request.extensions["timeout"]
         timeouts = RequestTimeouts(connect=timeout["connect"], read=timeout["read"], pool=timeout["pool"])
-        with _translate_client_errors():
+        with _TRANSLATED_ERRORS:
             pool = self._pools.get_pool(url.scheme, url.raw_host.decode("ascii"), url.port)
             head = build_head(request.method.encode(), url.raw_path, request.headers.raw)
             connection = await pool.begin_exchange(
@@ -63,7 +64,7 @@ class _PooledServerBody(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncGenerator[bytes]:
         while self._connection is not None:
-            with _translate_client_errors():
+            with _TRANSLATED_ERRORS:
                 data = await self._connection.read_piece()
             if not data:
                 return
@@ -73,11 +74,3 @@ class _PooledServerBody(httpx2.AsyncByteStream):
         if (connection := self._connection) is not None:
             self._connection = None
             self._pool.take_back(connection)
-
-
-@contextmanager
-def _translate_client_errors() -> Generator[None]:
-    try:
-        yield
-    except errors.HttpClientError as error:
-        raise _ERRORS[type(error)](str(error)) from error
