@@ -237,10 +237,16 @@ async def test_parameters_of_libpq_are_accepted(database_url: str) -> None:
 async def test_connection_that_the_server_closed_is_replaced_without_an_error(
     database_url: str, db: asyncpg.Connection
 ) -> None:
+    closed = asyncio.Event()
     async with open_database(database_url, ConnectionTimeouts(), pool_size=1) as database:
-        pid = await find_pid(database)
+        async with database.engine.connect() as pooled:
+            connection = (await pooled.get_raw_connection()).driver_connection
+            assert connection is not None
+            connection.add_termination_listener(lambda _connection: closed.set())
+        pid = connection.get_server_pid()
         await db.execute("SELECT pg_terminate_backend($1)", pid)
-        await eventually(lambda: db.fetchval("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $1", pid))
+        async with asyncio.timeout(STALLED_SECONDS):
+            await closed.wait()  # the server lists the process no longer before it closes the socket
         assert await find_pid(database) != pid
 
 
