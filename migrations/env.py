@@ -1,7 +1,6 @@
 """Alembic's environment for the tables of both packages, in one version table."""
 
 import asyncio
-import time
 import zlib
 
 from alembic import context
@@ -9,6 +8,7 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo
 from alembic.script.revision import RevisionMap
 from sqlalchemy import pool, text
 from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
 
 import gateway.store.models
@@ -19,6 +19,7 @@ import gateway.store.tables.webhooks  # noqa: F401
 import tools_server.http_tools.models
 import tools_server.tasks.models  # noqa: F401
 from gateway.config import load_settings
+from gateway.store.database import DatabaseError
 from gateway.store.migrations import list_heads
 from gateway_runtime.postgres.connections import ConnectionTimeouts, PostgresConnector
 
@@ -30,6 +31,8 @@ The others poll it, because a concurrent build of an index waits for every query
 lock. Release 0.1.0 waits in a query, for another lock.
 """
 POLL_SECONDS = 0.2
+LOCK_SECONDS = 3600.0
+"""Longest wait for another process that migrates."""
 SCHEMAS = {"public", "tools"}
 MERGE_REVISION = "merged"
 PREVIOUS_HEADS = ("gateway_0010", "tools_0001")
@@ -110,16 +113,25 @@ def create_schema(connection: Connection) -> None:
     connection.commit()
 
 
-def acquire_lock(connection: Connection) -> None:
-    while not connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": LOCK_ID}):
-        connection.commit()
-        time.sleep(POLL_SECONDS)
-    connection.commit()
+async def acquire_lock(connection: AsyncConnection) -> None:
+    """Wait until no other process migrates.
+
+    Raises:
+        DatabaseError: one has migrated for `LOCK_SECONDS`.
+    """
+    seconds = config.attributes.get("lock_seconds", LOCK_SECONDS)
+    try:
+        async with asyncio.timeout(seconds):
+            while not await connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": LOCK_ID}):
+                await connection.commit()
+                await asyncio.sleep(POLL_SECONDS)
+            await connection.commit()
+    except TimeoutError:
+        raise DatabaseError(f"Another process has migrated the schema for {seconds:g} seconds.") from None
 
 
 def run_migrations(connection: Connection) -> None:
-    """Run the migrations under a lock: several processes may migrate at once."""
-    acquire_lock(connection)
+    """Run the migrations, and release the lock."""
     create_schema(connection)
     context.configure(
         connection=connection,
@@ -143,6 +155,7 @@ async def run_online() -> None:
     limits = ConnectionTimeouts(statement=0, lock=0, transaction=0)
     engine = PostgresConnector(get_url(), limits).create_engine(poolclass=pool.NullPool)
     async with engine.connect() as connection:
+        await acquire_lock(connection)
         await connection.run_sync(run_migrations)
     await engine.dispose()
 

@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import sys
+import zlib
 from uuid import uuid4
 
 import asyncpg
@@ -12,6 +13,7 @@ from alembic import command
 from alembic.script import ScriptDirectory
 
 from gateway.store import migrations
+from gateway.store.database import DatabaseError
 from gateway_runtime import embedded_postgres
 from tests.conftest import dsn
 from tools_server.migrations import find_head_revision
@@ -37,6 +39,19 @@ async def test_migrations_can_be_downgraded_and_upgraded_again(database_url: str
     await asyncio.to_thread(migrations.upgrade_schema, database_url)
     assert await db.fetchval("SELECT to_regclass('tools.tasks')") is not None
     assert await migrations.list_missing_migrations(database_url) == []
+
+
+async def test_migration_waits_for_another_process_for_a_limited_time(
+    database_url: str, db: asyncpg.Connection
+) -> None:
+    config = migrations.make_alembic_config(database_url)
+    config.attributes["lock_seconds"] = 0.5
+    lock_id = zlib.crc32(b"agent-gateway migrations, polled")
+    await db.execute("SELECT pg_advisory_lock($1)", lock_id)
+    with pytest.raises(DatabaseError, match=r"Another process has migrated the schema for 0\.5 seconds"):
+        await asyncio.to_thread(command.upgrade, config, "heads")
+    await db.execute("SELECT pg_advisory_unlock($1)", lock_id)
+    await asyncio.to_thread(command.upgrade, config, "heads")
 
 
 def test_schema_file_matches_the_migrations() -> None:
