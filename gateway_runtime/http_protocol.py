@@ -7,12 +7,13 @@ import asyncio
 import json
 from collections.abc import MutableMapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import structlog
 import uuid_utils
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway_runtime.connections.disconnects import DISCONNECT_SCOPE_KEY, Disconnect, get_disconnect
 from gateway_runtime.connections.limits import ConnectionLimits
 from gateway_runtime.connections.slow_readers import ReaderWatch
 
@@ -103,6 +104,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._reader_watch.end()
         self._release_slot()
         super().connection_lost(exc)
+        if self.cycle and not self.cycle.response_complete:
+            get_disconnect(self.cycle.scope).notify()
 
     def handle_websocket_upgrade(self) -> None:
         """Let a WebSocket protocol take over the connection.
@@ -168,6 +171,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise RequestRefused("a request has one Host header")  # RFC 9112, section 3.2
         if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
             raise RequestRefused("too many requests wait for their responses")
+        cast("dict[str, Any]", self.scope)[DISCONNECT_SCOPE_KEY] = Disconnect()
         super().on_headers_complete()
 
     def _requires_host(self) -> bool:

@@ -14,10 +14,9 @@ from fastapi.params import Depends as Dependency
 from starlette.datastructures import Headers
 
 from gateway.agent.service import TurnService
-from gateway.api.http.relay import wait_for_disconnect
 from gateway.api.http.uploads import UploadReader
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator
-from gateway.common.concurrency import TaskRegistry, WorkInterrupted, run_until
+from gateway.common.concurrency import Interruption, TaskRegistry, WorkInterrupted
 from gateway.config import Settings
 from gateway.domain.errors import ClientGone
 from gateway.domain.messages import JsonObject, Principal
@@ -47,6 +46,7 @@ from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
 from gateway.store.webhooks.queue import WebhookStore
 from gateway_runtime.cached_value import CachedValue
+from gateway_runtime.connections.disconnects import get_disconnect
 
 T = TypeVar("T")
 
@@ -140,12 +140,15 @@ UsageReportsDep = Annotated[UsageReports, _depends_on_part("usage_reports")]
 async def run_until_disconnect(request: Request, work: Coroutine[object, object, T]) -> T:
     """Await `work`, and cancel it if the client disconnects.
 
-    The request's body must have been read before.
-
     Raises:
         ClientGone: the client disconnected.
     """
+    disconnect, interruption = get_disconnect(request.scope), Interruption()
     try:
-        return await run_until(work, wait_for_disconnect(request.receive))
+        async with interruption:
+            disconnect.add_callback(interruption.interrupt)
+            return await work
     except WorkInterrupted:
         raise ClientGone from None
+    finally:
+        disconnect.remove_callback(interruption.interrupt)

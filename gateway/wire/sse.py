@@ -2,17 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from itertools import islice
 
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from gateway.common.concurrency import Deadline, Interruption, SupervisedTask, WorkInterrupted, run_without_wait
+from gateway.common.concurrency import Deadline, SupervisedTask, run_without_wait
 from gateway.common.logging import get_logger
 from gateway.domain.errors import ClientGone
 from gateway.domain.events import Event, JournalEntry
 from gateway.ports.listener import FrameSource
+from gateway_runtime.connections.disconnects import get_disconnect
 
 log = get_logger(__name__)
 
@@ -140,7 +141,7 @@ class FrameStream(EventSourceResponse):
         """Number of writes at a check during a write."""
         self._is_writing = False
         self._drain_deadline: Deadline | None = None
-        self._interruption = Interruption()
+        self._sender: asyncio.Task[None] | None = None
         self._end_error: Exception | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,37 +155,33 @@ class FrameStream(EventSourceResponse):
         """Send everything, from the start of the response to its end."""
         streams: OpenStreams = scope["app"].state.open_streams
         self._write = scope.get(WRITE_SCOPE_KEY, send)
+        disconnect = get_disconnect(scope)
         async with self._listener:
             # The frames have a task: each of their waits would be one of all layers around this response.
-            sender = asyncio.create_task(self._send_all(send))
-            sender.add_done_callback(self._on_sent)
+            sender = self._sender = asyncio.create_task(self._send_all(send))
+            disconnect.add_callback(self._on_disconnect)
             streams.add_stream(self)
             try:
-                await self._wait_for_end(receive)
+                await sender  # a cancellation of this task cancels it, and waits for its end
+            except asyncio.CancelledError:
+                request_task = asyncio.current_task()
+                if (error := self._end_error) is None or (request_task is not None and request_task.cancelling()):
+                    raise
+                if not (self._has_begun and isinstance(error, ClientGone)):
+                    raise error from None
             finally:
+                self._sender = None
+                disconnect.remove_callback(self._on_disconnect)
                 streams.remove_stream(self)
-                has_ended = sender.done()
-                sender.cancel()
-                await asyncio.wait((sender,))
-        if has_ended:
-            sender.result()
-        elif self._end_error is not None and not (self._has_begun and isinstance(self._end_error, ClientGone)):
-            raise self._end_error
 
-    async def _wait_for_end(self, receive: Receive) -> None:
-        with suppress(WorkInterrupted):
-            async with self._interruption:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                self._end_error = ClientGone()
-
-    def _on_sent(self, _sender: "asyncio.Task[None]") -> None:
-        self._interruption.interrupt()
+    def _on_disconnect(self) -> None:
+        self.end_early(ClientGone())
 
     def end_early(self, error: Exception) -> None:
         """End the response early."""
-        self._end_error = self._end_error or error
-        self._interruption.interrupt()
+        if self._sender is not None:
+            self._end_error = self._end_error or error
+            self._sender.cancel()
 
     def check_client(self) -> None:
         """Send a ping, or end the response if its client is stuck."""

@@ -118,37 +118,47 @@ class Interruption:
     `WorkInterrupted`.
     """
 
-    __slots__ = ("_is_active", "_timeout")
+    __slots__ = ("_cancelling", "_is_interrupted", "_task")
 
     def __init__(self) -> None:
-        self._timeout = asyncio.timeout(None)
-        self._is_active = False
+        self._task: asyncio.Task[object] | None = None
+        """The task in the block."""
+        self._cancelling = 0
+        self._is_interrupted = False
 
     def interrupt(self) -> None:
         """End the block at its next wait.
 
         No effect before its begin and after its end.
         """
-        if self._is_active and self._timeout.when() is None:
-            self._timeout.reschedule(0.0)
+        if self._task is not None:
+            # Not at once: this task itself may run now, and leave the block without a wait.
+            self._task.get_loop().call_soon(self._cancel_wait)
+
+    def _cancel_wait(self) -> None:
+        if self._task is not None and not self._is_interrupted:
+            self._is_interrupted = True
+            self._task.cancel()
 
     def on_done(self, _task: object) -> None:
         """End the block, as the done callback of a task."""
         self.interrupt()
 
     async def __aenter__(self) -> Self:
-        await self._timeout.__aenter__()
-        self._is_active = True
+        self._task = task = asyncio.current_task()
+        assert task is not None
+        self._cancelling = task.cancelling()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._is_active = False
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError:
-            raise WorkInterrupted from None
+        task, self._task = self._task, None
+        if self._is_interrupted:
+            assert task is not None
+            is_only_cause = task.uncancel() <= self._cancelling
+            if is_only_cause and kind is asyncio.CancelledError:
+                raise WorkInterrupted from None
 
 
 async def run_until(work: Awaitable[T], end: Awaitable[object]) -> T:

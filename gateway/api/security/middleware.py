@@ -95,7 +95,7 @@ class SecurityMiddleware:
             await self._app(scope, receive, send)
         else:
             open_requests = _get_authenticator(scope).open_requests
-            with slot, open_requests.cancel_on_revocation(principal, receive) as revocable_receive:
+            with slot, open_requests.cancel_on_revocation(principal, scope, receive) as revocable_receive:
                 scope[PENDING_STREAMS_SCOPE_KEY] = []
                 await self._app(scope, revocable_receive, send)
                 if scope[PENDING_STREAMS_SCOPE_KEY]:

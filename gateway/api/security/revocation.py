@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope
 
 from gateway.common.concurrency import Interruption, SupervisedTask, WorkInterrupted, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import Principal
 from gateway.store.api_keys import KEY_PREFIX, KeyStore
+from gateway_runtime.connections.disconnects import Disconnect, get_disconnect
 
 log = get_logger(__name__)
 
@@ -24,7 +26,7 @@ class OpenRequestRegistry:
     def __init__(self, keys: KeyStore, *, poll_seconds: float = 15.0) -> None:
         self._poll_seconds = poll_seconds
         self._keys = keys
-        self._open: dict[str, set[_RevocableReceive]] = {}
+        self._open: dict[str, set[Disconnect]] = {}
         self._keys_changed = asyncio.Event()
         self._watcher = SupervisedTask("api key revocation", self._watch_keys)
 
@@ -37,21 +39,21 @@ class OpenRequestRegistry:
         self._keys_changed.set()
 
     @contextmanager
-    def cancel_on_revocation(self, principal: Principal | None, receive: Receive) -> Generator[Receive]:
+    def cancel_on_revocation(self, principal: Principal | None, scope: Scope, receive: Receive) -> Generator[Receive]:
         """Yield a `receive` that disconnects when the key is revoked.
 
-        It reports the disconnect as soon as the principal's key is no longer valid.
+        It and the request's `Disconnect` report a disconnect as soon as the principal's key is no longer valid.
         """
         if principal is None or principal.key is None or not principal.key.startswith(KEY_PREFIX):
             yield receive
             return
-        revocable = _RevocableReceive(receive)
-        self._open.setdefault(principal.key, set()).add(revocable)
+        disconnect = get_disconnect(scope)
+        self._open.setdefault(principal.key, set()).add(disconnect)
         self._watcher.start()
         try:
-            yield revocable.receive
+            yield partial(_receive_until, disconnect, receive)
         finally:
-            self._open[principal.key].discard(revocable)
+            self._open[principal.key].discard(disconnect)
             if not self._open[principal.key]:
                 del self._open[principal.key]
 
@@ -68,39 +70,23 @@ class OpenRequestRegistry:
             log.warning("key_revocation_check_failed", keys=len(self._open))
             return
         for prefix in revoked_keys:
-            for revocable in self._open.get(prefix, ()):
+            for disconnect in self._open.get(prefix, ()):
                 log.info("request_cancelled", key=prefix, reason="key_revoked_or_expired")
-                revocable.disconnect()
+                disconnect.notify()
 
 
-class _RevocableReceive:
-    """A `receive` that reports a disconnect after `disconnect()`.
+async def _receive_until(disconnect: Disconnect, receive: Receive) -> Message:
+    """Receive a message, or report the disconnect.
 
-    It has no task and no event of its own, as a worker may have many thousands of open streams.
+    Neither wait needs a task.
     """
-
-    __slots__ = ("_is_disconnected", "_receive", "_waits")
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._is_disconnected = False
-        self._waits: list[Interruption] = []
-
-    def disconnect(self) -> None:
-        """Report a disconnect from now on."""
-        self._is_disconnected = True
-        for wait in self._waits:
-            wait.interrupt()
-
-    async def receive(self) -> Message:
-        if not self._is_disconnected:
-            with suppress(WorkInterrupted):
-                async with Interruption() as wait:
-                    self._waits.append(wait)
-                    try:
-                        message = await self._receive()
-                    finally:
-                        self._waits.remove(wait)
-                if not self._is_disconnected:
-                    return message
-        return {"type": "http.disconnect"}
+    if not disconnect.has_happened:
+        interruption = Interruption()
+        with suppress(WorkInterrupted):
+            try:
+                async with interruption:
+                    disconnect.add_callback(interruption.interrupt)
+                    return await receive()
+            finally:
+                disconnect.remove_callback(interruption.interrupt)
+    return {"type": "http.disconnect"}

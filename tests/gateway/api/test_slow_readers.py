@@ -15,6 +15,7 @@ from gateway.agent.following.journal_window import MAX_WINDOW_BYTES
 from gateway.store.turns import MAX_EVENT_BYTES
 from gateway.wire import sse
 from gateway.wire.sse import FrameStream, OpenStreams
+from gateway_runtime.connections.disconnects import DISCONNECT_SCOPE_KEY, Disconnect
 from tests.eventually import eventually
 from tests.gateway.api.test_connection_limits import open_slow_reader
 from tests.stack import Gateway
@@ -111,7 +112,8 @@ async def send_slowly(chunks: list[bytes], *, seconds: float) -> list[int]:
     streams.task.start()
     app = SimpleNamespace(state=SimpleNamespace(open_streams=streams))
     try:
-        await FrameStream(generate(), headers={}, listener=_Listener())({"type": "http", "app": app}, receive, send)
+        scope = {"type": "http", "app": app, DISCONNECT_SCOPE_KEY: Disconnect()}
+        await FrameStream(generate(), headers={}, listener=_Listener())(scope, receive, send)
     finally:
         await streams.task.stop()
     assert not len(streams)

@@ -25,6 +25,7 @@ from gateway.common.concurrency import (
     wait_for_result,
     wait_or_poll,
 )
+from gateway_runtime.connections.disconnects import Disconnect
 
 HOUR = 3600.0
 Logs = list[dict[str, object]]
@@ -442,6 +443,24 @@ async def test_interruption_ends_a_block_and_no_other_wait_of_its_task() -> None
     interruption.interrupt()
     assert await task == "interrupted"
     assert not task.cancelling()
+
+
+async def test_block_that_ends_before_its_interruption_takes_effect_ends_well() -> None:
+    async with Interruption() as interruption:
+        interruption.interrupt()
+    await asyncio.sleep(0)
+    assert (task := asyncio.current_task()) is not None
+    assert not task.cancelling()
+
+
+async def test_disconnect_of_the_past_is_reported_at_once() -> None:
+    disconnect, reports = Disconnect(), list[str]()
+    disconnect.add_callback(lambda: reports.append("before"))
+    disconnect.add_callback(removed := lambda: reports.append("removed"))
+    disconnect.remove_callback(removed)
+    disconnect.notify()
+    disconnect.add_callback(lambda: reports.append("after"))
+    assert reports == ["before", "after"]
 
 
 async def test_cancellation_of_an_interruptible_block_stays_one() -> None:
