@@ -4,8 +4,6 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-import typer
-
 from gateway.common.sanitize import escape_for_terminal
 from gateway.config import ConfigError
 
@@ -27,4 +25,4 @@ def report_config_errors(*, parent_fd: int | None = None) -> Generator[None]:
             notify_parent(parent_fd, str(error).encode())
         else:
             print(escape_for_terminal(str(error)), file=sys.stderr)
-        raise typer.Exit(2) from None
+        raise SystemExit(2) from None

@@ -12,7 +12,7 @@ import typer
 
 from gateway.cli import api_keys, audit, compose, definitions, evaluation, mcp, mcp_stdio, tools_token, users
 from gateway.cli.errors import report_config_errors
-from gateway.cli.serve import serve_gateway
+from gateway.cli.serve import serve_until_stopped
 from gateway.config import load_settings
 from gateway.server.services import open_postgres
 
@@ -73,12 +73,7 @@ def run_gateway(
 
             code = run_workers(settings, count)
         else:
-            from gateway_runtime.event_loop import event_loop_factory
-            from gateway_runtime.memory import return_large_blocks
-
-            return_large_blocks()
-            with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-                runner.run(serve_gateway(settings, fd))
+            serve_until_stopped(settings, fd)
     raise typer.Exit(code)
 
 

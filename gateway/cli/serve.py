@@ -20,6 +20,16 @@ WORKER_NAME = "gateway worker"
 """The name of a worker's process, where the system has such names."""
 
 
+def serve_until_stopped(settings: Settings, fd: int | None) -> None:
+    """Run `serve_gateway` in an event loop of its own."""
+    from gateway_runtime.event_loop import event_loop_factory
+    from gateway_runtime.memory import return_large_blocks
+
+    return_large_blocks()
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+        runner.run(serve_gateway(settings, fd))
+
+
 async def serve_gateway(settings: Settings, fd: int | None) -> None:
     """Serve until a signal stops the process.
 

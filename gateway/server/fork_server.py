@@ -1,7 +1,7 @@
-"""Forks the workers of several from one process that has imported everything.
+"""Forks several workers from one process with imports and settings.
 
 The supervisor runs it as `python -m gateway.server.fork_server`, on Linux, with a socket of messages as standard input.
-A worker shares the memory of the imports with the others, and starts without them. See docs/adr/0030.
+A worker shares this memory with the others, and starts without that work. See docs/adr/0030.
 """
 
 import contextlib
@@ -12,15 +12,19 @@ import os
 import selectors
 import signal
 import socket
-import sys
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID
 
 from gateway_runtime.child_processes import make_parent_death_signal
 
+if TYPE_CHECKING:
+    from gateway.config import Settings
+
 _PRELOADED = (
     "gateway.app",
-    "gateway.cli.main",
+    "gateway.cli.serve",
     "gateway.server.http_server",
     "gateway.server.services",
     "gateway_runtime.event_loop",
@@ -55,10 +59,33 @@ def main() -> None:
     gc.disable()  # a collection during the imports finds no garbage, and would write to memory that is to be shared
     for module in _PRELOADED:
         importlib.import_module(module)
+    settings = _prepare_workers()
     gc.freeze()
     start = _serve_requests(os.dup(0))
     if start is not None:
-        _run_worker(start)
+        _run_worker(start, settings)
+
+
+def _prepare_workers() -> "Settings | None":
+    """Read the settings, and build the common state of the workers.
+
+    Return None where a setting cannot be used: a worker reads them again, and reports the problem.
+    """
+    from sqlalchemy.orm import configure_mappers
+
+    from gateway.config import ConfigError, load_settings
+    from gateway.llm.http import sdk_client
+    from gateway.mcp_client import http_transport
+
+    configure_mappers()
+    try:
+        settings = load_settings()
+        sdk_client.get_ssl_context()
+        http_transport.get_ssl_context()
+    except ConfigError:
+        return None
+    importlib.import_module(f"gateway.llm.providers.{settings.provider or 'groq'}")
+    return settings
 
 
 def _serve_requests(fd: int) -> WorkerStart | None:
@@ -133,7 +160,7 @@ def _send_signal(pid: int, number: int) -> None:
             os.kill(pid, number)
 
 
-def _run_worker(start: WorkerStart) -> None:
+def _run_worker(start: WorkerStart, settings: "Settings | None") -> None:
     os.setsid()
     stop_at_end = make_parent_death_signal(start.server, signal.SIGTERM)  # nobody could report this worker's end
     if stop_at_end is not None:
@@ -141,11 +168,15 @@ def _run_worker(start: WorkerStart) -> None:
     os.dup2(start.parent_fd, 0)
     os.close(start.parent_fd)
     os.environ.update(start.variables)
-    sys.argv = ["agent-gateway", "serve", "--fd", str(start.listener_fd)]
     gc.enable()
-    from gateway.cli.main import main as run_command
+    from gateway.cli.errors import report_config_errors
+    from gateway.cli.serve import serve_until_stopped
+    from gateway.config import load_settings
 
-    run_command()
+    with report_config_errors(parent_fd=0):
+        settings = settings or load_settings()
+        own = {"gateway_parent_fd": 0, "gateway_worker_id": UUID(start.variables["GATEWAY_WORKER_ID"])}
+        serve_until_stopped(settings.model_copy(update=own), start.listener_fd)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,16 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from gateway.server import forked_workers
 from gateway.server.forked_workers import ForkServer, ForkServerError
+from gateway.server.supervisor import MISCONFIGURED
 from tests.e2e.running_stack import clean_environment
 
 pytestmark = [
@@ -51,14 +54,28 @@ async def test_fork_server_that_hangs_is_an_error_and_does_not_stay(
 async def test_signals_reach_a_worker_and_its_end_is_reported(descriptors: tuple[int, int]) -> None:
     """The worker ends by itself, because its descriptor is no socket."""
     server = ForkServer(clean_environment())
-    first = await server.start_worker({"GATEWAY_WORKER_ID": "1"}, descriptors)
-    second = await server.start_worker({"GATEWAY_WORKER_ID": "2"}, descriptors)
+    first = await server.start_worker({"GATEWAY_WORKER_ID": str(uuid4())}, descriptors)
+    second = await server.start_worker({"GATEWAY_WORKER_ID": str(uuid4())}, descriptors)
     second.send_signal(signal.SIGKILL)
     async with asyncio.timeout(60):
         assert await second.wait() in (-signal.SIGKILL, 1)
         assert await first.wait() != 0
     first.send_signal(signal.SIGTERM)  # it has ended: its number may be another's by now
     await server.close()
+
+
+async def test_worker_reports_the_setting_that_its_fork_server_cannot_use() -> None:
+    parent_socket, child_socket = socket.socketpair()
+    parent_socket.setblocking(False)
+    server = ForkServer(clean_environment() | {"JOURNAL_FLUSH_MS": "soon"})
+    with parent_socket, child_socket, socket.create_server(("127.0.0.1", 0)) as listener:
+        variables = {"GATEWAY_PARENT_FD": "0", "GATEWAY_WORKER_ID": str(uuid4())}
+        worker = await server.start_worker(variables, (child_socket.fileno(), listener.fileno()))
+        async with asyncio.timeout(60):
+            message = await asyncio.get_running_loop().sock_recv(parent_socket, 65_536)
+            assert await worker.wait() == MISCONFIGURED
+    await server.close()
+    assert message.startswith(b"JOURNAL_FLUSH_MS: ")
 
 
 def _read(path: Path) -> bytes:
