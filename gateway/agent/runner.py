@@ -9,6 +9,7 @@ import msgspec
 from gateway.agent.branches.origins import TurnOrigins, add_taken_events, make_origin_note
 from gateway.agent.budgets import Budgets
 from gateway.agent.following.cancel_reasons import HandOverReason
+from gateway.agent.following.end_fields import list_end_fields
 from gateway.agent.loop import AgentLoop
 from gateway.agent.prompt import PromptBuilder
 from gateway.agent.response_cache import TurnResponseCache
@@ -419,16 +420,8 @@ class Runner:
         except (StorageUnavailable, TurnTakenOver) as error:
             log.warning("turn_end_not_stored", turn_id=str(turn.id), code=error.code)
             return
-        log.info(
-            f"turn_{outcome.status}",
-            turn_id=str(turn.id),
-            model=turn.record.model,
-            steps=outcome.steps,
-            tokens=outcome.usage.total_tokens,
-            first_token_ms=outcome.first_token_ms,
-            duration_ms=outcome.duration_ms,
-            code=outcome.error.code if outcome.error else None,
-        )
+        if not turn.is_logged_by_request:
+            log.info(f"turn_{outcome.status}", **list_end_fields(turn.record, outcome))
 
     async def _store_end(self, turn: ActiveTurn, end: TurnEnd) -> TurnOutcome:
         """Store the turn's end with its outcome.
@@ -438,7 +431,7 @@ class Runner:
             StorageUnavailable, TurnTakenOver: this worker cannot store it. The log is closed.
         """
         turn.log.append(end)
-        outcome = turn.build_outcome(end)
+        outcome = turn.outcome = turn.build_outcome(end)
         stored = turn.journal.finish_turn(turn.log, outcome)
         try:
             await wait_for_result(stored, self._config.storage_timeout)

@@ -113,6 +113,9 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.first_token_ms: float | None = None
         self.cache_key: bytes | None = None
         self.is_cached = False
+        self.outcome: TurnOutcome | None = None
+        self.is_logged_by_request = False
+        """Whether the log line of a request has the turn's end."""
         self.journal = journal
         self._questions = questions
         self.tasks = tasks

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from gateway.agent.service import TurnHandle, TurnListener
 from gateway.api.deps import get_toolbox, get_turn_service, list_visible_servers, run_until_disconnect
+from gateway.api.http.request_context import TURN_SCOPE_KEY
 from gateway.common.logging import request_id
 from gateway.domain.errors import error_from_info
 from gateway.domain.events import TurnCancelled, TurnFailed, TurnStarted
@@ -69,8 +70,14 @@ async def start_turn(
         run_busy_wait=partial(run_until_disconnect, request),
         retry_count=_parse_retry_count(request.headers.get(_RETRY_HEADER)),
     )
-    request.state.turn_id = str(turn.id)
+    register_turn(request, turn)
     return turn
+
+
+def register_turn(request: Request, turn: TurnHandle) -> None:
+    """Name the turn in the request's errors and in its log line."""
+    request.scope[TURN_SCOPE_KEY] = turn
+    turn.begin_request()
 
 
 def _parse_retry_count(header: str | None) -> int | None:

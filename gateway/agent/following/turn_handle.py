@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Literal, Self
 from uuid import UUID
 
+from gateway.agent.following.end_fields import list_end_fields
 from gateway.agent.subscriptions import TurnSubscription, TurnSubscriptions
 from gateway.agent.tasks.waits import TASK_WAIT
 from gateway.agent.turn import ActiveTurn
@@ -61,6 +62,20 @@ class TurnHandle(ABC):
         """The turn's first event, if this call started it."""
         return None
 
+    def begin_request(self) -> bool:
+        """Let the log line of the caller's request take the turn's end.
+
+        Return whether it does.
+        """
+        return False
+
+    def end_request(self) -> dict[str, object]:
+        """Return the fields for the log line of the caller's request.
+
+        Empty if the line of another request has the turn's end, or if the turn goes on: then it has a line of its own.
+        """
+        return {}
+
 
 class StartedTurn(TurnHandle):
     """Turn that this call started.
@@ -68,12 +83,13 @@ class StartedTurn(TurnHandle):
     When its last listener leaves, it may be cancelled. If the client `retries`, that is `RETRY_GRACE_SECONDS` later.
     """
 
-    __slots__ = ("active", "retries")
+    __slots__ = ("_logs_end", "active", "retries")
 
     def __init__(self, active: ActiveTurn, *, retries: bool = False) -> None:
         super().__init__(active.id, is_stored=active.is_stored, echo=active.record.request.echo)
         self.active = active
         self.retries = retries
+        self._logs_end = False
 
     @property
     def has_ended(self) -> bool:
@@ -92,6 +108,19 @@ class StartedTurn(TurnHandle):
     @property
     def first_event(self) -> Event | None:
         return self.active.log.entries[0].event
+
+    def begin_request(self) -> bool:
+        self._logs_end = not self.active.is_logged_by_request
+        self.active.is_logged_by_request = True
+        return self._logs_end
+
+    def end_request(self) -> dict[str, object]:
+        outcome = self.active.outcome
+        if self._logs_end and self.active.log.has_ended and outcome is not None:
+            return list_end_fields(self.active.record, outcome)
+        if self._logs_end:
+            self.active.is_logged_by_request = False
+        return {}
 
 
 class FollowedTurn(TurnHandle):

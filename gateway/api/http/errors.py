@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.api.http.request_context import ANTHROPIC_PREFIX, ERROR_SCOPE_KEY, STARTED_SCOPE_KEY
+from gateway.api.http.request_context import ANTHROPIC_PREFIX, ERROR_SCOPE_KEY, STARTED_SCOPE_KEY, TURN_SCOPE_KEY
 from gateway.api.security.permissions import MCP_SCOPES, list_methods
 from gateway.common.logging import get_logger, request_id
 from gateway.common.validation_errors import describe_problem, list_causes, remove_tags
@@ -90,8 +90,8 @@ def error_response(
     """
     request.scope[ERROR_SCOPE_KEY] = code
     headers: dict[str, str] = {}
-    if (turn_id := getattr(request.state, "turn_id", None)) is not None:
-        headers["X-Turn-Id"] = turn_id
+    if (turn := request.scope.get(TURN_SCOPE_KEY)) is not None:
+        headers["X-Turn-Id"] = str(turn.id)
     if status == 401:
         problem = "invalid_token" if "authorization" in request.headers else None
         headers["WWW-Authenticate"] = _build_challenge(request, problem, MCP_SCOPES) or "Bearer"

@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 import uuid_utils
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.agent.service import TurnHandle
 from gateway.common.logging import get_logger, request_id
 from gateway.wire.sse import WRITE_SCOPE_KEY
 from gateway_runtime.http_protocol import get_security_headers, remove_last_slash
@@ -20,6 +21,8 @@ Middleware and routes append headers to it.
 """
 STARTED_SCOPE_KEY = "gateway.begun"
 """Scope key of the response's status, present once the response has begun."""
+TURN_SCOPE_KEY = "gateway.turn"
+"""Scope key of the `TurnHandle` that a request has started or found."""
 ERROR_SCOPE_KEY = "gateway.error_code"
 """Scope key of the code of an error response."""
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -71,5 +74,10 @@ class RequestContextMiddleware:
             del scope[WRITE_SCOPE_KEY]  # else the scope would be part of a reference cycle
             duration_ms = round((time.perf_counter() - started_at) * 1000, 2)
             write_log = log.debug if scope["path"] in _DEBUG_LEVEL_PATHS else log.info
-            write_log("request", method=scope["method"], path=scope["path"], status=status, duration_ms=duration_ms)
+            # Not left in the scope, which a kept connection holds until its next request.
+            turn: TurnHandle | None = scope.pop(TURN_SCOPE_KEY, None)
+            fields = turn.end_request() if turn is not None else {}
+            write_log(
+                "request", method=scope["method"], path=scope["path"], status=status, duration_ms=duration_ms, **fields
+            )
             request_id.reset(token)

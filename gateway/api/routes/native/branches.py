@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from gateway.api.deps import PrincipalDep, TurnsDep, get_principal, get_turn_service
 from gateway.api.http.errors import ErrorBody
-from gateway.api.turn_responses import IdempotencyKey, stream_turn, wait_for_turn
+from gateway.api.turn_responses import IdempotencyKey, register_turn, stream_turn, wait_for_turn
 from gateway.common.logging import request_id
 from gateway.domain.branches import TurnBranch
 from gateway.domain.messages import JsonObject, Principal
@@ -118,7 +118,7 @@ async def _answer(
     turn = await get_turn_service(request).start_branch(
         turn_id, branch, get_principal(request), request_id=request_id.get()
     )
-    request.state.turn_id = str(turn.id)
+    register_turn(request, turn)
     if streams:
         return stream_turn(turn, request, partial(stream_events, str(turn.id)))
     answer = build_chat_response(await wait_for_turn(turn, request, response)).model_dump_json(by_alias=True)
