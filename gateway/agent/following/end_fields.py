@@ -4,7 +4,7 @@ from gateway.domain.messages import TurnOutcome, TurnRecord
 
 
 def list_end_fields(record: TurnRecord, outcome: TurnOutcome) -> dict[str, object]:
-    """Return the fields of a turn's end, for the line of a turn or a request."""
+    """Return the fields of a turn's end, for any log line."""
     return {
         "turn": outcome.status,
         "turn_id": str(record.id),
