@@ -11,6 +11,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from gateway.mcp_client.caller_identity import TokenIssuer
 from gateway.mcp_client.http.call_lifetime import CallLifetimeTransport
+from gateway.mcp_client.http.direct_calls import DirectCallTransport
 from gateway.mcp_client.http.event_limit import EventLimitingTransport, lift_event_limit
 from gateway.mcp_client.http.listening import ListeningTransport
 from gateway.mcp_client.http.pooled_transport import PooledServerTransport
@@ -29,15 +30,20 @@ RequestHook = Callable[[httpx2.Request], Awaitable[None]]
 
 
 class OpenTransport:
-    """A transport to a server. `streams` is what the SDK's `Client` takes."""
+    """A transport to a server.
+
+    `streams` is what the SDK's `Client` takes; tool calls may go through `direct_calls`.
+    """
 
     def __init__(
         self,
         streams: Transport,
         fault_isolation: FaultIsolatingTransport | None = None,
         listening: ListeningTransport | None = None,
+        direct_calls: DirectCallTransport | None = None,
     ) -> None:
         self.streams = streams
+        self.direct_calls = direct_calls
         self._fault_isolation = fault_isolation
         self._listening = listening
 
@@ -71,11 +77,12 @@ async def open_transport(
     if config.identity == "gateway":
         http_transport = identity.create_transport(http_transport, config.token_audience)
     limited_transport = SizeLimitingTransport(http_transport, max_bytes)
-    authorized_transport = CallLifetimeTransport(StartCheckingTransport(AuthorizedTransport(limited_transport, tokens)))
+    authorized_transport = StartCheckingTransport(AuthorizedTransport(limited_transport, tokens))
     match kind:
         case "http":
             accept_odd_messages()
-            listening_transport = ListeningTransport(authorized_transport)
+            direct_calls = DirectCallTransport(authorized_transport, config.url or "", hooks, _HTTP_TIMEOUT, max_bytes)
+            listening_transport = ListeningTransport(CallLifetimeTransport(direct_calls))
             isolating_transport = FaultIsolatingTransport(listening_transport)
             async with httpx2.AsyncClient(
                 transport=isolating_transport,
@@ -83,13 +90,15 @@ async def open_transport(
                 event_hooks={"request": hooks},
                 timeout=_HTTP_TIMEOUT,
             ) as client:
+                direct_calls.use_headers(client.headers)
                 streams = streamable_http_client(config.url, http_client=client, max_sse_event_size=max_bytes)
-                yield OpenTransport(streams, isolating_transport, listening_transport)
+                yield OpenTransport(streams, isolating_transport, listening_transport, direct_calls)
         case "sse":
             lift_event_limit()
+            lasting_transport = CallLifetimeTransport(authorized_transport)
             yield OpenTransport(
                 _watch_streams(
-                    _connect_sse(config, hooks, EventLimitingTransport(authorized_transport, max_bytes)), on_end
+                    _connect_sse(config, hooks, EventLimitingTransport(lasting_transport, max_bytes)), on_end
                 )
             )
         case "stdio":

@@ -53,14 +53,25 @@ class MessageTap:
     def _send(self, item: SessionMessage) -> None:
         message = item.message
         if isinstance(message, JSONRPCRequest):
-            request_id = coerce_request_id(message.id)
-            declare_capabilities(message.method, message.params or {}, self._capabilities)
-            self._requests[request_id] = SentRequest(message.method, message.params or {})
-            self._calls.on_sent(request_id, message.method)
+            self.on_request(coerce_request_id(message.id), message.method, message.params or {})
         elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
             cancelled = cancelled_request_id_from_params(message.params)
             if cancelled is not None:
                 self._calls.on_cancelled(coerce_request_id(cancelled))
+
+    def on_request(self, request_id: RequestId, method: str, params: JsonObject) -> None:
+        """Note a request before it is sent, and declare capabilities in it."""
+        if request_id in self._requests:  # sent already, and left to the SDK
+            return
+        declare_capabilities(method, params, self._capabilities)
+        self._requests[request_id] = SentRequest(method, params)
+        self._calls.on_sent(request_id, method)
+
+    async def on_result(self, request_id: RequestId, result: JsonObject) -> None:
+        """Note the result of a request, before anyone reads it."""
+        self._calls.on_answered(request_id)
+        if (request := self._requests.pop(request_id, None)) is not None:
+            await self._on_result(request, result)
 
     async def _receive(self, item: SessionMessage | Exception) -> None:
         if isinstance(item, Exception) or not isinstance(item.message, JSONRPCResponse | JSONRPCError):
@@ -69,10 +80,11 @@ class MessageTap:
         if message.id is None:
             return
         request_id = coerce_request_id(message.id)
-        self._calls.on_answered(request_id)
-        request = self._requests.pop(request_id, None)
-        if request is not None and isinstance(message, JSONRPCResponse):
-            await self._on_result(request, message.result)
+        if isinstance(message, JSONRPCResponse):
+            await self.on_result(request_id, message.result)
+        else:
+            self._calls.on_answered(request_id)
+            self._requests.pop(request_id, None)
 
 
 class _WatchedReadStream:

@@ -6,10 +6,12 @@ exits on it.
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Literal
+from typing import Literal, cast
 
 from mcp import Client, MCPError
-from mcp.client import ClientSession
+from mcp.client import ClientSession, Transport
+from mcp.client._transport import TransportStreams
+from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 from mcp.types import (
     REQUEST_TIMEOUT,
     UNSUPPORTED_PROTOCOL_VERSION,
@@ -100,14 +102,19 @@ class NegotiatingClient(Client):
     """The SDK's client, with the gateway's negotiation instead of its own."""
 
     negotiate: Callable[[ClientSession], Awaitable[None]]
+    create_dispatcher: Callable[[TransportStreams], JSONRPCDispatcher]
 
     async def __aenter__(self) -> "NegotiatingClient":
+        self._connect = self._connect_streams
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(await self._build_session(stack))
             await self.negotiate(session)
             self._session = session
             self._exit_stack = stack.pop_all()
         return self
+
+    async def _connect_streams(self, stack: AsyncExitStack, _mode: str, _raises: bool) -> JSONRPCDispatcher:
+        return self.create_dispatcher(await stack.enter_async_context(cast("Transport", self.server)))
 
 
 async def negotiate_protocol(session: ClientSession, config: ServerConfig, memory: ConnectionMemory) -> None:

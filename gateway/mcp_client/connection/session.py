@@ -13,6 +13,7 @@ from gateway import __version__
 from gateway.common.concurrency import Deadline
 from gateway.domain.messages import JsonObject
 from gateway.mcp_client.caller_identity import TokenIssuer
+from gateway.mcp_client.connection.call_dispatcher import CallDispatcher
 from gateway.mcp_client.connection.item_changes import ItemChanges
 from gateway.mcp_client.connection.message_tap import MessageTap, SentRequest
 from gateway.mcp_client.connection.negotiation import ConnectionMemory, NegotiatingClient, negotiate_protocol
@@ -51,10 +52,8 @@ async def open_session(
 ) -> AsyncGenerator[Client]:
     """The SDK's client, connected, with its tools listed.
 
-    Enter and exit in the same task.
-
-    `on_end` is called when the only stream of a transport ends. From the yield on, a failed HTTP exchange fails its own
-    request and no longer the session.
+    Enter and exit in the same task. `on_end` is called when the only stream of a transport ends. From the yield on, a
+    failed HTTP exchange fails its own request and no longer the session.
 
     Raises:
         Exception: whatever the transport, the SDK or the server raises, also in exception groups.
@@ -71,8 +70,9 @@ async def open_session(
             version = None if request.method in HANDSHAKES else client.session.protocol_version
             await normalizer.normalize_result(request.method, request.params, result, version)
 
+        tap = MessageTap(normalize_result, calls, capabilities)
         client = NegotiatingClient(
-            MessageTap(normalize_result, calls, capabilities).watch_streams(transport.streams),
+            tap.watch_streams(transport.streams),
             read_timeout_seconds=start_seconds,
             message_handler=_make_message_handler(tool_list, calls, item_changes),
             logging_callback=calls.on_log,
@@ -84,6 +84,7 @@ async def open_session(
             cache=None,  # users share the connection, and answers may be private to one of them
         )
         client.negotiate = partial(negotiate_protocol, config=config, memory=memory)
+        client.create_dispatcher = partial(CallDispatcher, tap=tap, transport=transport.direct_calls)
         deadline = Deadline.after(start_seconds)
         async with AsyncExitStack() as stack:
             async with deadline.limit():

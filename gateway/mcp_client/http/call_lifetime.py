@@ -25,8 +25,12 @@ class _CallExchanges:
         Later ones are its cancellation, answers to the server, and streams on which the call resumes.
         """
         is_own = request.method == "GET" or not self._has_begun
-        self._has_begun = True
+        self.begin()
         return is_own
+
+    def begin(self) -> None:
+        """Take the request of the call as sent."""
+        self._has_begun = True
 
     @contextlib.contextmanager
     def end_with_call(self) -> Generator[anyio.CancelScope]:
@@ -59,6 +63,12 @@ def lasting_exchange() -> Generator[None]:
     finally:
         _exchanges.reset(token)
         exchanges.end()
+
+
+def begin_direct_call() -> None:
+    """Note that the call of this block is sent around the SDK."""
+    if (exchanges := _exchanges.get()) is not None:
+        exchanges.begin()
 
 
 class CallLifetimeTransport(httpx2.AsyncBaseTransport):

@@ -1,0 +1,167 @@
+"""Tool calls over HTTP whose answers are more than a result."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+
+from gateway.ports.servers import ServerConfig
+from tests.gateway.mcp_client.odd_http_server import OddHttpServer, stay_silent
+from tests.gateway.mcp_client.raw_server import RawServer, make_raw_tool
+from tests.gateway.mcp_client.test_toolbox import call_tool, connect_toolbox, get_text
+from tests.stack import serve_asgi
+
+LOG = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "working"}}
+
+
+class AnsweringServer(RawServer):
+    """Answers calls by `answer_call`."""
+
+    def __init__(self, *, modern: bool = True) -> None:
+        super().__init__(make_raw_tool("echo"), modern=modern)
+        self.requests: list[Request] = []
+        """The calls that have arrived."""
+
+    async def _respond(self, request: Request) -> Response:
+        message = await request.json() if request.method == "POST" else {}
+        if message.get("method") != "tools/call":
+            return await super()._respond(request)
+        self.requests.append(request)
+        return self.answer_call(request, message["id"])
+
+    def answer_call(self, request: Request, request_id: int) -> Response:
+        return JSONResponse(self.make_result(request_id))
+
+    def make_result(self, request_id: int) -> dict[str, Any]:
+        result = {**self.hints, "content": [{"type": "text", "text": "done"}]}
+        return {"jsonrpc": "2.0", "id": request_id, "result": result}
+
+
+class SplittingServer(AnsweringServer):
+    """Sends the events of an answer in pieces."""
+
+    def __init__(self, make_pieces: Any, *, modern: bool) -> None:
+        super().__init__(modern=modern)
+        self._make_pieces = make_pieces
+
+    def answer_call(self, request: Request, request_id: int) -> Response:
+        pieces: Sequence[str] = self._make_pieces(f"data: {json.dumps(self.make_result(request_id))}\n\n")
+
+        async def send_pieces() -> AsyncGenerator[str]:
+            for piece in pieces:
+                yield piece
+                await asyncio.sleep(0.05)  # so that each arrives alone
+
+        return StreamingResponse(send_pieces(), media_type="text/event-stream")
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["modern", "legacy"])
+@pytest.mark.parametrize(
+    "make_pieces",
+    [
+        lambda event: [event],
+        lambda event: [f"event: message\r\nid: 7\r\n{event[:-2]}\r\n\r\n"],
+        lambda event: [event[:20], event[20:]],
+        lambda event: ["id: 1\ndata:\n\n", event],
+        lambda event: [f"data: {json.dumps(LOG)}\n\n{event}"],
+        lambda event: [f": a comment\n\n{event}"],
+    ],
+    ids=["one", "with-an-id", "in-two", "after-an-empty-one", "after-a-log-line", "after-a-comment"],
+)
+async def test_result_in_an_event_is_read(make_pieces: Any, modern: bool) -> None:
+    async with (
+        serve_asgi(SplittingServer(make_pieces, modern=modern)) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        for _ in range(2):
+            assert get_text(await call_tool(toolbox, "echo")) == "done"
+
+
+class CookieServer(AnsweringServer):
+    def answer_call(self, request: Request, request_id: int) -> Response:
+        response = super().answer_call(request, request_id)
+        response.set_cookie("route", "7")
+        return response
+
+
+async def test_cookie_of_an_answer_comes_with_the_next_call() -> None:
+    server = CookieServer()
+    async with (
+        serve_asgi(server) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        for _ in range(3):
+            assert get_text(await call_tool(toolbox, "echo")) == "done"
+    assert [request.cookies.get("route") for request in server.requests] == [None, "7", "7"]
+
+
+class MovedServer(AnsweringServer):
+    def answer_call(self, request: Request, request_id: int) -> Response:
+        if request.url.path == "/mcp":
+            return RedirectResponse("/mcp/", status_code=307)
+        return super().answer_call(request, request_id)
+
+
+async def test_redirected_call_is_made_once_at_its_new_address() -> None:
+    server = MovedServer()
+    async with (
+        serve_asgi(server) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        assert get_text(await call_tool(toolbox, "echo")) == "done"
+    assert [request.url.path for request in server.requests] == ["/mcp", "/mcp/"]
+
+
+async def test_credentials_of_an_address_come_with_each_call() -> None:
+    server = AnsweringServer()
+    async with (
+        serve_asgi(server) as address,
+        connect_toolbox(
+            ServerConfig(name="t", url=f"{address.replace('://', '://ada:secret@')}/mcp", prefix="")
+        ) as toolbox,
+    ):
+        assert get_text(await call_tool(toolbox, "echo")) == "done"
+    assert server.requests[0].headers["authorization"].startswith("Basic ")
+
+
+class OtherStreamServer(AnsweringServer):
+    """Answers calls on the stream of its own messages."""
+
+    def answer_call(self, request: Request, request_id: int) -> Response:
+        message = self.make_result(request_id)
+        self.streams[0].put_nowait({"id": request_id, "result": message["result"]})
+
+        async def send_nothing() -> AsyncGenerator[str]:
+            yield ": a comment\n\n"
+            while not await request.is_disconnected():
+                await asyncio.sleep(0.05)
+
+        return StreamingResponse(send_nothing(), media_type="text/event-stream")
+
+
+async def test_result_on_another_stream_ends_the_call() -> None:
+    async with (
+        serve_asgi(OtherStreamServer(modern=False)) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        assert get_text(await call_tool(toolbox, "echo")) == "done"
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["modern", "legacy"])
+async def test_end_of_the_session_ends_its_calls(modern: bool) -> None:
+    odd = OddHttpServer(modern=modern, call=stay_silent)
+    async with (
+        serve_asgi(odd) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        call = asyncio.create_task(call_tool(toolbox, "slow"))
+        async with asyncio.timeout(30):
+            while "tools/call" not in odd.receives:
+                await asyncio.sleep(0.01)
+            await toolbox.disconnect_servers()
+            result = await call
+    assert (result.outcome, "was lost" in get_text(result)) == ("unknown", True)
