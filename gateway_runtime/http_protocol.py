@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gateway_runtime.connections.disconnects import DISCONNECT_SCOPE_KEY, Disconnect, get_disconnect
 from gateway_runtime.connections.limits import ConnectionLimits
 from gateway_runtime.connections.slow_readers import ReaderWatch
+from gateway_runtime.request_body import BODY_ARRIVED_SCOPE_KEY
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -185,6 +186,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._unparsed_bytes = 0
         super().on_message_complete()
+        cast("dict[str, Any]", self.scope)[BODY_ARRIVED_SCOPE_KEY] = True
 
     def send_400_response(self, msg: str) -> None:
         self._reject_request(400, "invalid_http", "The request is not valid HTTP.")

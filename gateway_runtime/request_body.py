@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import nullcontext
 from typing import Any
 
 from gateway_runtime.json_limits import JsonLimitExceeded, check_json, check_mcp_message
@@ -9,6 +10,8 @@ from gateway_runtime.json_limits import JsonLimitExceeded, check_json, check_mcp
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
+BODY_ARRIVED_SCOPE_KEY = "gateway_runtime.body_arrived"
+"""Scope key that `HttpProtocol` adds when the whole body has arrived."""
 BODY_METHODS = ("POST", "PUT", "PATCH")
 _UNCOMPRESSED = (b"", b"identity")
 _LARGE_BODY_BYTES = 64 * 1024
@@ -25,20 +28,21 @@ class BodyRejected(Exception):
 
 
 async def read_body(
-    receive: Receive, headers: list[tuple[bytes, bytes]], *, max_bytes: int, timeout_seconds: float
+    scope: MutableMapping[str, Any], receive: Receive, *, max_bytes: int, timeout_seconds: float
 ) -> bytes | None:
     """Read a whole body; None: the client disconnected.
 
     Raises:
         BodyRejected: the body is too large by its declared length or by its bytes, compressed, or too slow.
     """
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
     for name, value in headers:
         if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
             raise _make_too_large(max_bytes)
     reject_compressed(headers)
     body: bytes | bytearray = b""
     try:
-        async with asyncio.timeout(timeout_seconds):
+        async with nullcontext() if BODY_ARRIVED_SCOPE_KEY in scope else asyncio.timeout(timeout_seconds):
             while True:
                 message = await receive()
                 if message["type"] != "http.request":

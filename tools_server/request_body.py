@@ -33,9 +33,7 @@ class RequestBodyMiddleware:
         if is_definitions_path(scope["path"]):
             max_bytes, max_items = _MAX_DEFINITION_BYTES, _MAX_DEFINITION_ITEMS
         try:
-            body = await read_body(
-                receive, scope["headers"], max_bytes=max_bytes, timeout_seconds=self._timeout_seconds
-            )
+            body = await read_body(scope, receive, max_bytes=max_bytes, timeout_seconds=self._timeout_seconds)
             if body:
                 await check_body(body, max_items=max_items)
         except BodyRejected as error:

@@ -154,7 +154,7 @@ class Runner:
         request = turn.record.request
         turn.log.append(
             TurnStarted(
-                turn_id=str(turn.id),
+                turn_id=turn.id_text,
                 conversation_id=conversation,
                 model=turn.model.id,
                 tools=tuple(spec.name for spec in plan.selection.tools),
@@ -228,7 +228,7 @@ class Runner:
         )
 
     def _spawn_task(self, turn: ActiveTurn, plan: TurnPlan) -> None:
-        turn.task = self._tasks.spawn(self._run_turn(turn, plan), name=f"turn {turn.id}")
+        turn.task = self._tasks.spawn(self._run_turn(turn, plan), name=f"turn {turn.id_text}")
 
     # --- bus messages
 
@@ -421,7 +421,7 @@ class Runner:
             log.warning("turn_end_not_stored", turn_id=str(turn.id), code=error.code)
             return
         if not turn.is_logged_by_request:
-            log.info(f"turn_{outcome.status}", **list_end_fields(turn.record, outcome))
+            log.info(f"turn_{outcome.status}", **list_end_fields(turn.id_text, turn.record.model, outcome))
 
     async def _store_end(self, turn: ActiveTurn, end: TurnEnd) -> TurnOutcome:
         """Store the turn's end with its outcome.

@@ -88,6 +88,7 @@ class ActiveTurn(TurnContext, TurnSpending):
     ) -> None:
         self.record = record
         self.id = record.id
+        self.id_text = str(record.id)
         self.is_stored = record.request.store
         self._max_bytes = max_bytes
         self.principal = owner

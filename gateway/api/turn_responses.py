@@ -174,7 +174,7 @@ def turn_headers(turn: TurnHandle) -> dict[str, str]:
 
     The cache status is left out if it is not known.
     """
-    headers = {"X-Turn-Id": str(turn.id)}
+    headers = {"X-Turn-Id": turn.id_text}
     if isinstance(turn.first_event, TurnStarted) and turn.first_event.warnings:
         headers["X-Gateway-Warnings"] = _to_header_value(" ".join(turn.first_event.warnings))
     if (status := turn.cache_status) is not None:

@@ -71,12 +71,17 @@ def _redact_event(_logger: object, _method: str, event: EventDict) -> EventDict:
     return _redact_fields(event)
 
 
+_DETAIL_MARK = "DETAIL: "
 _PLAIN_TYPES = (int, float, bool, type(None))
 
 
 def _redact_fields(fields: Mapping[str, object]) -> dict[str, object]:
     return {
-        key: _REDACTED if _is_secret_name(str(key)) else value if type(value) in _PLAIN_TYPES else _redact_value(value)
+        key: _REDACTED
+        if _is_secret_name(str(key))
+        else value
+        if type(value) in _PLAIN_TYPES or (isinstance(value, str) and _DETAIL_MARK not in value)
+        else _redact_value(value)
         for key, value in fields.items()
     }
 
@@ -90,7 +95,7 @@ def _redact_value(value: object) -> object:
         return _redact_fields(cast("dict[str, object]", value))
     if isinstance(value, list | tuple):
         return [_redact_value(inner) for inner in cast("list[object]", value)]
-    if isinstance(value, str) and "DETAIL: " in value:
+    if isinstance(value, str) and _DETAIL_MARK in value:
         return _DETAIL_LINE.sub("", value)
     return value
 

@@ -1,14 +1,14 @@
 """The fields of a turn's end in the log."""
 
-from gateway.domain.messages import TurnOutcome, TurnRecord
+from gateway.domain.messages import TurnOutcome
 
 
-def list_end_fields(record: TurnRecord, outcome: TurnOutcome) -> dict[str, object]:
+def list_end_fields(turn_id: str, model: str, outcome: TurnOutcome) -> dict[str, object]:
     """Return the fields of a turn's end, for any log line."""
     return {
         "turn": outcome.status,
-        "turn_id": str(record.id),
-        "model": record.model,
+        "turn_id": turn_id,
+        "model": model,
         "steps": outcome.steps,
         "tokens": outcome.usage.total_tokens,
         "first_token_ms": outcome.first_token_ms,

@@ -28,10 +28,11 @@ _ACTIVE_STATUSES = ("running", "waiting")
 class TurnHandle(ABC):
     """Handle of a turn, wherever it runs, and after its end."""
 
-    __slots__ = ("echo", "id", "is_stored")
+    __slots__ = ("echo", "id", "id_text", "is_stored")
 
-    def __init__(self, turn_id: UUID, *, is_stored: bool, echo: JsonObject | None) -> None:
+    def __init__(self, turn_id: UUID, turn_id_text: str, *, is_stored: bool, echo: JsonObject | None) -> None:
         self.id = turn_id
+        self.id_text = turn_id_text
         self.is_stored = is_stored
         """Whether the turn's messages and events are stored.
 
@@ -86,7 +87,7 @@ class StartedTurn(TurnHandle):
     __slots__ = ("_logs_end", "active", "retries")
 
     def __init__(self, active: ActiveTurn, *, retries: bool = False) -> None:
-        super().__init__(active.id, is_stored=active.is_stored, echo=active.record.request.echo)
+        super().__init__(active.id, active.id_text, is_stored=active.is_stored, echo=active.record.request.echo)
         self.active = active
         self.retries = retries
         self._logs_end = False
@@ -117,7 +118,7 @@ class StartedTurn(TurnHandle):
     def end_request(self) -> dict[str, object]:
         outcome = self.active.outcome
         if self._logs_end and self.active.log.has_ended and outcome is not None:
-            return list_end_fields(self.active.record, outcome)
+            return list_end_fields(self.id_text, self.active.record.model, outcome)
         if self._logs_end:
             self.active.is_logged_by_request = False
         return {}
@@ -137,7 +138,7 @@ class FollowedTurn(TurnHandle):
     )
 
     def __init__(self, stored: StoredTurn) -> None:
-        super().__init__(stored.id, is_stored=stored.store, echo=stored.options.get("echo"))
+        super().__init__(stored.id, str(stored.id), is_stored=stored.store, echo=stored.options.get("echo"))
         # Not the turn itself, whose messages would stay in memory as long as a follower.
         self.status, self.finish_reason = stored.status, stored.finish_reason
         self.cancel_requested, self.completed_at = stored.cancel_requested, stored.completed_at

@@ -91,7 +91,7 @@ def error_response(
     request.scope[ERROR_SCOPE_KEY] = code
     headers: dict[str, str] = {}
     if (turn := request.scope.get(TURN_SCOPE_KEY)) is not None:
-        headers["X-Turn-Id"] = str(turn.id)
+        headers["X-Turn-Id"] = turn.id_text
     if status == 401:
         problem = "invalid_token" if "authorization" in request.headers else None
         headers["WWW-Authenticate"] = _build_challenge(request, problem, MCP_SCOPES) or "Bearer"

@@ -53,12 +53,7 @@ class RequestBodyMiddleware:
             return
         max_bytes, setting = self._get_limit(permission)
         try:
-            body = await read_body(
-                receive,
-                scope["headers"],
-                max_bytes=max_bytes,
-                timeout_seconds=self._timeout_seconds,
-            )
+            body = await read_body(scope, receive, max_bytes=max_bytes, timeout_seconds=self._timeout_seconds)
             if body:
                 is_mcp = permission is not None and permission.route_class == "mcp"
                 await check_body(body, max_items=self._max_items, mcp=is_mcp)

@@ -229,7 +229,7 @@ async def test_body_in_tiny_chunks_takes_little_memory() -> None:
 
     tracemalloc.start(1)
     try:
-        body = await read_body(receive, [], max_bytes=1_000_000, timeout_seconds=60)
+        body = await read_body({"headers": []}, receive, max_bytes=1_000_000, timeout_seconds=60)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

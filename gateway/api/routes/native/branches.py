@@ -120,6 +120,6 @@ async def _answer(
     )
     register_turn(request, turn)
     if streams:
-        return stream_turn(turn, request, partial(stream_events, str(turn.id)))
+        return stream_turn(turn, request, partial(stream_events, turn.id_text))
     answer = build_chat_response(await wait_for_turn(turn, request, response)).model_dump_json(by_alias=True)
     return Response(answer, media_type="application/json", headers=dict(response.headers))

@@ -89,6 +89,6 @@ async def _start(body: ChatRequest, request: Request, tools: str | None, idempot
 
 async def _answer(turn: TurnHandle, request: Request, response: Response, *, streams: bool) -> Response:
     if streams:
-        return stream_turn(turn, request, partial(stream_events, str(turn.id)))
+        return stream_turn(turn, request, partial(stream_events, turn.id_text))
     answer = build_chat_response(await wait_for_turn(turn, request, response)).model_dump_json(by_alias=True)
     return Response(answer, media_type="application/json", headers=dict(response.headers))
