@@ -68,7 +68,7 @@ ALTER TABLE earlier_turns ADD COLUMN earlier TSVECTOR GENERATED ALWAYS AS (
 CREATE INDEX ix_turns_earlier ON earlier_turns USING gin (earlier)"""
 _SIZES = """
 SELECT pg_relation_size('ix_turns_earlier')::float8 / count(*) AS earlier_index,
-       pg_relation_size('ix_turns_owner_search')::float8 / count(*) AS index,
+       pg_relation_size('ix_turns_period_search')::float8 / count(*) AS index,
        (SELECT avg(pg_column_size(earlier)) FROM earlier_turns)::float8 AS earlier_column,
        avg(pg_column_size(search))::float8 AS column,
        avg(octet_length(prompt) + octet_length(response))::float8 AS text

@@ -56,7 +56,7 @@ INSERT INTO turn_usage (turn_id, owner, key, model_name, status, prompt_tokens, 
                         cached_tokens, reasoning_tokens, queue_time, model_time, generation_time, steps, cost_usd, at)
 SELECT id, owner, 'key-' || owner, model_name, status, 100, 50, 150, 20, 10, 0.01, 0.5, 0.4, 1, 0.001, created_at
 FROM turns WHERE NOT EXISTS (SELECT FROM turn_usage WHERE turn_id = turns.id)"""
-_DROPPED_INDEX = "ix_turns_owner_search"
+_DROPPED_INDEX = "ix_turns_period_search"
 
 Request = Callable[[], Awaitable[object]]
 

@@ -1,10 +1,11 @@
 """A user's history: lists of turns, newest first, and full-text search."""
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import TypeVar
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -16,16 +17,21 @@ from gateway.store.database import Database, DatabaseRow
 from gateway.store.search.query import SearchQuery, parse_query
 from gateway.store.search.snippet import SnippetMarker
 
-MAX_RANKED = 500
-"""Number of newest matches that are ranked.
+MAX_RANKED = 100
+"""Number of matches that are ranked together.
 
-It bounds the cost of a search. See docs/adr/0009.
+The newest ones come first, then the next ones. It bounds the cost of a search. See docs/adr/0009 and docs/adr/0036.
 """
 _SAMPLE_SIZE = 100
 _COMMON_MATCHES = 10
 """Matches that let a search read the newest turns in order.
 
 See docs/adr/0034.
+"""
+_MAX_PERIODS = 16
+"""Periods of 50 days that are searched one after another.
+
+All older turns are searched at once. See docs/adr/0036.
 """
 
 _COLUMNS = "id, conversation_id, prompt, response, model_name, status, created_at"
@@ -54,29 +60,54 @@ _QUERY = "cast(:terms AS tsquery)"
 _HAS_WORDS = f"(has_terms AND search @@ {_QUERY} OR NOT has_terms AND search @@ {_OLD_QUERY})"
 _OWNED = "ARRAY[owner] @> ARRAY[cast(:owner AS text)]"
 COUNT = f"SELECT count(*) FROM turns WHERE owner = :owner AND {_OWNED} AND {_HAS_WORDS}"  # noqa: S608
-_NEWEST_FIRST = "SELECT id, has_terms, search FROM turns WHERE owner = :owner ORDER BY id DESC"
+_BELOW_START = "owner = :owner AND id <= :newest"
+_NEWEST_FIRST = f"SELECT id, has_terms, search FROM turns WHERE {_BELOW_START} ORDER BY id DESC"  # noqa: S608
+# The first four digits of a time-ordered id change every 50 days. They are in the index, together with the owner.
+_PERIOD = "('x' || left(id::text, 4))::bit(16)::int"
+_FIRST_PERIOD = "newest - :periods + 1"
 # PostgreSQL would multiply the rarity of the owner by itself if one scan had both conditions for it, and OFFSET 0 keeps
 # it from reading the turns of all users in the order of the result. The scan that is not chosen does not run.
 SEARCH = f"""
-WITH sample AS MATERIALIZED (
+WITH bounds AS MATERIALIZED (
+    SELECT oldest, newest, cast(rpad(lpad(to_hex({_FIRST_PERIOD}), 4, '0'), 32, '0') AS uuid) AS first_id FROM (
+        SELECT (SELECT {_PERIOD} FROM turns WHERE {_BELOW_START} ORDER BY id LIMIT 1) AS oldest,
+               (SELECT {_PERIOD} FROM turns WHERE {_BELOW_START} ORDER BY id DESC LIMIT 1) AS newest
+    ) AS ends
+), periods AS MATERIALIZED (
+    SELECT cast(:owner AS text) || lpad(to_hex(period), 4, '0') AS key
+    FROM bounds, generate_series(newest, greatest(oldest, {_FIRST_PERIOD}), -1) AS period
+), sample AS MATERIALIZED (
     SELECT count(*) FILTER (WHERE {_HAS_WORDS}) >= {_COMMON_MATCHES} AS is_common
     FROM ({_NEWEST_FIRST} LIMIT {_SAMPLE_SIZE}) AS newest_turns
 ), newest AS (
-    (SELECT id, has_terms, search FROM ({_NEWEST_FIRST} OFFSET 0) AS own
-     WHERE {_HAS_WORDS} AND (SELECT is_common FROM sample) LIMIT {MAX_RANKED})
-    UNION ALL
-    (SELECT id, has_terms, search FROM (
-        SELECT id, has_terms, search FROM turns WHERE {_OWNED} AND {_HAS_WORDS} OFFSET 0
-     ) AS indexed WHERE NOT (SELECT is_common FROM sample) ORDER BY id DESC LIMIT {MAX_RANKED})
+    SELECT * FROM (
+        (SELECT id, has_terms, search FROM ({_NEWEST_FIRST} OFFSET 0) AS own
+         WHERE {_HAS_WORDS} AND (SELECT is_common FROM sample))
+        UNION ALL
+        (SELECT found.* FROM periods CROSS JOIN LATERAL (
+            SELECT id, has_terms, search FROM turns
+            WHERE ARRAY[owner || left(id::text, 4)] @> ARRAY[periods.key] AND {_HAS_WORDS} AND id <= :newest
+            ORDER BY id DESC OFFSET 0
+         ) AS found WHERE NOT (SELECT is_common FROM sample))
+        UNION ALL
+        (SELECT id, has_terms, search FROM (
+            SELECT id, has_terms, search FROM turns
+            WHERE {_OWNED} AND {_HAS_WORDS} AND id <= :newest
+              AND (:periods = 0 OR id < (SELECT first_id FROM bounds)) OFFSET 0
+         ) AS older WHERE NOT (SELECT is_common FROM sample) AND (SELECT oldest < {_FIRST_PERIOD} FROM bounds)
+         ORDER BY id DESC)
+    ) AS matches LIMIT {MAX_RANKED} OFFSET :skipped
 ), hits AS MATERIALIZED (
-    SELECT id, rank FROM (
+    SELECT id, rank, count(*) OVER () AS remaining FROM (
         SELECT id, ts_rank_cd(search, CASE WHEN has_terms THEN {_QUERY} ELSE {_OLD_QUERY} END) AS rank FROM newest
     ) AS ranked
     WHERE cast(:after_id AS uuid) IS NULL OR (rank, id) < (cast(:after_rank AS float4), cast(:after_id AS uuid))
     ORDER BY rank DESC, id DESC LIMIT :limit OFFSET :offset
 )
-SELECT {_COLUMNS}, rank FROM (
-    SELECT id, rank, sum({_SIZE}) OVER (ORDER BY rank DESC, id DESC) - ({_SIZE}) AS bytes_before
+SELECT {_COLUMNS}, rank, remaining, (SELECT id FROM newest ORDER BY id DESC LIMIT 1) AS first_match,
+       (SELECT id FROM newest ORDER BY id DESC LIMIT 1 OFFSET {MAX_RANKED - 1}) AS last_match
+FROM (
+    SELECT id, rank, remaining, sum({_SIZE}) OVER (ORDER BY rank DESC, id DESC) - ({_SIZE}) AS bytes_before
     FROM hits JOIN turns USING (id)
 ) AS sized JOIN turns USING (id) WHERE bytes_before < {MAX_PAGE_BYTES} ORDER BY rank DESC, id DESC
 """  # noqa: S608
@@ -119,7 +150,22 @@ class SearchHit(HistoryEntry, frozen=True):
     snippet: str
 
 
-Entry = TypeVar("Entry", bound=HistoryEntry)
+class SearchCursor(NamedTuple):
+    """Position after a hit in its group of matches.
+
+    The group begins with the newest match that is not newer than the turn `newest`.
+    """
+
+    rank: float
+    id: UUID
+    newest: UUID = _LAST_ID
+
+
+class HitPage(msgspec.Struct, frozen=True):
+    """Hits of a page; `next` if others may follow."""
+
+    items: list[SearchHit]
+    next: SearchCursor | None
 
 
 class HistoryStore:
@@ -163,39 +209,44 @@ class HistoryStore:
         lang: str,
         limit: int,
         offset: int = 0,
-        after: tuple[float, UUID] | None = None,
-    ) -> Page[SearchHit]:
-        """Search prompts and responses of the newest matching turns, best match first.
+        after: SearchCursor | None = None,
+    ) -> HitPage:
+        """Search prompts and responses.
 
-        `query` has the syntax of a web search. `after` is rank and id of the last hit of the previous page. A page may
-        end before `limit`, by its bytes.
+        Hits come in groups of `MAX_RANKED` matches, the newest group first, the best match first in each.
+
+        `query` has the syntax of a web search. `after` is `next` of the previous page. A page may end before `limit`,
+        by its bytes or with its group.
 
         Raises:
             InvalidRequest: PostgreSQL does not support the language.
         """
         parsed = parse_query(query)
         stems = await self._find_stems(parsed, lang)
-        rank, turn_id = after or (None, None)
-        page = {"limit": limit, "offset": offset, "after_rank": rank, "after_id": turn_id}
-        values = _build_values(principal, query, lang, parsed.format_tsquery(stems))
-        rows = await self._database.fetch_rows(SEARCH, custom_plan=True, **values, **page)
+        rank, turn_id, newest = after or (None, None, _LAST_ID)
+        offset_in_group = offset % MAX_RANKED
+        terms = parsed.format_tsquery(stems)
+        page = {"limit": limit, "offset": offset_in_group, "skipped": offset - offset_in_group}
+        group = {"newest": newest, "after_rank": rank, "after_id": turn_id, "periods": _count_periods(terms)}
+        values = _build_values(principal, query, lang, terms) | group | page
+        rows = await self._database.fetch_rows(SEARCH, custom_plan=True, **values)
         snippets = await _build_snippets(SnippetMarker(parsed, stems), rows)
-        hits = [SearchHit(*row, snippet=snippet) for row, snippet in zip(rows, snippets, strict=True)]
-        return _build_page(hits, limit)
+        hits = [SearchHit(*row[:-3], snippet=snippet) for row, snippet in zip(rows, snippets, strict=True)]
+        return HitPage(hits, _find_next(hits, rows, offset_in_group))
 
     async def iterate_hits(
         self, principal: Principal, query: str, *, lang: str, limit: int, offset: int
     ) -> AsyncIterator[SearchHit]:
-        """Iterate over the hits of a search, best match first, in pages."""
-        after: tuple[float, UUID] | None = None
+        """Iterate over the hits of a search in pages."""
+        after: SearchCursor | None = None
         while limit > 0:
             options = {"limit": limit, "offset": offset if after is None else 0}
             page = await self.search_turns(principal, query, lang=lang, after=after, **options)
             for hit in page.items:
                 yield hit
-            if not page.has_more:
+            if page.next is None:
                 return
-            after, limit = (page.items[-1].rank, page.items[-1].id), limit - len(page.items)
+            after, limit = page.next, limit - len(page.items)
 
     async def count_matches(self, principal: Principal, query: str, *, lang: str) -> int:
         """Count all matching turns."""
@@ -224,13 +275,33 @@ class HistoryStore:
             raise InvalidRequest(f"lang: {lang[:50]!r} is not one of {', '.join(sorted(languages))}.", param="lang")
 
 
-def _build_page(entries: list[Entry], limit: int) -> Page[Entry]:
+def _find_next(hits: list[SearchHit], rows: Sequence[DatabaseRow], offset: int) -> SearchCursor | None:
+    if not rows:
+        return None
+    remaining, first_match, last_match = rows[-1][-3:]
+    if remaining > offset + len(hits):
+        return SearchCursor(hits[-1].rank, hits[-1].id, first_match)
+    if last_match is None:
+        return None
+    next_newest = UUID(int=last_match.int - 1)
+    return SearchCursor(math.inf, next_newest, next_newest)
+
+
+def _build_page(entries: list[HistoryEntry], limit: int) -> Page[HistoryEntry]:
     size = sum(len(entry.prompt.encode()) + len(entry.response.encode()) for entry in entries)
     return Page(entries, bool(entries) and (len(entries) == limit or size >= MAX_PAGE_BYTES))
 
 
 def _build_values(principal: Principal, query: str, lang: str, terms: str) -> dict[str, object]:
     return {"owner": principal.user, "query": _clean_query(query), "lang": lang, "terms": terms}
+
+
+def _count_periods(terms: str) -> int:
+    """Return the number of periods to search one after another.
+
+    It is 0 for prefixes, since a scan of the index reads the entries of a prefix for all users and periods.
+    """
+    return 0 if ":*" in terms else _MAX_PERIODS
 
 
 async def _build_snippets(marker: SnippetMarker, rows: Sequence[DatabaseRow]) -> list[str]:

@@ -62,7 +62,13 @@ class Turn(Table, table=True):
         Index("ix_turns_parent", "parent_id"),
         Index("ux_turns_busy", "busy_conversation_id", unique=True),
         Index("ux_turns_idempotency", "owner", "idempotency_key", unique=True),
-        Index("ix_turns_owner_search", text("(ARRAY[owner])"), "search", postgresql_using="gin"),
+        Index(
+            "ix_turns_period_search",
+            text("(ARRAY[owner])"),
+            text("(ARRAY[owner || left(id::text, 4)])"),
+            "search",
+            postgresql_using="gin",
+        ),
         Index("ix_turns_without_terms", "owner", text("id DESC"), postgresql_where=text("NOT has_terms")),
     )
 

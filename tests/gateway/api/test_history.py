@@ -110,6 +110,9 @@ async def test_search_is_paged_by_rank(gateway: Gateway, db: asyncpg.Connection)
         "/api/v1/search?query=x&limit=201",
         "/api/v1/search?query=x&before=nonsense",
         "/api/v1/search?query=x&before=1e300_00000000-0000-0000-0000-000000000001",
+        "/api/v1/search?query=x&before=1.0",
+        f"/api/v1/search?query=x&before=1.0{3 * '_00'}",
+        "/api/v1/search?query=x&before=inf_00000000000000000000000000000001_1",
         "/api/v1/history?before=nonsense",
         "/history?offset=-1",
         "/history/nonsense",
@@ -119,14 +122,35 @@ async def test_invalid_query_is_a_422(shared_gateway: Gateway, path: str) -> Non
     assert (await shared_gateway.get(path)).status == 422
 
 
-async def test_only_the_newest_matches_are_ranked(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_pages_of_a_search_reach_all_matches_from_the_newest_group_on(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
     insert_newer = INSERT.replace("gen_random_uuid()", "uuidv7()")
-    await db.execute(insert_newer, "local", "camel camel camel, the oldest", "")
-    await db.executemany(insert_newer, [("local", f"camel {n}", "") for n in range(MAX_RANKED)])
-    page = (await gateway.get("/api/v1/search?query=camel&limit=200&total=true")).body
-    assert page["total"] == MAX_RANKED + 1
-    assert "oldest" not in page["items"][0]["prompt"]
-    last_page = (await gateway.get(f"/search?query=camel&offset={MAX_RANKED - 1}")).body["items"]
-    assert len(last_page) == 1
-    (match,) = await search(gateway, "camel oldest")
-    assert match["prompt"] == "camel camel camel, the oldest"
+    prompts = [f"{'camel ' * (1 + number % 3)}{number}" for number in range(2 * MAX_RANKED + 30)]
+    await db.executemany(insert_newer, [("local", prompt, "") for prompt in prompts])
+    newest_first = prompts[::-1]
+    groups = [newest_first[first : first + MAX_RANKED] for first in range(0, len(prompts), MAX_RANKED)]
+    expected = [prompt for group in groups for prompt in sorted(group, key=lambda text: -text.count("camel"))]
+    for limit in (200, 40, 33):
+        found, cursor = list[str](), ""
+        while True:
+            page = (await gateway.get(f"/api/v1/search?query=camel&limit={limit}&total=true{cursor}")).body
+            assert page["total"] == len(prompts)
+            found += [item["prompt"] for item in page["items"]]
+            if page["next"] is None:
+                break
+            cursor = f"&before={page['next']}"
+        assert found == expected
+    for offset in (0, 1, MAX_RANKED - 1, MAX_RANKED, 2 * MAX_RANKED + 5, len(prompts), 1_000_000):
+        items = (await gateway.get(f"/search?query=camel&limit=150&offset={offset}")).body["items"]
+        assert [item["prompt"] for item in items] == expected[offset : offset + 150]
+
+
+async def test_search_goes_on_from_the_cursor_of_an_older_release(gateway: Gateway, db: asyncpg.Connection) -> None:
+    await db.executemany(
+        INSERT.replace("gen_random_uuid()", "uuidv7()"), [("local", f"camel {n}", "") for n in range(5)]
+    )
+    items = (await gateway.get("/api/v1/search?query=camel&limit=2")).body["items"]
+    cursor = f"{items[-1]['rank']!r}_{items[-1]['id']}"
+    page = (await gateway.get(f"/api/v1/search?query=camel&before={cursor}")).body
+    assert [item["prompt"] for item in page["items"]] == ["camel 2", "camel 1", "camel 0"]

@@ -82,7 +82,7 @@ async def test_concurrent_processes_can_upgrade_the_database(postgres: embedded_
 async def test_search_uses_its_index(database_url: str, db: asyncpg.Connection) -> None:
     await db.execute("SET enable_seqscan = off")
     plan = await db.fetch("EXPLAIN SELECT id FROM turns WHERE search @@ websearch_to_tsquery('simple', 'milk')")
-    assert "ix_turns_owner_search" in "\n".join(row[0] for row in plan)
+    assert "ix_turns_period_search" in "\n".join(row[0] for row in plan)
 
 
 async def test_role_without_new_grants_can_store_turns(db: asyncpg.Connection) -> None:

@@ -23,14 +23,14 @@ INSERT = (
 )
 BUILDER = (
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'virtualxid'"
-    " AND query LIKE '%INDEX CONCURRENTLY%ix_turns_owner_search%'"
+    " AND query LIKE '%INDEX CONCURRENTLY%ix_turns_period_search%'"
 )
 WAITS_FOR_LOCK = (
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT pg_try_advisory_lock%'"
 )
 INDEXES = (
     "SELECT relname::text, indisvalid FROM pg_index JOIN pg_class ON oid = indexrelid"
-    " WHERE relname IN ('ix_turns_search', 'ix_turns_owner_search')"
+    " WHERE relname IN ('ix_turns_owner_search', 'ix_turns_period_search')"
 )
 
 
@@ -43,8 +43,8 @@ async def test_turns_are_written_while_processes_replace_the_index(
     """
     monkeypatch.setattr(connections, "ConnectionTimeouts", partial(connections.ConnectionTimeouts, silence=0.3))
     config = migrations.make_alembic_config(database_url)
-    await asyncio.to_thread(command.downgrade, config, "gateway@gateway_0033")
-    assert await db.fetch(INDEXES) == [("ix_turns_search", True)]
+    await asyncio.to_thread(command.downgrade, config, "gateway@gateway_0034")
+    assert await db.fetch(INDEXES) == [("ix_turns_owner_search", True)]
     writer = await asyncpg.connect(dsn(database_url))
     try:
         transaction = writer.transaction()
@@ -54,7 +54,7 @@ async def test_turns_are_written_while_processes_replace_the_index(
         await db.execute("SELECT pg_terminate_backend($1)", await eventually(lambda: db.fetchval(BUILDER)))
         with pytest.raises(SQLAlchemyError):
             await upgrade
-        assert ("ix_turns_owner_search", False) in await db.fetch(INDEXES)
+        assert ("ix_turns_period_search", False) in await db.fetch(INDEXES)
 
         upgrade = asyncio.create_task(asyncio.to_thread(migrations.upgrade_schema, database_url))
         await eventually(lambda: db.fetchval(BUILDER))
@@ -68,7 +68,7 @@ async def test_turns_are_written_while_processes_replace_the_index(
         await transaction.commit()
         await upgrade  # a process that waits in a query would be a deadlock
         assert await second.wait() == 0
-        assert await db.fetch(INDEXES) == [("ix_turns_owner_search", True)]
+        assert await db.fetch(INDEXES) == [("ix_turns_period_search", True)]
         assert await migrations.list_missing_migrations(database_url) == []
     finally:
         await writer.close()

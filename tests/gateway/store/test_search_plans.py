@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -55,6 +56,7 @@ def store(database: Database) -> HistoryStore:
 
 async def explain_search(database: Database, owner: str, word: str) -> dict[str, Any]:
     values = {"lang": "simple", "limit": 20, "offset": 0, "after_rank": None, "after_id": None}
+    values |= {"newest": UUID(int=2**128 - 1), "periods": 16, "skipped": 0}
     statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {SEARCH}"
     rows = await database.fetch_rows(statement, custom_plan=True, owner=owner, query=word, terms=f"'{word}'", **values)
     return rows[0][0][0]["Plan"]
@@ -76,8 +78,8 @@ async def test_search_reads_only_the_ranked_rows_of_a_hundred_thousand_turns(
         rare, common = [
             list(list_executed_nodes(await explain_search(database, owner, word))) for word in ("777", "prompt")
         ]
-        assert "ix_turns_owner_search" in json.dumps(rare)
-        assert "ix_turns_owner_search" not in json.dumps(common)  # the newest turns are read in order
+        assert "ix_turns_period_search" in json.dumps(rare)
+        assert "ix_turns_period_search" not in json.dumps(common)  # the newest turns are read in order
         for nodes in (rare, common):
             assert "Seq Scan" not in json.dumps(nodes)
             assert max(node["Actual Rows"] for node in nodes) <= MAX_RANKED
@@ -116,3 +118,39 @@ async def test_newest_matches_are_found_wherever_a_word_is(
     await db.execute(INSERT_WORDS, [*["ada"] * len(words), "bob"], [*prompts, "zebra of another"])
     page = await store.search_turns(Principal("ada"), "zebra", lang="simple", limit=200)
     assert [hit.prompt for hit in page.items] == [prompt for prompt in reversed(prompts) if "zebra" in prompt]
+
+
+INSERT_IN_PERIODS = """
+INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options, has_terms, search)
+SELECT uuidv7(make_interval(secs => -position * $2::int)), 'ada', 'completed', words, '[]', 'm', '{}', '{}', true,
+       to_tsvector('simple', words)
+FROM unnest($1::text[]) WITH ORDINALITY AS turn (words, position)
+"""
+DAY = 24 * 60 * 60
+
+
+@pytest.mark.parametrize(("days", "count"), [(1, 400), (60, 200), (400, 40)])
+@pytest.mark.parametrize("query", ["zebra", "zebra -absent", "zebra or absent"])
+async def test_matches_of_all_times_are_found_newest_first(
+    store: HistoryStore, db: asyncpg.Connection, days: int, count: int, query: str
+) -> None:
+    prompts = [f"{'camel' if number % 12 else 'zebra'} {number}" for number in range(count)]
+    await db.execute(INSERT_IN_PERIODS, prompts, days * DAY)
+    zebras = [prompt for prompt in prompts if "zebra" in prompt]
+    for lang in ("simple", "english"):
+        found, cursor = list[str](), None
+        while True:
+            page = await store.search_turns(Principal("ada"), query, lang=lang, limit=7, after=cursor)
+            found += [hit.prompt for hit in page.items]
+            if (cursor := page.next) is None:
+                break
+        assert found == zebras
+
+
+async def test_search_reads_the_newest_periods_until_enough_match(database: Database, db: asyncpg.Connection) -> None:
+    prompts = [f"{'camel' if number % 20 else 'zebra'} {number}" for number in range(10_000)]
+    await db.execute(INSERT_IN_PERIODS, prompts, DAY // 40)
+    await db.execute("VACUUM ANALYZE turns")
+    nodes = list(list_executed_nodes(await explain_search(database, "ada", "zebra")))
+    scans = [node for node in nodes if node["Node Type"] == "Bitmap Heap Scan"]
+    assert MAX_RANKED <= sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) <= 2 * MAX_RANKED

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel
 from gateway.api.deps import HistoryDep, PrincipalDep, TurnsDep
 from gateway.api.http.json_lists import build_list_response
 from gateway.domain.errors import InvalidRequest
+from gateway.store.history import SearchCursor
 from gateway.wire.search_language import normalize_search_language
 
 router = APIRouter(tags=["history"])
@@ -118,11 +119,11 @@ async def search(
 ) -> SearchPage:
     """Full-text search in prompts and responses.
 
-    The newest 500 matching turns are ranked, best first.
+    The newest 100 matching turns come best first, then the next 100, and so on. A page ends with its group of 100.
     """
     page = await history.search_turns(principal, query, lang=lang, limit=limit, after=_parse_cursor(before))
     match_count = await history.count_matches(principal, query, lang=lang) if total else None
-    next_cursor = f"{page.items[-1].rank!r}_{page.items[-1].id}" if page.has_more else None
+    next_cursor = f"{page.next.rank!r}_{page.next.id}_{page.next.newest}" if page.next else None
     items = [SearchHitView.model_validate(hit, from_attributes=True) for hit in page.items]
     return SearchPage(items=items, next=next_cursor, total=match_count)
 
@@ -142,12 +143,17 @@ async def search_logs(
     return await build_list_response({"items": items}, head=_NO_CURSOR)
 
 
-def _parse_cursor(cursor: str | None) -> tuple[float, UUID] | None:
+def _parse_cursor(cursor: str | None) -> SearchCursor | None:
+    """Parse the cursor of a page.
+
+    It has two parts if an older release made it.
+    """
     if cursor is None:
         return None
-    rank, _, turn_id = cursor.partition("_")
+    rank, *ids = cursor.split("_")
     try:
         struct.pack("<f", float(rank))  # raises for a rank that Postgres cannot store as a float4
-        return float(rank), UUID(turn_id)
-    except (ValueError, OverflowError):
+        turn_id, *newest = map(UUID, ids)
+        return SearchCursor(float(rank), turn_id, *newest)
+    except (ValueError, TypeError, OverflowError):
         raise InvalidRequest("before: must be the `next` of a page.", param="before") from None
