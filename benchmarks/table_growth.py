@@ -1,8 +1,9 @@
 """`python -m benchmarks.table_growth`: search, history and usage with ten times the turns.
 
 It fills the tables with years of turns of a thousand light users and of one heavy user, who has every tenth turn, and
-measures the same requests before and after the tables grow. The pace of turns stays the same, so the larger tables hold
-a longer time. The queries run as the routes run them, without HTTP, whose time would hide a slower query.
+measures the same requests over such tables and over ten times as large ones, alternately. The pace of turns is the
+same, so the larger tables hold a longer time. The queries run as the routes run them, without HTTP, whose time would
+hide a slower query.
 """
 
 import argparse
@@ -11,8 +12,10 @@ import os
 import random
 import time
 from array import array
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -63,9 +66,11 @@ Request = Callable[[], Awaitable[object]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table_growth", description=__doc__)
-    parser.add_argument("--turns", type=int, default=100_000, help="number of turns at first; then ten times as many")
+    parser.add_argument(
+        "--turns", type=int, default=100_000, help="number of turns; a second database has ten times as many"
+    )
     parser.add_argument("--requests", type=int, default=400, help="requests of each kind")
-    parser.add_argument("--directory", type=Path, help="keep the database here, and use it again")
+    parser.add_argument("--directory", type=Path, help="keep the databases here, and use them again")
     parser.add_argument("--only", default="", help="measure only requests whose names contain this")
     options = parser.parse_args()
     if options.directory is not None:
@@ -77,30 +82,33 @@ def main() -> None:
 
 async def _run(directory: Path, options: argparse.Namespace) -> None:
     print_line(describe_machine())
-    server = embedded_postgres.start_or_attach(directory / "postgres")
+    async with AsyncExitStack() as stack:
+        databases = [
+            await stack.enter_async_context(_open_database(directory / f"{turns}-turns", turns))
+            for turns in (options.turns, 10 * options.turns)
+        ]
+        figures = await _measure_requests(databases, options.requests, options.only)
+    _print_table(figures, options.turns)
+
+
+@asynccontextmanager
+async def _open_database(directory: Path, turns: int) -> AsyncGenerator[Database]:
+    server = embedded_postgres.start_or_attach(directory)
     try:
         url = server.build_url()
         await asyncio.to_thread(migrations.upgrade_schema, url)
-        figures: list[dict[str, array[float]]] = []
-        for turns in (options.turns, 10 * options.turns):
-            connection = await asyncpg.connect(plain_dsn(url), timeout=60)
-            try:
-                number = await connection.fetchval("SELECT count(*) FROM turns")
-                if number > turns:
-                    figures.append({})
-                    continue
-                await _fill_tables(connection, number, turns)
-            finally:
-                await connection.close()
-            database = Database(url)
-            try:
-                figures.append(await _measure_requests(database, options.requests, options.only))
-            finally:
-                await database.close()
-            print_line(f"{turns:,} turns measured")
+        connection = await asyncpg.connect(plain_dsn(url), timeout=60)
+        try:
+            await _fill_tables(connection, await connection.fetchval("SELECT count(*) FROM turns"), turns)
+        finally:
+            await connection.close()
+        database = Database(url)
+        try:
+            yield database
+        finally:
+            await database.close()
     finally:
         server.stop_if_started_here()
-    _print_table(figures, options.turns)
 
 
 async def _fill_tables(connection: asyncpg.Connection, number: int, turns: int) -> None:
@@ -118,6 +126,7 @@ async def _fill_tables(connection: asyncpg.Connection, number: int, turns: int) 
     await connection.execute("SET maintenance_work_mem = '1GB'")
     await connection.execute(definition, timeout=1200)
     await connection.execute("VACUUM ANALYZE turns, turn_usage", timeout=600)
+    await connection.execute("CHECKPOINT", timeout=600)
     await _check_terms(connection)
     size = await connection.fetchval("SELECT pg_size_pretty(pg_database_size(current_database()))")
     print_line(f"{turns:,} turns, {size}, filled in {time.monotonic() - started_at:.0f} s")
@@ -180,36 +189,35 @@ def _build_requests(database: Database, ids: list[UUID]) -> dict[str, Request]:
     }
 
 
-async def _measure_requests(database: Database, requests: int, only: str) -> dict[str, "array[float]"]:
-    """Run the kinds in turn.
+async def _measure_requests(databases: Sequence[Database], requests: int, only: str) -> list[dict[str, "array[float]"]]:
+    """Run the kinds in turn, each over all databases.
 
     So a disturbance of the machine affects all of them.
     """
-    rows = await database.fetch_rows("SELECT id FROM turns WHERE owner = 'heavy' ORDER BY random() LIMIT 1000")
-    kinds = {
-        name: request for name, request in _build_requests(database, [row[0] for row in rows]).items() if only in name
-    }
-    seconds = {name: array("d") for name in kinds}
+    kinds: list[dict[str, Request]] = []
+    for database in databases:
+        rows = await database.fetch_rows("SELECT id FROM turns WHERE owner = 'heavy' ORDER BY random() LIMIT 1000")
+        kinds.append(_build_requests(database, [row[0] for row in rows]))
+    names = [name for name in kinds[0] if only in name]
+    seconds = [{name: array("d") for name in names} for _ in databases]
     for number in range(requests + _WARM_UP):
-        for name, request in kinds.items():
+        for name, index in product(names, range(len(databases))):
             started_at = time.perf_counter()
-            await request()
+            await kinds[index][name]()
             if number >= _WARM_UP:
-                seconds[name].append(time.perf_counter() - started_at)
+                seconds[index][name].append(time.perf_counter() - started_at)
     return seconds
 
 
 def _print_table(figures: list[dict[str, "array[float]"]], turns: int) -> None:
     small, large = figures
-    print_line(f"| request | {turns:,} turns, p50 / p99 ms | {10 * turns:,} turns, p50 / p99 ms | p99, ratio |")
+    print_line(f"| request | {turns:,} turns, p50 / p99 ms | {10 * turns:,} turns, p50 / p99 ms | ratios |")
     print_line("|---|---|---|---|")
     for name in large:
-        cells = [_format_times(seconds[name]) if name in seconds else "" for seconds in (small, large)]
-        ratio = ""
-        if name in small:
-            value = compute_percentile(large[name], 99) / compute_percentile(small[name], 99)
-            ratio = f"{value:.2f}" + (f", more than {MAX_RATIO}" if value > MAX_RATIO else "")
-        print_line(f"| {name} | {' | '.join(cells)} | {ratio} |")
+        cells = " | ".join(_format_times(seconds[name]) for seconds in (small, large))
+        ratios = [compute_percentile(large[name], part) / compute_percentile(small[name], part) for part in (50, 99)]
+        note = f", more than {MAX_RATIO}" if ratios[1] > MAX_RATIO else ""
+        print_line(f"| {name} | {cells} | {' / '.join(f'{ratio:.2f}' for ratio in ratios)}{note} |")
     print_line(f"load average: {' '.join(f'{load:.1f}' for load in os.getloadavg())}")
 
 
