@@ -153,7 +153,7 @@ def stream_turn(
     return FrameStream(write(listener), headers=headers or {}, listener=listener, ready=ready, media_type=media_type)
 
 
-async def wait_for_turn(turn: TurnHandle, request: Request, response: Response) -> TurnSummary:
+async def wait_for_turn(turn: TurnHandle, request: Request) -> TurnSummary:
     """Return the turn at its end, or when it waits.
 
     A turn waits for a person.
@@ -163,7 +163,6 @@ async def wait_for_turn(turn: TurnHandle, request: Request, response: Response) 
         GatewayError: the turn failed, was cancelled, or its end cannot be read.
     """
     summary = await run_until_disconnect(request, get_turn_service(request).wait_for_turn(turn, TurnSummary))
-    response.headers.update(turn_headers(turn))
     if isinstance(summary.end, TurnFailed | TurnCancelled):
         raise turn.failure or error_from_info(summary.end.error)
     return summary

@@ -28,29 +28,27 @@ class _ReadRequest(Request):
         self._body = body
 
 
-class _ResponseHeaders(Response):
-    """Response without a body, whose headers an endpoint may set."""
-
-    def __init__(self) -> None:
-        self.raw_headers = []
-
-
 class DirectEndpoint:
     """The endpoint of a route, called as FastAPI would call it.
 
-    It takes a body, headers, the request and the response whose headers it may set, and returns a `Response`.
+    It takes a body, headers and the request, and returns a `Response`.
     """
 
     def __init__(self, route: APIRoute) -> None:
         needs = route.dependant
-        unsupported = (needs.path_params, needs.query_params, needs.cookie_params, needs.dependencies)
+        unsupported = (
+            needs.path_params,
+            needs.query_params,
+            needs.cookie_params,
+            needs.dependencies,
+            needs.response_param_name,
+        )
         assert len(needs.body_params) == 1, route.path
         assert not any(unsupported), route.path
         self._endpoint = cast(Callable[..., Awaitable[Response]], route.endpoint)
         self._body = needs.body_params[0]
         self._headers = [(field.alias.lower().encode(), field, field.default) for field in needs.header_params]
         self._request_name = needs.request_param_name
-        self._response_name = needs.response_param_name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -67,8 +65,6 @@ class DirectEndpoint:
         arguments: dict[str, Any] = {}
         if self._request_name is not None:
             arguments[self._request_name] = request
-        if self._response_name is not None:
-            arguments[self._response_name] = _ResponseHeaders()
         headers: dict[bytes, bytes] = dict(reversed(request.scope["headers"]))  # the first of several counts
         errors: list[dict[str, Any]] = []
         for name, field, default in self._headers:

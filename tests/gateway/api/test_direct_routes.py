@@ -32,15 +32,13 @@ class Order(RequestModel):
 async def create_order(
     body: Order,
     request: Request,
-    response: Response,
     x_trace: Annotated[str | None, Header(max_length=5)] = None,
     priority: Annotated[int, Header(ge=0)] = 1,
 ) -> Response:
     if body.note == "forbidden":
         raise Forbidden("Not this one.")
-    response.headers["X-Path"] = request.url.path
     answer = f"{body.model_dump_json()} {x_trace} {priority}"
-    return Response(answer, status_code=201, headers=dict(response.headers))
+    return Response(answer, status_code=201, headers={"X-Path": request.url.path})
 
 
 def create_app(*, direct: bool) -> FastAPI:

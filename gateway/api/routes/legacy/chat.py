@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from gateway.api.deps import ConversationsDep, PrincipalDep, TurnContentsDep, TurnServiceDep
 from gateway.api.http.json_lists import build_list_response
 from gateway.api.routes.native.conversations import cancel_and_delete
-from gateway.api.turn_responses import start_native_turn, stream_turn, wait_for_turn
+from gateway.api.turn_responses import start_native_turn, stream_turn, turn_headers, wait_for_turn
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Principal
 from gateway.store.lists.turn_contents import TurnContent
@@ -105,7 +105,9 @@ async def chat_as_user(
     authentication, the turn belongs to `user_id`.
     """
     turn = await start_native_turn(body, request, _as_user(user_id, principal))
-    return build_legacy_response(await wait_for_turn(turn, request, response))
+    summary = await wait_for_turn(turn, request)
+    response.headers.update(turn_headers(turn))
+    return build_legacy_response(summary)
 
 
 def _as_user(user_id: str, principal: Principal) -> Principal:

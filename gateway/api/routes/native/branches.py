@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from gateway.api.deps import PrincipalDep, TurnsDep, get_principal, get_turn_service
 from gateway.api.http.errors import ErrorBody
-from gateway.api.turn_responses import IdempotencyKey, register_turn, stream_turn, wait_for_turn
+from gateway.api.turn_responses import IdempotencyKey, register_turn, stream_turn, turn_headers, wait_for_turn
 from gateway.common.logging import request_id
 from gateway.domain.branches import TurnBranch
 from gateway.domain.messages import JsonObject, Principal
@@ -39,7 +39,7 @@ _CONTENT: JsonObject = {
     response_model=ChatResponse,
 )
 async def fork_turn(
-    turn_id: UUID, body: ForkRequest, request: Request, response: Response, idempotency_key: IdempotencyKey = None
+    turn_id: UUID, body: ForkRequest, request: Request, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Start a turn that begins with finished steps of another one.
 
@@ -47,7 +47,7 @@ async def fork_turn(
     may belong to a turn that still runs. `results` replaces what tools said, and `message` adds a message of the user.
     The new turn is a branch of the same conversation, which later turns follow if it is the newest.
     """
-    return await _answer(turn_id, body.to_branch(idempotency_key), request, response, streams=body.stream)
+    return await _answer(turn_id, body.to_branch(idempotency_key), request, streams=body.stream)
 
 
 @router.post(
@@ -57,7 +57,7 @@ async def fork_turn(
     response_model=ChatResponse,
 )
 async def replay_turn(
-    turn_id: UUID, body: ReplayRequest, request: Request, response: Response, idempotency_key: IdempotencyKey = None
+    turn_id: UUID, body: ReplayRequest, request: Request, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Ask another model, or with another prompt, with recorded tool results.
 
@@ -65,7 +65,7 @@ async def replay_turn(
     replay ends at any other call with the finish reason `new_call`. Later turns of the conversation do not follow a
     replay, unless `parent_turn_id` names it.
     """
-    return await _answer(turn_id, body.to_branch(idempotency_key), request, response, streams=body.stream)
+    return await _answer(turn_id, body.to_branch(idempotency_key), request, streams=body.stream)
 
 
 @router.get(
@@ -112,14 +112,12 @@ async def _load_side(turn_id: UUID, principal: Principal, turns: TurnStore) -> t
     return ComparableTurn.model_validate(turn), summary
 
 
-async def _answer(
-    turn_id: UUID, branch: TurnBranch, request: Request, response: Response, *, streams: bool
-) -> Response:
+async def _answer(turn_id: UUID, branch: TurnBranch, request: Request, *, streams: bool) -> Response:
     turn = await get_turn_service(request).start_branch(
         turn_id, branch, get_principal(request), request_id=request_id.get()
     )
     register_turn(request, turn)
     if streams:
         return stream_turn(turn, request, partial(stream_events, turn.id_text))
-    answer = build_chat_response(await wait_for_turn(turn, request, response)).model_dump_json(by_alias=True)
-    return Response(answer, media_type="application/json", headers=dict(response.headers))
+    answer = build_chat_response(await wait_for_turn(turn, request)).model_dump_json(by_alias=True)
+    return Response(answer, media_type="application/json", headers=turn_headers(turn))

@@ -12,6 +12,7 @@ from gateway.api.turn_responses import (
     IdempotencyKey,
     start_native_turn,
     stream_turn,
+    turn_headers,
     wait_for_turn,
 )
 from gateway.domain.messages import JsonObject
@@ -51,7 +52,6 @@ _TURN_ID_HEADER = {"X-Turn-Id": {"description": "Id of the turn", "schema": {"ty
 async def chat_stream(
     body: ChatRequest,
     request: Request,
-    response: Response,
     x_gateway_tools: GatewayToolsHeader = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -62,14 +62,13 @@ async def chat_stream(
     `/api/v1/chat`.
     """
     turn = await _start(body, request, x_gateway_tools, idempotency_key)
-    return await _answer(turn, request, response, streams=body.stream is not False)
+    return await _answer(turn, request, streams=body.stream is not False)
 
 
 @router.post("/chat", summary="Run a turn and return its answer", responses=_ERRORS, response_model=ChatResponse)
 async def chat(
     body: ChatRequest,
     request: Request,
-    response: Response,
     x_gateway_tools: GatewayToolsHeader = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -79,7 +78,7 @@ async def chat(
     earlier turn. With `stream` true, the answer is that of `/api/v1/chat/stream`.
     """
     turn = await _start(body, request, x_gateway_tools, idempotency_key)
-    return await _answer(turn, request, response, streams=body.stream is True)
+    return await _answer(turn, request, streams=body.stream is True)
 
 
 async def _start(body: ChatRequest, request: Request, tools: str | None, idempotency_key: str | None) -> TurnHandle:
@@ -87,8 +86,8 @@ async def _start(body: ChatRequest, request: Request, tools: str | None, idempot
     return await start_native_turn(body, request, principal, tools_header=tools, idempotency_key=idempotency_key)
 
 
-async def _answer(turn: TurnHandle, request: Request, response: Response, *, streams: bool) -> Response:
+async def _answer(turn: TurnHandle, request: Request, *, streams: bool) -> Response:
     if streams:
         return stream_turn(turn, request, partial(stream_events, turn.id_text))
-    answer = build_chat_response(await wait_for_turn(turn, request, response)).model_dump_json(by_alias=True)
-    return Response(answer, media_type="application/json", headers=dict(response.headers))
+    answer = build_chat_response(await wait_for_turn(turn, request)).model_dump_json(by_alias=True)
+    return Response(answer, media_type="application/json", headers=turn_headers(turn))

@@ -14,6 +14,7 @@ from gateway.api.turn_responses import (
     build_tool_offer,
     start_turn,
     stream_turn,
+    turn_headers,
     wait_for_turn,
 )
 from gateway.domain.errors import ModelNotFound
@@ -47,7 +48,6 @@ _TEXT_CONTENT: dict[int | str, JsonObject] = {
 async def chat_completions(
     body: ChatCompletionRequest,
     request: Request,
-    response: Response,
     x_gateway_tools: GatewayToolsHeader = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -65,15 +65,14 @@ async def chat_completions(
         usage = bool(body.stream_options and body.stream_options.include_usage)
         chunks = ChunkWriter(include_usage=usage, dialect=dialect)
         return stream_turn(turn, request, partial(stream_chunks, chunks=chunks))
-    summary = await wait_for_turn(turn, request, response)
-    return JSONResponse(build_completion(summary, dialect), headers=dict(response.headers))
+    summary = await wait_for_turn(turn, request)
+    return JSONResponse(build_completion(summary, dialect), headers=turn_headers(turn))
 
 
 @router.post("/completions", summary="Create a text completion", response_class=JSONResponse, responses=_TEXT_CONTENT)
 async def completions(
     body: CompletionRequest,
     request: Request,
-    response: Response,
     x_gateway_tools: GatewayToolsHeader = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -88,8 +87,8 @@ async def completions(
         usage = bool(body.stream_options and body.stream_options.include_usage)
         chunks = TextChunkWriter(include_usage=usage, prefix=body.echoed_prompt)
         return stream_turn(turn, request, partial(stream_chunks, chunks=chunks))
-    summary = await wait_for_turn(turn, request, response)
-    return JSONResponse(build_text_completion(summary, body.echoed_prompt), headers=dict(response.headers))
+    summary = await wait_for_turn(turn, request)
+    return JSONResponse(build_text_completion(summary, body.echoed_prompt), headers=turn_headers(turn))
 
 
 def _is_groq_client(request: Request) -> bool:
