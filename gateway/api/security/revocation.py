@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 
 from starlette.types import Message, Receive, Scope
@@ -38,24 +38,27 @@ class OpenRequestRegistry:
         """Check the keys of all open requests now."""
         self._keys_changed.set()
 
-    @contextmanager
-    def cancel_on_revocation(self, principal: Principal | None, scope: Scope, receive: Receive) -> Generator[Receive]:
-        """Yield a `receive` that disconnects when the key is revoked.
+    def cancel_on_revocation(
+        self, principal: Principal | None, scope: Scope, receive: Receive
+    ) -> AbstractContextManager[Receive]:
+        """Return a context with a `receive` that disconnects when the key is revoked.
 
         It and the request's `Disconnect` report a disconnect as soon as the principal's key is no longer valid.
         """
         if principal is None or principal.key is None or not principal.key.startswith(KEY_PREFIX):
-            yield receive
-            return
-        disconnect = get_disconnect(scope)
-        self._open.setdefault(principal.key, set()).add(disconnect)
+            return nullcontext(receive)
+        return self._track_request(principal.key, get_disconnect(scope), receive)
+
+    @contextmanager
+    def _track_request(self, key: str, disconnect: Disconnect, receive: Receive) -> Generator[Receive]:
+        self._open.setdefault(key, set()).add(disconnect)
         self._watcher.start()
         try:
             yield partial(_receive_until, disconnect, receive)
         finally:
-            self._open[principal.key].discard(disconnect)
-            if not self._open[principal.key]:
-                del self._open[principal.key]
+            self._open[key].discard(disconnect)
+            if not self._open[key]:
+                del self._open[key]
 
     async def _watch_keys(self) -> None:
         while True:
