@@ -41,7 +41,7 @@ class OpenRequestRegistry:
     def cancel_on_revocation(
         self, principal: Principal | None, scope: Scope, receive: Receive
     ) -> AbstractContextManager[Receive]:
-        """Return a context with a `receive` that disconnects when the key is revoked.
+        """Return a context whose `receive` disconnects when the key is revoked.
 
         It and the request's `Disconnect` report a disconnect as soon as the principal's key is no longer valid.
         """
