@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from typing import Any, AnyStr, Generic
 
 import httpx2
@@ -121,10 +121,14 @@ class SizeLimitingTransport(httpx2.AsyncBaseTransport):
         if response.is_success and response.headers.get("content-type", "").lower().startswith(_EVENT_STREAM):
             return response
         error = self._make_error(TOO_LARGE) if response.is_success else None
-        headers = response.headers.copy()
+        headers, body = response.headers, response.stream
+        if "content-encoding" not in headers and isinstance(body, httpx2.AsyncByteStream):
+            response.stream = _SizeLimitingStream(body, body.aclose, self._max_bytes, error)
+            return response
+        headers = headers.copy()
         for name in ("content-encoding", "content-length"):  # they describe the body before it is decompressed
             headers.pop(name, None)
-        stream = _SizeLimitingStream(response, self._max_bytes, error)
+        stream = _SizeLimitingStream(response.aiter_bytes(), response.aclose, self._max_bytes, error)
         return httpx2.Response(
             response.status_code, headers=headers, stream=stream, request=request, extensions=response.extensions
         )
@@ -136,13 +140,20 @@ class SizeLimitingTransport(httpx2.AsyncBaseTransport):
 class _SizeLimitingStream(httpx2.AsyncByteStream):
     """A decompressed body, until it exceeds its limit."""
 
-    def __init__(self, response: httpx2.Response, max_bytes: int, error: Exception | None) -> None:
-        self._response = response
+    def __init__(
+        self,
+        chunks: AsyncIterable[bytes],
+        close: Callable[[], Awaitable[None]],
+        max_bytes: int,
+        error: Exception | None,
+    ) -> None:
+        self._chunks = chunks
+        self._close = close
         self._remaining = max_bytes
         self._error = error
 
     async def __aiter__(self) -> AsyncGenerator[bytes]:
-        async for chunk in self._response.aiter_bytes():
+        async for chunk in self._chunks:
             self._remaining -= len(chunk)
             if self._remaining < 0:
                 if self._error is not None:
@@ -151,4 +162,4 @@ class _SizeLimitingStream(httpx2.AsyncByteStream):
             yield chunk
 
     async def aclose(self) -> None:
-        await self._response.aclose()
+        await self._close()
