@@ -93,6 +93,27 @@ async def test_open_stream_does_not_delay_the_stop_of_the_server() -> None:
                 await running.wait_for_exit()
 
 
+async def test_client_that_disconnects_cancels_its_turn() -> None:
+    """The server reports it to an application that receives, and to no other."""
+    with create_directory() as directory:
+        async with run_server(directory, *UVICORN) as running:
+
+            async def list_turns() -> dict[str, str]:
+                return dict(await running.query("SELECT prompt, status FROM turns"))
+
+            chat = asyncio.create_task(running.chat("count to 6000"))
+            await eventually(list_turns)
+            chat.cancel()
+            async with running.stream("count to 5000") as stream:
+                await stream.read_until("text.delta")
+                stream.response.close()
+
+            async def are_cancelled() -> bool:
+                return await list_turns() == {"count to 6000": "cancelled", "count to 5000": "cancelled"}
+
+            await eventually(are_cancelled)
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [

@@ -7,6 +7,8 @@ from starlette.datastructures import State
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway_runtime.connections.disconnects import DISCONNECT_SCOPE_KEY, run_with_disconnect
+
 
 class PartsState(State):
     """State of attributes, which are faster to read than Starlette's."""
@@ -41,6 +43,9 @@ class GatewayApplication(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._entry is not None:
             scope["app"] = self
-            await self._entry(scope, receive, send)
+            if DISCONNECT_SCOPE_KEY in scope:
+                await self._entry(scope, receive, send)
+            else:
+                await run_with_disconnect(self._entry, scope, receive, send)
         else:  # the lifespan, or a first request without one, which builds the middleware
             await super().__call__(scope, receive, send)
