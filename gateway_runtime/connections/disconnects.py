@@ -1,15 +1,12 @@
 """Disconnects of clients, without a task that waits for them."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
-
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 DISCONNECT_SCOPE_KEY = "gateway_runtime.disconnect"
 """Scope key of the `Disconnect` of a request.
 
-`HttpProtocol` adds it; under other servers, `run_with_disconnect` does.
+`HttpProtocol` adds it; under other servers, the application does.
 """
 
 
@@ -42,26 +39,3 @@ class Disconnect:
 
 def get_disconnect(scope: Mapping[str, Any]) -> Disconnect:
     return scope[DISCONNECT_SCOPE_KEY]
-
-
-async def run_with_disconnect(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run an application under a server whose requests have no `Disconnect`.
-
-    A task receives what the application will, and so learns of the disconnect: at most two messages ahead.
-    """
-    disconnect = Disconnect()
-    messages: asyncio.Queue[Message] = asyncio.Queue(1)
-
-    async def receive_ahead() -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                disconnect.notify()
-            await messages.put(message)
-
-    async with asyncio.TaskGroup() as group:
-        receiver = group.create_task(receive_ahead())
-        try:
-            await app({**scope, DISCONNECT_SCOPE_KEY: disconnect}, messages.get, send)
-        finally:
-            receiver.cancel()

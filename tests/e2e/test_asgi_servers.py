@@ -94,7 +94,7 @@ async def test_open_stream_does_not_delay_the_stop_of_the_server() -> None:
 
 
 async def test_client_that_disconnects_cancels_its_turn() -> None:
-    """The server reports it to an application that receives, and to no other."""
+    """The server reports it only to an application that receives."""
     with create_directory() as directory:
         async with run_server(directory, *UVICORN) as running:
 

@@ -1,13 +1,14 @@
 """FastAPI's application with the gateway's middleware around all of it."""
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import State
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway_runtime.connections.disconnects import DISCONNECT_SCOPE_KEY, run_with_disconnect
+from gateway_runtime.connections.disconnects import DISCONNECT_SCOPE_KEY, Disconnect
 
 
 class PartsState(State):
@@ -46,6 +47,29 @@ class GatewayApplication(FastAPI):
             if DISCONNECT_SCOPE_KEY in scope:
                 await self._entry(scope, receive, send)
             else:
-                await run_with_disconnect(self._entry, scope, receive, send)
+                await _run_with_disconnect(self._entry, scope, receive, send)
         else:  # the lifespan, or a first request without one, which builds the middleware
             await super().__call__(scope, receive, send)
+
+
+async def _run_with_disconnect(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run an application under a server whose requests have no `Disconnect`.
+
+    A task receives what the application will, and so learns of the disconnect: at most two messages ahead.
+    """
+    disconnect = Disconnect()
+    messages: asyncio.Queue[Message] = asyncio.Queue(1)
+
+    async def receive_ahead() -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                disconnect.notify()
+            await messages.put(message)
+
+    async with asyncio.TaskGroup() as group:
+        receiver = group.create_task(receive_ahead())
+        try:
+            await app({**scope, DISCONNECT_SCOPE_KEY: disconnect}, messages.get, send)
+        finally:
+            receiver.cancel()
