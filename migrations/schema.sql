@@ -858,19 +858,11 @@ UPDATE alembic_version SET version_num='gateway_0033' WHERE alembic_version.vers
 
 -- Running upgrade gateway_0033 -> gateway_0034
 
-CREATE INDEX ix_turns_owner_search ON turns USING gin ((ARRAY[owner]), search);
+CREATE INDEX ix_turns_period_search ON turns USING gin ((ARRAY[owner]), (ARRAY[owner || left(id::text, 4)]), search);
 
 DROP INDEX ix_turns_search;
 
 UPDATE alembic_version SET version_num='gateway_0034' WHERE alembic_version.version_num = 'gateway_0033';
-
--- Running upgrade gateway_0034 -> gateway_0035
-
-CREATE INDEX ix_turns_period_search ON turns USING gin ((ARRAY[owner]), (ARRAY[owner || left(id::text, 4)]), search);
-
-DROP INDEX ix_turns_owner_search;
-
-UPDATE alembic_version SET version_num='gateway_0035' WHERE alembic_version.version_num = 'gateway_0034';
 
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 

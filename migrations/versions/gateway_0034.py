@@ -1,4 +1,4 @@
-"""Index the words of turns together with their owners
+"""Index the words of turns together with their owners and periods
 
 A large table stays readable and writable while PostgreSQL builds the index, outside of a transaction. A build that was
 interrupted leaves an index that is not valid, so it begins anew.
@@ -12,13 +12,16 @@ down_revision = "gateway_0033"
 branch_labels = None
 depends_on = None
 
+OWNER = sa.text("(ARRAY[owner])")
+PERIOD = sa.text("(ARRAY[owner || left(id::text, 4)])")
+
 
 def upgrade() -> None:
-    replace_index("ix_turns_search", "ix_turns_owner_search", [sa.text("(ARRAY[owner])"), "search"])
+    replace_index("ix_turns_search", "ix_turns_period_search", [OWNER, PERIOD, "search"])
 
 
 def downgrade() -> None:
-    replace_index("ix_turns_owner_search", "ix_turns_search", ["search"])
+    replace_index("ix_turns_period_search", "ix_turns_search", ["search"])
 
 
 def replace_index(old: str, new: str, columns: list[str | sa.TextClause]) -> None:

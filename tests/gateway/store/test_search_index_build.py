@@ -30,7 +30,7 @@ WAITS_FOR_LOCK = (
 )
 INDEXES = (
     "SELECT relname::text, indisvalid FROM pg_index JOIN pg_class ON oid = indexrelid"
-    " WHERE relname IN ('ix_turns_owner_search', 'ix_turns_period_search')"
+    " WHERE relname IN ('ix_turns_search', 'ix_turns_period_search')"
 )
 
 
@@ -43,8 +43,8 @@ async def test_turns_are_written_while_processes_replace_the_index(
     """
     monkeypatch.setattr(connections, "ConnectionTimeouts", partial(connections.ConnectionTimeouts, silence=0.3))
     config = migrations.make_alembic_config(database_url)
-    await asyncio.to_thread(command.downgrade, config, "gateway@gateway_0034")
-    assert await db.fetch(INDEXES) == [("ix_turns_owner_search", True)]
+    await asyncio.to_thread(command.downgrade, config, "gateway@gateway_0033")
+    assert await db.fetch(INDEXES) == [("ix_turns_search", True)]
     writer = await asyncpg.connect(dsn(database_url))
     try:
         transaction = writer.transaction()
