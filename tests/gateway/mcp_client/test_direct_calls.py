@@ -136,9 +136,9 @@ class OtherStreamServer(AnsweringServer):
         self.streams[0].put_nowait({"id": request_id, "result": message["result"]})
 
         async def send_nothing() -> AsyncGenerator[str]:
-            yield ": a comment\n\n"
             while not await request.is_disconnected():
                 await asyncio.sleep(0.05)
+            yield ""
 
         return StreamingResponse(send_nothing(), media_type="text/event-stream")
 
