@@ -98,7 +98,7 @@ class ConsoleSecurityMiddleware:
                 scope.setdefault("state", {})["session"] = session
                 refusal = self._refuse_page(read_cookie(headers, self._settings) or "")
         if refusal is None and scope["method"] in BODY_METHODS:
-            refusal, receive = await _read_body(receive, scope["headers"], is_form=path in OPEN_PATHS)
+            refusal, receive = await _read_body(scope, receive, is_form=path in OPEN_PATHS)
         await (refusal or self.app)(scope, receive, send)
 
     def _refuse(self, scope: Scope, headers: Headers, path: str) -> Response | None:
@@ -180,13 +180,11 @@ def get_session(request: Request) -> Session:
     return request.state.session
 
 
-async def _read_body(
-    receive: Receive, headers: list[tuple[bytes, bytes]], *, is_form: bool
-) -> tuple[Response | None, Receive]:
+async def _read_body(scope: Scope, receive: Receive, *, is_form: bool) -> tuple[Response | None, Receive]:
     """Read a form or an uploaded image, or make a refusal."""
     max_bytes = _MAX_FORM_BYTES if is_form else _MAX_UPLOAD_BYTES
     try:
-        body = await read_body(receive, headers, max_bytes=max_bytes, timeout_seconds=_BODY_TIMEOUT_SECONDS)
+        body = await read_body(scope, receive, max_bytes=max_bytes, timeout_seconds=_BODY_TIMEOUT_SECONDS)
     except BodyRejected as error:
         return PlainTextResponse(error.message, error.status, {"Connection": "close"}), receive
     return None, replay_body(body, receive)
