@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from uuid import UUID
 
 import asyncpg
-import msgspec
 
 from gateway.common.concurrency import Deadline, SupervisedTask, wait_for_result
 from gateway.common.logging import get_logger
@@ -25,12 +24,12 @@ from gateway.domain.errors import (
 from gateway.domain.events import JournalEntry, TurnFailed, encode_event
 from gateway.domain.messages import Message, TurnOutcome, TurnRecord, Usage
 from gateway.ports.journal import EventSource, Journal
-from gateway.store.database import encode_jsonb
 from gateway.store.errors import to_gateway_error
 from gateway.store.journal import redaction, statements
+from gateway.store.journal.batch import CONNECTION_SETTINGS, Connection
 from gateway.store.journal.queue import JournalQueue, NullEventSource, PendingWrite
 from gateway.store.journal.statements import Fence, Row
-from gateway.store.journal.writer import CommitPolicy, Connection, JournalWriter, SlowWriter
+from gateway.store.journal.writer import CommitPolicy, JournalWriter, SlowWriter
 from gateway_runtime.postgres.connections import PostgresConnector
 from gateway_runtime.redaction.redactor import Redactor
 
@@ -294,7 +293,7 @@ class PostgresJournal(Journal):
     async def _connect(self) -> Connection:
         connection = await self._connector.connect()
         await self._connector.limit_transactions(connection, self._attempt_seconds)  # each attempt is given up by then
-        await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=encode_jsonb, decoder=msgspec.json.decode)
+        await connection.execute(CONNECTION_SETTINGS)
         return connection
 
 

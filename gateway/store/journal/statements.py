@@ -15,10 +15,10 @@ from gateway.domain.messages import Parameters, TurnOutcome, TurnRecord
 from gateway.store.search.vector import build_search_vector, find_plain_words
 
 Values = tuple[object, ...]
-Row = tuple[str, Values]
-"""A statement and its parameters."""
 _MAX_INDEXED_LENGTH = 4_000
 _Events = tuple[int, int, str] | tuple[None, None, None]
+_NO_EVENTS = (None, None, None)
+_EVENT_COLUMNS = "first_seq int, last_seq int, payload text"
 
 
 class Fence(NamedTuple):
@@ -45,54 +45,11 @@ lost connection.
 """
 
 
-def _insert_events_sql(first: int, source: str) -> str:
-    """Build SQL that also inserts the events of a turn.
-
-    The events, if any, are the parameters from `first` on. They are inserted if the CTE `source` has a row. A write
-    whose first attempt was committed unnoticed is repeated, maybe with more events behind it.
-    """
-    return f"""
-INSERT INTO turn_events (turn_id, first_seq, last_seq, payload)
-SELECT id, ${first}::int, ${first + 1}::int, ${first + 2}::text FROM {source} WHERE ${first}::int IS NOT NULL
-ON CONFLICT (turn_id, first_seq) DO UPDATE SET last_seq = EXCLUDED.last_seq, payload = EXCLUDED.payload
-WHERE turn_events.last_seq < EXCLUDED.last_seq"""
-
-
 IS_FOLLOWED = "NOT is_replay AND (status NOT IN ('running', 'waiting') OR busy_conversation_id IS NOT NULL)"
 """Condition of the turns that a request without `parent_turn_id` may follow.
 
 Not replays, which are experiments, and no branch that has not ended yet.
 """
-# Another statement of the turn also inserts its events, because a separate one costs a round trip. See docs/adr/0002.
-_NO_EVENTS = (None, None, None)
-BEGIN_TURN = f"""
-WITH turn AS (
-INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
-                   parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id,
-                   caller, origin_id, is_replay, request_hash, trace_context)
-VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
-        CASE WHEN $14::uuid IS NULL AND $16::uuid IS NULL THEN $2::uuid END,
-        CASE WHEN $14::uuid IS NOT NULL OR $16::uuid IS NOT NULL THEN nullif($14, '{NO_TURN}'::uuid)
-             ELSE (SELECT id FROM turns WHERE conversation_id = $2 AND {IS_FOLLOWED}
-                   ORDER BY position DESC NULLS LAST, id DESC LIMIT 1) END,
-        $15, $16, $17, $18, $19)
-ON CONFLICT (id) DO UPDATE SET worker_id = turns.worker_id
-WHERE turns.worker_id = EXCLUDED.worker_id AND turns.epoch = EXCLUDED.epoch
-RETURNING id),
-fence AS (SELECT coalesce((SELECT id FROM turn), refuse_stale_write($1)) AS id)
-{_insert_events_sql(20, "fence")}"""
-START_CALL = f"""
-{FENCE}, inserted AS ({_insert_events_sql(4, "fence")})
-INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
-SELECT id, $7, $8, $9, $10, $11, $12 FROM fence
-ON CONFLICT (turn_id, call_id) DO NOTHING"""
-FINISH_CALL = f"""
-{FENCE}, inserted AS ({_insert_events_sql(4, "fence")})
-UPDATE tool_calls SET outcome = $8, content = $9, structured = $10, duration_ms = $11, source = $12
-FROM fence WHERE turn_id = fence.id AND call_id = $7"""
-INSERT_EVENTS = f"""
-{FENCE}
-{_insert_events_sql(4, "fence")}"""
 INSERT_USAGE = """
 INSERT INTO turn_usage (turn_id, owner, key, model_name, status, prompt_tokens, completion_tokens, total_tokens,
                         cached_tokens, reasoning_tokens, queue_time, model_time, generation_time, steps,
@@ -105,33 +62,141 @@ SELECT id, owner, caller->>'key', model_name, status, coalesce((usage->>'prompt_
        completed_at
 FROM turn
 ON CONFLICT (turn_id) DO NOTHING"""
-FINISH_TURN = f"""
-{FENCE}, turn AS (
-UPDATE turns SET status = $7, response = $8, messages = $9, finish_reason = $10, usage = $11, cost_usd = $12,
-                 steps = $13, error = $14, completed_at = $15, first_token_ms = $16, duration_ms = $17, cached = $18,
-                 busy_conversation_id = NULL, search = coalesce(to_tsvector('simple', $19::text), $20::text::tsvector),
-                 has_terms = coalesce($19, $20) IS NOT NULL
-FROM fence WHERE turns.id = fence.id
-RETURNING turns.*), inserted AS ({_insert_events_sql(4, "turn")})
-{INSERT_USAGE}"""
-EDIT_CALL = f"{FENCE} UPDATE tool_calls SET arguments = $5 FROM fence WHERE turn_id = fence.id AND call_id = $4"
-RESET_ATTEMPTS = f"{FENCE} UPDATE turns SET attempts = 0 FROM fence WHERE turns.id = fence.id AND attempts > 0"
-SUSPEND_TURN = f"""
-{FENCE}
+
+
+class Statement:
+    """A change of turns, as part of a batch's SQL.
+
+    `columns` are the names and types of a row's values; the first is `turn_id`. `sql` has the CTEs that write the rows
+    of the CTE `name`, whose column `id` is the turn's. A fenced statement begins with the values of a `Fence`, and its
+    rows are those of turns that their worker owns. If it `carries_events`, the last three values are those of events.
+    """
+
+    def __init__(
+        self, name: str, columns: str, sql: str = "", *, is_fenced: bool = True, carries_events: bool = True
+    ) -> None:
+        if is_fenced:
+            columns = f"turn_id uuid, worker_id uuid, epoch int, {columns}".removesuffix(", ")
+        if carries_events:
+            columns = f"{columns}, {_EVENT_COLUMNS}"
+        self.name = name
+        self.columns = columns
+        self.names = tuple(column.partition(" ")[0] for column in columns.split(", "))
+        self.sql = sql
+        self.is_fenced = is_fenced
+        self.carries_events = carries_events
+
+
+Row = tuple[Statement, Values]
+"""A statement and the values of one of its rows."""
+
+BEGIN_TURN = Statement(
+    "begun",
+    "turn_id uuid, conversation_id uuid, owner text, user_label text, worker_id uuid, prompt text, messages jsonb,"
+    " model_name text, parameters jsonb, options jsonb, request_id text, idempotency_key text, sent_messages int,"
+    " parent_id uuid, caller jsonb, origin_id uuid, is_replay bool, request_hash text, trace_context jsonb",
+    f"""
+turn_begin AS (
+INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
+                   parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id,
+                   caller, origin_id, is_replay, request_hash, trace_context)
+SELECT turn_id, conversation_id, owner, user_label, worker_id, 'running', prompt, messages, model_name,
+       parameters, options, request_id, idempotency_key, sent_messages,
+       CASE WHEN parent_id IS NULL AND origin_id IS NULL THEN conversation_id END,
+       CASE WHEN parent_id IS NOT NULL OR origin_id IS NOT NULL THEN nullif(parent_id, '{NO_TURN}'::uuid)
+            ELSE (SELECT id FROM turns WHERE conversation_id = new.conversation_id AND {IS_FOLLOWED}
+                  ORDER BY position DESC NULLS LAST, id DESC LIMIT 1) END,
+       caller, origin_id, is_replay, request_hash, trace_context
+FROM begun_rows AS new
+ON CONFLICT (id) DO UPDATE SET worker_id = turns.worker_id
+WHERE turns.worker_id = EXCLUDED.worker_id AND turns.epoch = EXCLUDED.epoch
+RETURNING id),
+begun AS MATERIALIZED (
+SELECT CASE WHEN turn_id IN (SELECT id FROM turn_begin) THEN turn_id ELSE refuse_stale_write(turn_id) END AS id,
+       first_seq, last_seq, payload FROM begun_rows)""",
+    is_fenced=False,
+)
+START_CALL = Statement(
+    "called",
+    "call_id text, step int, server text, tool text, arguments jsonb, outcome text",
+    """
+call_start AS (
+INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
+SELECT id, call_id, step, server, tool, arguments, outcome FROM called
+ON CONFLICT (turn_id, call_id) DO NOTHING)""",
+)
+FINISH_CALL = Statement(
+    "returned",
+    "call_id text, outcome text, content jsonb, structured jsonb, duration_ms float8, source text",
+    """
+call_end AS (
+UPDATE tool_calls SET outcome = new.outcome, content = new.content, structured = new.structured,
+                      duration_ms = new.duration_ms, source = new.source
+FROM returned AS new WHERE tool_calls.turn_id = new.id AND tool_calls.call_id = new.call_id)""",
+)
+INSERT_EVENTS = Statement("written", "")
+FINISH_TURN = Statement(
+    "ended",
+    "status text, response text, messages jsonb, finish_reason text, usage jsonb, cost_usd float8, steps int,"
+    " error jsonb, completed_at timestamptz, first_token_ms float8, duration_ms float8, cached bool, words text,"
+    " vector text",
+    f"""
+turn AS (
+UPDATE turns SET status = new.status, response = new.response, messages = new.messages,
+                 finish_reason = new.finish_reason, usage = new.usage, cost_usd = new.cost_usd, steps = new.steps,
+                 error = new.error, completed_at = new.completed_at, first_token_ms = new.first_token_ms,
+                 duration_ms = new.duration_ms, cached = new.cached, busy_conversation_id = NULL,
+                 search = coalesce(to_tsvector('simple', new.words), new.vector::tsvector),
+                 has_terms = coalesce(new.words, new.vector) IS NOT NULL
+FROM ended AS new WHERE turns.id = new.id
+RETURNING turns.*),
+usage AS ({INSERT_USAGE})""",
+)
+EDIT_CALL = Statement(
+    "edited",
+    "call_id text, arguments jsonb",
+    """
+call_edit AS (
+UPDATE tool_calls SET arguments = new.arguments
+FROM edited AS new WHERE tool_calls.turn_id = new.id AND tool_calls.call_id = new.call_id)""",
+    carries_events=False,
+)
+RESET_ATTEMPTS = Statement(
+    "advanced",
+    "",
+    "attempts_reset AS (UPDATE turns SET attempts = 0 FROM advanced AS new WHERE turns.id = new.id AND attempts > 0)",
+    carries_events=False,
+)
+SUSPEND_TURN = Statement(
+    "suspended",
+    "open_inputs text",
+    """
+turn_suspension AS (
 UPDATE turns SET worker_id = NULL,
     status = CASE WHEN cancel_requested OR is_due OR NOT asks THEN 'running' ELSE 'waiting' END,
     waits_for_task = NOT (cancel_requested OR is_due OR asks)
-FROM fence, (SELECT
-    EXISTS (SELECT FROM turn_inputs WHERE id = ANY($4::uuid[]) AND answer IS NOT NULL)
-    OR EXISTS (SELECT FROM tool_tasks WHERE id = ANY($4::uuid[]) AND settled_at IS NOT NULL) AS is_due,
-    EXISTS (SELECT FROM turn_inputs WHERE id = ANY($4::uuid[]))
-    OR NOT EXISTS (SELECT FROM tool_tasks WHERE id = ANY($4::uuid[])) AS asks
+FROM suspended AS new, LATERAL (SELECT
+    EXISTS (SELECT FROM turn_inputs WHERE id = ANY(new.open_inputs::uuid[]) AND answer IS NOT NULL)
+    OR EXISTS (SELECT FROM tool_tasks WHERE id = ANY(new.open_inputs::uuid[]) AND settled_at IS NOT NULL) AS is_due,
+    EXISTS (SELECT FROM turn_inputs WHERE id = ANY(new.open_inputs::uuid[]))
+    OR NOT EXISTS (SELECT FROM tool_tasks WHERE id = ANY(new.open_inputs::uuid[])) AS asks
 ) AS waits
-WHERE turns.id = fence.id"""
-SAVE_SUMMARY = f"{FENCE} UPDATE turns SET history_summary = $4 FROM fence WHERE turns.id = fence.id"
-RELEASE_TURN = f"""
-{FENCE}, inserted AS ({_insert_events_sql(4, "fence")})
-UPDATE turns SET worker_id = NULL FROM fence WHERE turns.id = fence.id AND status = 'running'"""
+WHERE turns.id = new.id)""",
+    carries_events=False,
+)
+SAVE_SUMMARY = Statement(
+    "summarized",
+    "summary jsonb",
+    "summary AS (UPDATE turns SET history_summary = new.summary FROM summarized AS new WHERE turns.id = new.id)",
+    carries_events=False,
+)
+RELEASE_TURN = Statement(
+    "released",
+    "",
+    """
+turn_release AS (
+UPDATE turns SET worker_id = NULL FROM released AS new WHERE turns.id = new.id AND status = 'running')""",
+)
 PROBE = "INSERT INTO turn_events (turn_id, first_seq, last_seq, payload) SELECT id, 0, 0, '' FROM turns WHERE false"
 """Writes nothing, and fails where the journal's writes would fail."""
 EXECUTION_ORDER = (
@@ -146,14 +211,9 @@ EXECUTION_ORDER = (
     SUSPEND_TURN,
     RELEASE_TURN,
 )
-"""Order of the statements in a batch.
+"""Order of the statements for one turn.
 
 A statement may run twice after a lost connection. It fails for a turn that another worker has taken over.
-"""
-_EVENT_PARAM_OFFSETS = {BEGIN_TURN: 19, FINISH_TURN: 3, START_CALL: 3, FINISH_CALL: 3, RELEASE_TURN: 3}
-"""Number of parameters before those of the events.
-
-The keys are the statements that also insert a turn's events.
 """
 
 
@@ -247,7 +307,7 @@ def build_suspend_row(fence: Fence, open_inputs: list[UUID]) -> Row:
 
     That is a question or a task.
     """
-    return SUSPEND_TURN, (*fence, open_inputs)
+    return SUSPEND_TURN, (*fence, f"{{{','.join(map(str, open_inputs))}}}")
 
 
 def build_commit_rows(fence: Fence, rows: list[Row], entries: list[JournalEntry], *, attempts: int = 0) -> list[Row]:
@@ -264,17 +324,16 @@ def build_commit_rows(fence: Fence, rows: list[Row], entries: list[JournalEntry]
     rows = [*rows, *_build_call_rows(fence, entries)]
     if attempts and any(isinstance(entry.event, e.StepCompleted) for entry in entries):
         rows.append((RESET_ATTEMPTS, fence))
-    carrier = next((number for number, (statement, _) in enumerate(rows) if statement in _EVENT_PARAM_OFFSETS), None)
+    carrier = next((number for number, (statement, _) in enumerate(rows) if statement.carries_events), None)
     if carrier is None:
         return [*rows, (INSERT_EVENTS, (*fence, *events))]
     return [_with_events(events if number == carrier else _NO_EVENTS, row) for number, row in enumerate(rows)]
 
 
 def _with_events(events: _Events, row: Row) -> Row:
-    """Insert the events' parameters into a row, if its statement takes them."""
+    """Add the events' values to a row, if its statement takes them."""
     statement, values = row
-    offset = _EVENT_PARAM_OFFSETS.get(statement)
-    return row if offset is None else (statement, (*values[:offset], *events, *values[offset:]))
+    return (statement, (*values, *events)) if statement.carries_events else row
 
 
 def _build_call_rows(fence: Fence, entries: Iterable[JournalEntry]) -> Iterable[Row]:
@@ -299,7 +358,8 @@ def _build_call_rows(fence: Fence, entries: Iterable[JournalEntry]) -> Iterable[
             case e.InputResolved(edited_arguments=dict() as arguments) as resolved:
                 yield EDIT_CALL, (*fence, resolved.call_id, arguments)
             case e.HistorySummarized(text=str(summary), error=msgspec.UNSET) as done:
-                yield SAVE_SUMMARY, (*fence, HistorySummary(summary, done.turns, UUID(done.through_turn_id)))
+                saved = HistorySummary(summary, done.turns, UUID(done.through_turn_id))
+                yield SAVE_SUMMARY, (*fence, saved)
             case (
                 e.InputResolved()
                 | e.HistorySummarized()

@@ -5,10 +5,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TypeAlias
 from uuid import UUID
-
-import asyncpg
 
 from gateway.common.concurrency import Backoff, SupervisedTask
 from gateway.common.logging import get_logger
@@ -16,13 +13,12 @@ from gateway.domain.errors import StorageRefused
 from gateway.ports.journal import EventSource
 from gateway.store.errors import StorageFailure, classify_error, get_sqlstate
 from gateway.store.journal import statements
+from gateway.store.journal.batch import Connection, execute_rows
 from gateway.store.journal.queue import JournalQueue, PendingWrite
-from gateway.store.journal.statements import Fence
+from gateway.store.journal.statements import Fence, Row
 from gateway_runtime.postgres.hidden_tables import is_table_hidden
 
 log = get_logger(__name__)
-
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 MAX_BATCH_BYTES = 1024 * 1024
 _MIN_BATCH_BYTES = 16 * 1024
@@ -247,8 +243,8 @@ class JournalWriter:
         Raises:
             TimeoutError: the database did not answer in time.
         """
-        by_statement = self._group_by_statement(batch)
-        if not by_statement and not self._must_probe():
+        rows = self._build_rows(batch)
+        if not rows and not self._must_probe():
             return
         connection = self._connection
         if connection is None or connection.is_closed():
@@ -265,10 +261,10 @@ class JournalWriter:
         abort = asyncio.get_running_loop().call_later(self._policy.attempt_seconds, abort_connection)
         try:
             if sum(map(_get_size, batch)) <= _MAX_BUFFERED_BYTES:
-                await _execute(connection, by_statement)
+                await _execute(connection, rows)
             else:  # a write that waits for the socket does not notice the end of the connection
                 async with asyncio.timeout(self._policy.attempt_seconds + _ABORT_SECONDS):
-                    await _execute(connection, by_statement)
+                    await _execute(connection, rows)
         except Exception as error:
             if not _is_rolled_back(error):
                 for write in batch:
@@ -279,18 +275,17 @@ class JournalWriter:
         finally:
             abort.cancel()
 
-    def _group_by_statement(self, batch: list[PendingWrite]) -> dict[str, list[statements.Values]]:
+    def _build_rows(self, batch: list[PendingWrite]) -> list[Row]:
         by_source: dict[EventSource, list[PendingWrite]] = {}
         for write in batch:
             by_source.setdefault(write.source, []).append(write)
-        by_statement: dict[str, list[statements.Values]] = {}
+        rows: list[Row] = []
         for source, writes in by_source.items():
-            rows = [write.row for write in writes if write.row is not None and write.takes_row]
+            own = [write.row for write in writes if write.row is not None and write.takes_row]
             entries = [entry for write in writes for entry in write.taken_entries]
             fence = Fence(source.turn_id, self._policy.worker_id, source.epoch)
-            for statement, row in statements.build_commit_rows(fence, rows, entries, attempts=source.attempts):
-                by_statement.setdefault(statement, []).append(row)
-        return by_statement
+            rows += statements.build_commit_rows(fence, own, entries, attempts=source.attempts)
+        return rows
 
 
 class SlowWriter(JournalWriter):
@@ -362,15 +357,8 @@ def _is_rolled_back(error: Exception) -> bool:
     return sqlstate is not None and sqlstate[:2] not in _ENDS_OF_CONNECTION
 
 
-async def _execute(connection: Connection, by_statement: dict[str, list[statements.Values]]) -> None:
-    """Execute the statements in one transaction."""
-    if not by_statement:
+async def _execute(connection: Connection, rows: list[Row]) -> None:
+    if rows:
+        await execute_rows(connection, rows)
+    else:
         await connection.execute(statements.PROBE)
-        return
-    if len(by_statement) == 1:
-        await connection.executemany(*by_statement.popitem())  # is a transaction of its own
-        return
-    async with connection.transaction():
-        for statement in statements.EXECUTION_ORDER:
-            if rows := by_statement.get(statement):
-                await connection.executemany(statement, rows)

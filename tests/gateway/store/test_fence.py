@@ -15,6 +15,7 @@ from gateway.domain.messages import PendingInput, Question, text_block
 from gateway.domain.spending import BudgetReservation
 from gateway.store.database import Database
 from gateway.store.journal import statements
+from gateway.store.journal.batch import execute_rows
 from gateway.store.journal.postgres_journal import PostgresJournal
 from gateway.store.questions import QuestionStore
 from gateway.store.usage import UsageStore
@@ -157,7 +158,7 @@ async def test_claim_skips_a_turn_whose_owner_is_writing(
     writer = await asyncpg.connect(dsn(database_url))
     try:
         async with writer.transaction():
-            await writer.execute(statements.INSERT_EVENTS, *fence, 2, 2, "{}")
+            await execute_rows(writer, [(statements.INSERT_EVENTS, (*fence, 2, 2, "{}"))])
             assert await db.fetch("SELECT id FROM turns FOR NO KEY UPDATE SKIP LOCKED") == []
     finally:
         await writer.close()
@@ -167,9 +168,9 @@ async def test_suspension_may_run_again_after_its_commit(journal: PostgresJourna
     """The acknowledgement of a commit may be lost with the connection."""
     log = await begin_turn(journal)
     fence = statements.Fence(log.turn_id, WORKER, 0)
+    entry = e.JournalEntry(2, CALL, e.encode_event(CALL))
     for _ in range(2):
-        await db.execute(statements.INSERT_EVENTS, *fence, 2, 2, "{}")
-        await db.execute(statements.SUSPEND_TURN, *fence, [])
+        await execute_rows(db, statements.build_commit_rows(fence, [statements.build_suspend_row(fence, [])], [entry]))
     assert await db.fetchval("SELECT status FROM turns") == "waiting"
 
 
