@@ -68,8 +68,11 @@ class CallDispatcher(JSONRPCDispatcher):
         call = _DirectCall(options.get("timeout"), options.get("on_progress"))
         self._pending[request_id] = cast("Any", call)
         try:
-            async with call.limit:
-                return await transport.send_call(request_id, message, options.get("headers") or {})
+            try:
+                async with call.limit:
+                    return await transport.send_call(request_id, message, options.get("headers") or {})
+            finally:
+                self._pending.pop(request_id, None)  # before any wait: the call takes no outcome after its exchange
         except TimeoutError:
             if call.outcome is not None:
                 return call.get_result()
@@ -78,8 +81,6 @@ class CallDispatcher(JSONRPCDispatcher):
         except asyncio.CancelledError:
             await self._cancel_call(request_id, "caller cancelled")
             raise
-        finally:
-            self._pending.pop(request_id, None)
 
     async def _cancel_call(self, request_id: RequestId, reason: str) -> None:
         """Tell the server, also while the caller is cancelled."""

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from gateway.ports.servers import ServerConfig
+from tests.eventually import eventually
 from tests.gateway.mcp_client.odd_http_server import OddHttpServer, stay_silent
 from tests.gateway.mcp_client.raw_server import RawServer, make_raw_tool
 from tests.gateway.mcp_client.test_toolbox import call_tool, connect_toolbox, get_text
@@ -165,3 +166,57 @@ async def test_end_of_the_session_ends_its_calls(modern: bool) -> None:
             await toolbox.disconnect_servers()
             result = await call
     assert (result.outcome, "was lost" in get_text(result)) == ("unknown", True)
+
+
+class BusyServer(AnsweringServer):
+    """Answers calls on its own stream, and cancellations when it may."""
+
+    def __init__(self) -> None:
+        super().__init__(modern=False)
+        self.open_calls: list[int] = []
+        self.cancellations = 0
+        self.may_answer = asyncio.Event()
+
+    async def _respond(self, request: Request) -> Response:
+        if request.method == "POST" and (await request.json())["method"] == "notifications/cancelled":
+            self.cancellations += 1
+            await self.may_answer.wait()
+        return await super()._respond(request)
+
+    def answer_call(self, request: Request, request_id: int) -> Response:
+        self.open_calls.append(request_id)
+
+        async def send_nothing() -> AsyncGenerator[str]:
+            try:
+                await asyncio.Event().wait()
+                yield ""
+            finally:  # the client has closed the connection
+                self.open_calls.remove(request_id)
+
+        return StreamingResponse(send_nothing(), media_type="text/event-stream")
+
+    def answer_elsewhere(self, request_id: int) -> None:
+        self.streams[0].put_nowait({"id": request_id, "result": self.make_result(request_id)["result"]})
+
+
+async def test_answer_to_a_call_that_is_being_cancelled_leaves_the_session_open() -> None:
+    server = BusyServer()
+    async with (
+        serve_asgi(server) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        calls: list[asyncio.Task[Any]] = []
+        for count in range(1, 4):
+            calls.append(asyncio.create_task(call_tool(toolbox, "echo")))
+            await eventually(lambda count=count: len(server.open_calls) == count)
+        _, second, third = server.open_calls
+        calls[0].cancel()
+        await eventually(lambda: server.cancellations == 1)  # the next notification waits for the answer to this one
+        calls[1].cancel()
+        await eventually(lambda: server.open_calls == [third])
+        server.answer_elsewhere(second)
+        server.answer_elsewhere(third)
+        assert get_text(await calls[2]) == "done"
+        server.may_answer.set()
+        await asyncio.wait(calls)
+    assert [call.cancelled() for call in calls] == [True, True, False]
