@@ -50,17 +50,18 @@ class CallDispatcher(JSONRPCDispatcher):
         is_direct = transport is not None and transport.is_usable and self._running and not is_tracing()
         if transport is None or method != "tools/call" or not is_direct or not options.keys() <= _CALL_OPTIONS:
             return await super().send_raw_request(method, params, opts, _related_request_id=_related_request_id)
-        request_id = self._allocate_id()
-        outcome = await self._send_call(transport, request_id, {**(params or {})}, options)
+        request_id, sent_params = self._allocate_id(), {**(params or {})}
+        outcome = await self._send_call(transport, request_id, sent_params, options)
         if not isinstance(outcome, UnusualOutcome):
             await self._tap.on_result(request_id, outcome)
             return outcome
         async with outcome.leave_to_sdk():
-            return await super().send_raw_request(method, params, {**options, "request_id": request_id})
+            return await super().send_raw_request(method, sent_params, {**options, "request_id": request_id})
 
     async def _send_call(
         self, transport: DirectCallTransport, request_id: RequestId, params: JsonObject, options: CallOptions
     ) -> JsonObject | UnusualOutcome:
+        """Send a call, and note in `params` what the gateway adds."""
         if "on_progress" in options:
             params["_meta"] = {**(params.get("_meta") or {}), "progressToken": request_id}
         self._tap.on_request(request_id, "tools/call", params)

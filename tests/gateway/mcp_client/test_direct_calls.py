@@ -115,6 +115,8 @@ async def test_redirected_call_is_made_once_at_its_new_address() -> None:
     ):
         assert get_text(await call_tool(toolbox, "echo")) == "done"
     assert [request.url.path for request in server.requests] == ["/mcp", "/mcp/"]
+    first, second = server.requests
+    assert await first.json() == await second.json()
 
 
 async def test_credentials_of_an_address_come_with_each_call() -> None:
