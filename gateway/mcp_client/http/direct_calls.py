@@ -159,7 +159,8 @@ class _RepeatableBody(httpx2.AsyncByteStream):
     async def read_all(self) -> bytes:
         """Read the body to its end, or to a failure."""
         try:
-            self._pieces += [piece async for piece in self._rest]
+            async for piece in self._rest:
+                self._pieces.append(piece)  # one by one: a failure loses none
         except _FAILURES as error:
             self._error = error
         return b"".join(self._pieces)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from gateway.ports.servers import ServerConfig
 from tests.eventually import eventually
@@ -117,6 +118,28 @@ async def test_redirected_call_is_made_once_at_its_new_address() -> None:
     assert [request.url.path for request in server.requests] == ["/mcp", "/mcp/"]
     first, second = server.requests
     assert await first.json() == await second.json()
+
+
+class CutResponse(JSONResponse):
+    """Ends the connection in place of the body's last chunk."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+
+
+class CuttingServer(AnsweringServer):
+    def answer_call(self, request: Request, request_id: int) -> Response:
+        return CutResponse(self.make_result(request_id))
+
+
+async def test_whole_result_is_read_before_the_connection_fails() -> None:
+    async with (
+        serve_asgi(CuttingServer()) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        assert get_text(await call_tool(toolbox, "echo")) == "done"
 
 
 async def test_credentials_of_an_address_come_with_each_call() -> None:
