@@ -21,6 +21,7 @@ _FAILURES = (httpx2.RequestError, httpx2.StreamError)
 _OK = 200
 _JSON, _EVENT_STREAM = "application/json", "text/event-stream"
 _MESSAGE_HEADERS = {"accept": f"{_JSON}, {_EVENT_STREAM}", "content-type": _JSON}
+_RESULT_MEMBERS = {"jsonrpc", "id", "result"}
 _ONLY_EVENT = re.compile(rb"(?:(?:event: ?message|id: ?[^\r\n]*)\r?\n)*data: ?(\{[^\r\n]*\})\r?\n\r?\n")
 
 
@@ -191,9 +192,9 @@ def _find_result(data: bytes, request_id: RequestId) -> JsonObject | None:
         message = msgspec.json.decode(data, type=JsonObject)
     except JSON_DECODE_ERRORS:
         return None
-    is_answer = message.get("jsonrpc") == "2.0" and message.get("id") == request_id
-    result: object = message.get("result")
-    return cast("JsonObject", result) if is_answer and isinstance(result, dict) else None
+    is_result = message.keys() == _RESULT_MEMBERS and message["jsonrpc"] == "2.0" and message["id"] == request_id
+    result: object = message["result"] if is_result else None
+    return cast("JsonObject", result) if isinstance(result, dict) else None
 
 
 _outcomes: contextvars.ContextVar[list[UnusualOutcome] | None] = contextvars.ContextVar("mcp_outcomes", default=None)

@@ -142,6 +142,19 @@ async def test_whole_result_is_read_before_the_connection_fails() -> None:
         assert get_text(await call_tool(toolbox, "echo")) == "done"
 
 
+class DoubtfulServer(AnsweringServer):
+    def answer_call(self, request: Request, request_id: int) -> Response:
+        return JSONResponse(self.make_result(request_id) | {"error": {"code": -32001, "message": "It broke."}})
+
+
+async def test_answer_with_an_error_beside_its_result_is_an_error() -> None:
+    async with (
+        serve_asgi(DoubtfulServer()) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        assert "It broke." in get_text(await call_tool(toolbox, "echo"))
+
+
 async def test_credentials_of_an_address_come_with_each_call() -> None:
     server = AnsweringServer()
     async with (
