@@ -187,6 +187,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._unparsed_bytes = 0
         super().on_message_complete()
         cast("dict[str, Any]", self.scope)[BODY_ARRIVED_SCOPE_KEY] = True
+        if not self.pipeline:  # a large body has paused it, and a disconnect is noticed by reading only
+            self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         self._reject_request(400, "invalid_http", "The request is not valid HTTP.")
