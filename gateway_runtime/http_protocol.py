@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import structlog
 import uuid_utils
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway_runtime.connections.disconnects import DISCONNECT_SCOPE_KEY, Disconnect, get_disconnect
 from gateway_runtime.connections.limits import ConnectionLimits
@@ -67,7 +67,7 @@ class HttpProtocol(HttpToolsProtocol):
     """
 
     # With these in its dictionary, that would have more keys than instances can share, and three times the size.
-    __slots__ = ("_counted_source", "_head_timer", "_reader_watch", "_unparsed_bytes")
+    __slots__ = ("_counted_source", "_head_timer", "_reader_watch", "_running_cycle", "_unparsed_bytes")
 
     head_timeout_seconds = _HEAD_TIMEOUT_SECONDS
     write_timeout_seconds = _WRITE_TIMEOUT_SECONDS
@@ -81,6 +81,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._unparsed_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._running_cycle: RequestResponseCycle | None = None
         source = self.limits.find_source(self.client[0] if self.client else None)
         self._reader_watch = ReaderWatch(
             transport,
@@ -105,8 +106,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._reader_watch.end()
         self._release_slot()
         super().connection_lost(exc)
-        if self.cycle and not self.cycle.response_complete:
-            get_disconnect(self.cycle.scope).notify()
+        cycle = self._running_cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            get_disconnect(cycle.scope).notify()
 
     def handle_websocket_upgrade(self) -> None:
         """Let a WebSocket protocol take over the connection.
@@ -139,6 +143,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._reader_watch.resume()
 
     def on_response_complete(self) -> None:
+        if self.pipeline:
+            self._running_cycle = self.pipeline[-1][0]
         super().on_response_complete()
         self._reader_watch.look()
 
@@ -174,6 +180,8 @@ class HttpProtocol(HttpToolsProtocol):
             raise RequestRefused("too many requests wait for their responses")
         cast("dict[str, Any]", self.scope)[DISCONNECT_SCOPE_KEY] = Disconnect()
         super().on_headers_complete()
+        if not self.pipeline:  # uvicorn's own cycle is the one that arrived last
+            self._running_cycle = self.cycle
 
     def _requires_host(self) -> bool:
         assert self.parser is not None

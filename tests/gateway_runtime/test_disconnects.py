@@ -35,6 +35,16 @@ class WaitingApp:
         await disconnected.wait()
 
 
+class StreamingApp(WaitingApp):
+    """Streams meanwhile."""
+
+    async def respond(self, send: Any, disconnected: asyncio.Event) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not disconnected.is_set():
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            await asyncio.sleep(0.01)
+
+
 async def send_and_leave(url: str, *parts: tuple[bytes, Callable[[], Any]]) -> None:
     """Send each part, and wait for its check; then close the connection."""
     address = urlsplit(url)
@@ -54,6 +64,14 @@ async def test_disconnect_after_a_large_body_is_noticed() -> None:
     async with asyncio.timeout(60), serve_asgi(app) as url:
         await send_and_leave(url, (head, lambda: app.begun), (body, lambda: app.read))
         await eventually(lambda: app.left == ["/a"])
+
+
+async def test_disconnect_is_reported_to_the_first_of_several_requests() -> None:
+    app, request = StreamingApp(), b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with asyncio.timeout(60), serve_asgi(app) as url:
+        await send_and_leave(url, (request % b"a" + request % b"b", lambda: app.read))
+        await eventually(lambda: app.left == ["/a"])
+    assert app.begun == ["/a"]
 
 
 async def test_disconnect_is_reported_to_the_second_request_of_a_connection() -> None:
