@@ -28,8 +28,8 @@ class SentRequest(NamedTuple):
 class MessageTap:
     """Calls `on_result` with each request and its result.
 
-    It may change the result before the SDK reads it. Requests that the SDK has given up are included. A request
-    declares the session's `capabilities`, or those of the host that it is sent for.
+    It may change the result before the SDK reads it. Requests that the SDK has given up are included, but calls. A
+    request declares the session's `capabilities`, or those of the host that it is sent for.
     """
 
     def __init__(
@@ -57,7 +57,12 @@ class MessageTap:
         elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
             cancelled = cancelled_request_id_from_params(message.params)
             if cancelled is not None:
-                self._calls.on_cancelled(coerce_request_id(cancelled))
+                self._on_cancelled(coerce_request_id(cancelled))
+
+    def _on_cancelled(self, request_id: RequestId) -> None:
+        self._calls.on_cancelled(request_id)
+        if (request := self._requests.get(request_id)) is not None and request.method == "tools/call":
+            del self._requests[request_id]  # its arguments may be large, and nobody reads its result
 
     def on_request(self, request_id: RequestId, method: str, params: JsonObject) -> None:
         """Note a request before it is sent, and declare capabilities in it."""

@@ -1,6 +1,7 @@
 """Tool calls over HTTP whose answers are more than a result."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from gateway.mcp_client.connection.message_tap import SentRequest
 from gateway.ports.servers import ServerConfig
 from tests.eventually import eventually
 from tests.gateway.mcp_client.odd_http_server import OddHttpServer, stay_silent
@@ -258,3 +260,33 @@ async def test_answer_to_a_call_that_is_being_cancelled_leaves_the_session_open(
         server.may_answer.set()
         await asyncio.wait(calls)
     assert [call.cancelled() for call in calls] == [True, True, False]
+
+
+class SilentServer(AnsweringServer):
+    """Does not answer calls."""
+
+    def answer_call(self, request: Request, request_id: int) -> Response:
+        async def send_nothing() -> AsyncGenerator[str]:
+            await asyncio.Event().wait()
+            yield ""
+
+        return StreamingResponse(send_nothing(), media_type="text/event-stream")
+
+
+def count_kept_requests(text: str) -> int:
+    return sum(isinstance(kept, SentRequest) and text in str(kept.params) for kept in gc.get_objects())
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["modern", "legacy"])
+async def test_cancelled_call_leaves_no_arguments_in_memory(modern: bool) -> None:
+    server = SilentServer(modern=modern)
+    async with (
+        serve_asgi(server) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        call = asyncio.create_task(call_tool(toolbox, "echo", text="long"))
+        await eventually(lambda: server.requests)
+        assert count_kept_requests("'text': 'long'") == 1
+        call.cancel()
+        await asyncio.wait([call])
+        assert count_kept_requests("'text': 'long'") == 0
