@@ -71,6 +71,7 @@ class QuestionRouter(Generic[CallT]):
 
         The gateway no longer waits for it.
         """
+        self._drop_ended()
         given_up = [request_id for request_id in list(self._requests) if self._requests[request_id].call is call]
         for request_id in given_up:
             self.on_cancelled(request_id)
@@ -108,12 +109,15 @@ class QuestionRouter(Generic[CallT]):
         self._changed.set()
 
     def _list_open(self) -> list[_OpenRequest[CallT]]:
+        self._drop_ended()
+        return [self._requests[request_id] for request_id in list(self._requests)]
+
+    def _drop_ended(self) -> None:
         now = asyncio.get_running_loop().time()
         for request_id in list(self._requests):
             ends_at = self._requests[request_id].ends_at
             if ends_at is not None and ends_at <= now:
                 del self._requests[request_id]
-        return [self._requests[request_id] for request_id in list(self._requests)]
 
     async def _wait_for_change(self) -> None:
         self._changed.clear()

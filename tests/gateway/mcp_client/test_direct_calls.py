@@ -11,7 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from gateway.mcp_client.connection import question_routing
 from gateway.mcp_client.connection.message_tap import SentRequest
+from gateway.mcp_client.connection.ongoing_calls import OngoingCall
 from gateway.ports.servers import ServerConfig
 from tests.eventually import eventually
 from tests.gateway.mcp_client.odd_http_server import OddHttpServer, stay_silent
@@ -290,3 +292,27 @@ async def test_cancelled_call_leaves_no_arguments_in_memory(modern: bool) -> Non
         call.cancel()
         await asyncio.wait([call])
         assert count_kept_requests("'text': 'long'") == 0
+
+
+async def test_call_that_was_given_up_is_forgotten_when_the_server_has_ended_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(question_routing, "_GIVEN_UP_SECONDS", 0.0)
+    server = SilentServer()
+
+    def count_kept_calls() -> int:
+        gc.collect()
+        return sum(isinstance(kept, OngoingCall) for kept in gc.get_objects())
+
+    async with (
+        serve_asgi(server) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        before = count_kept_calls()
+        for count in range(1, 4):
+            call = asyncio.create_task(call_tool(toolbox, "echo"))
+            await eventually(lambda count=count: len(server.requests) == count)
+            call.cancel()
+            await asyncio.wait([call])
+            del call
+        assert count_kept_calls() <= before + 1
