@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections.abc import AsyncGenerator
 
 import httpx2
 from pydantic import ValidationError
@@ -254,7 +255,8 @@ class AuthorizedTransport(httpx2.AsyncBaseTransport):
         challenge = response.headers.get("WWW-Authenticate", "")
         lacks_scope = response.status_code == 403 and INSUFFICIENT_SCOPE in challenge
         if response.status_code == 401 or lacks_scope:
-            await self._tokens.report_refusal(challenge)
+            async with _closing_on_failure(response):
+                await self._tokens.report_refusal(challenge)
         elif response.is_success or (request.method == "POST" and response.status_code >= 500):
             self._tokens.is_refused = False  # another failure is not to be told as this one
         return response
@@ -266,11 +268,8 @@ class AuthorizedTransport(httpx2.AsyncBaseTransport):
 
         Else return the refusal.
         """
-        try:
+        async with _closing_on_failure(response):
             other_token = await self._tokens.replace_token(token)
-        except httpx2.TransportError:
-            await response.aclose()
-            raise
         if other_token is None:
             return response
         await response.aclose()
@@ -285,3 +284,16 @@ class AuthorizedTransport(httpx2.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._inner.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _closing_on_failure(response: httpx2.Response) -> AsyncGenerator[None]:
+    """Close a response that is not returned, also after a cancellation.
+
+    Its connection would stay open.
+    """
+    try:
+        yield
+    except BaseException:
+        await response.aclose()
+        raise

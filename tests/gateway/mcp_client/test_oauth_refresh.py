@@ -4,12 +4,16 @@ import asyncio
 import time
 
 import httpx2
+import msgspec
 import pytest
 from aiohttp import web
 
 from gateway.domain.grants import Grant
+from gateway.mcp_client.http.pooled_transport import PooledServerTransport
+from gateway.mcp_client.http_transport import get_ssl_context
 from gateway.mcp_client.oauth import refresh
 from gateway.mcp_client.oauth.refresh import GrantRefresher
+from gateway.mcp_client.oauth.tokens import AccessTokenProvider, AuthorizedTransport
 from gateway.ports.servers import ServerConfig
 from gateway.store.database import Database
 from gateway.store.encryption import Cipher
@@ -89,4 +93,38 @@ async def test_change_during_a_refresh_wins_over_the_refreshed_grant(database_ur
         await store_grant(grants, make_grant(f"{address}/token"))
         assert await GrantRefresher(grants, SERVER, "ada").refresh(None) == newer
     assert await grants.get_grant(*KEY) == newer
+    await database.close()
+
+
+async def test_call_cancelled_while_its_token_is_refreshed_closes_its_connection(database_url: str) -> None:
+    database = Database(database_url)
+    grants = PostgresGrantStore(database, Cipher("a secret of the tests"))
+    is_refreshing, is_closed = asyncio.Event(), asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/token":
+            is_refreshing.set()
+            await is_closed.wait()
+            return web.Response(status=500)
+        response = web.StreamResponse(status=401)
+        await response.prepare(request)
+        try:
+            await asyncio.Event().wait()
+        finally:  # the client has closed the connection
+            is_closed.set()
+        return response
+
+    async with serve_web(answer) as address, asyncio.timeout(30):
+        server = ServerConfig(name="vault", url=f"{address}/mcp")
+        async with grants.begin_transaction("vault", "ada", server.url) as transaction:
+            transaction.grant = msgspec.structs.replace(make_grant(f"{address}/token"), expires_at=time.time() + 3600)
+        tokens = AccessTokenProvider(grants, server, "ada")
+        async with httpx2.AsyncClient(
+            transport=AuthorizedTransport(PooledServerTransport(get_ssl_context()), tokens)
+        ) as client:
+            call = asyncio.create_task(client.post(server.url))
+            await is_refreshing.wait()
+            call.cancel()
+            await is_closed.wait()
+    assert call.cancelled()
     await database.close()
