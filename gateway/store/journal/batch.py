@@ -19,6 +19,12 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 CONNECTION_SETTINGS = """
 SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off;
 SET enable_mergejoin = off"""
+PLAN_SECONDS = 10.0
+"""Time that the plans of a connection are used.
+
+A plan of a table with a few rows reads a whole index, which is as cheap there.
+"""
+DISCARD_PLANS = "DISCARD PLANS"
 _FENCED_ROWS = """
 {name} AS MATERIALIZED (
 SELECT new.*, coalesce((SELECT turns.id FROM turns WHERE turns.id = new.turn_id AND turns.epoch = new.epoch

@@ -12,8 +12,9 @@ from gateway.common.logging import get_logger
 from gateway.domain.errors import StorageRefused
 from gateway.ports.journal import EventSource
 from gateway.store.errors import StorageFailure, classify_error, get_sqlstate
+from gateway.store.journal import batch as batches
 from gateway.store.journal import statements
-from gateway.store.journal.batch import Connection, execute_rows
+from gateway.store.journal.batch import DISCARD_PLANS, Connection, execute_rows
 from gateway.store.journal.queue import JournalQueue, PendingWrite
 from gateway.store.journal.statements import Fence, Row
 from gateway_runtime.postgres.hidden_tables import is_table_hidden
@@ -83,6 +84,7 @@ class JournalWriter:
         self._queue = queue
         self._policy = policy
         self._connection: Connection | None = None
+        self._planned_at = -math.inf
         self._has_changed = asyncio.Event()
         self._is_probe_requested = False
         self._backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
@@ -260,6 +262,7 @@ class JournalWriter:
         # A cancellation would wait for the server's answer to it, and an aborted connection does not.
         abort = asyncio.get_running_loop().call_later(self._policy.attempt_seconds, abort_connection)
         try:
+            await self._renew_plans(connection)
             if sum(map(_get_size, batch)) <= _MAX_BUFFERED_BYTES:
                 await _execute(connection, rows)
             else:  # a write that waits for the socket does not notice the end of the connection
@@ -274,6 +277,12 @@ class JournalWriter:
             raise
         finally:
             abort.cancel()
+
+    async def _renew_plans(self, connection: Connection) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._planned_at >= batches.PLAN_SECONDS:
+            await connection.execute(DISCARD_PLANS)
+            self._planned_at = now
 
     def _build_rows(self, batch: list[PendingWrite]) -> list[Row]:
         by_source: dict[EventSource, list[PendingWrite]] = {}

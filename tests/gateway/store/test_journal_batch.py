@@ -10,10 +10,13 @@ from gateway.domain import events as e
 from gateway.domain.branches import TurnOrigin
 from gateway.domain.messages import Message, TurnRecord, TurnRequest, text_block
 from gateway.store.database import encode_jsonb
-from gateway.store.journal import statements
+from gateway.store.journal import batch, statements
 from gateway.store.journal.batch import CONNECTION_SETTINGS, execute_rows
+from gateway.store.journal.postgres_journal import PostgresJournal
 from gateway.store.journal.statements import Fence, Row
-from tests.gateway.store.test_journal import TURN_END, make_outcome, make_record, make_turn_started
+from gateway_runtime.postgres.connections import PostgresConnector
+from tests.eventually import eventually
+from tests.gateway.store.test_journal import TURN_END, begin_turn, make_outcome, make_record, make_turn_started
 
 WORKER = uuid4()
 CALL = e.ToolCallStarted(step=1, call_id="c1", server="s", tool="t", arguments={"a": [1, None]})
@@ -162,6 +165,39 @@ async def test_plans_of_a_small_table_do_not_read_all_of_a_large_one(db: asyncpg
     before = await count_read_rows(db)
     await execute_rows(db, rows)
     assert await count_read_rows(db) == before
+
+
+async def test_plans_of_a_single_turn_do_not_read_whole_indexes_later(
+    database_url: str, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "PLAN_SECONDS", 0.0)
+    journal = PostgresJournal(PostgresConnector(database_url), WORKER)
+    journal.start()
+    try:
+        log = await begin_turn(journal)
+        await db.execute("ANALYZE turns")
+        log.append(CALL)
+        await journal.flush(log)
+        await db.execute("ANALYZE tool_calls")
+        log.append(RESULT)
+        await journal.flush(log)
+        await db.execute(INSERT_OTHERS)
+        log.append(RESULT)
+        await journal.flush(log)
+    finally:
+        await journal.stop()
+    query = "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'tool_calls'"
+    # The session of the journal reports its figures at its end.
+    await eventually(lambda: db.fetchval(f"SELECT ({query}) > 0"))
+    assert await db.fetchval(query) < 100
+
+
+INSERT_OTHERS = """
+WITH added AS (
+    INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options)
+    SELECT gen_random_uuid(), 'ada', 'completed', '', '[]', 'm', '{}', '{}' FROM generate_series(1, 8000) RETURNING id
+) INSERT INTO tool_calls (turn_id, call_id, step, tool) SELECT id, 'c1', 1, 't' FROM added
+"""
 
 
 async def count_read_rows(db: asyncpg.Connection) -> list[Any]:
