@@ -60,8 +60,9 @@ _QUERY = "cast(:terms AS tsquery)"
 _HAS_WORDS = f"(has_terms AND search @@ {_QUERY} OR NOT has_terms AND search @@ {_OLD_QUERY})"
 _OWNED = "ARRAY[owner] @> ARRAY[cast(:owner AS text)]"
 COUNT = f"SELECT count(*) FROM turns WHERE owner = :owner AND {_OWNED} AND {_HAS_WORDS}"  # noqa: S608
-_BELOW_START = "owner = :owner AND id <= :newest"
-_NEWEST_FIRST = f"SELECT id, has_terms, search FROM turns WHERE {_BELOW_START} ORDER BY id DESC"  # noqa: S608
+_BETWEEN = "id <= :newest AND id >= :oldest"
+_IN_GROUP = f"owner = :owner AND {_BETWEEN}"
+_NEWEST_FIRST = f"SELECT id, has_terms, search FROM turns WHERE {_IN_GROUP} ORDER BY id DESC"  # noqa: S608
 # The first four digits of a time-ordered id change every 50 days. They are in the index, together with the owner.
 _PERIOD = "('x' || left(id::text, 4))::bit(16)::int"
 _FIRST_PERIOD = "newest - :periods + 1"
@@ -70,8 +71,8 @@ _FIRST_PERIOD = "newest - :periods + 1"
 SEARCH = f"""
 WITH bounds AS MATERIALIZED (
     SELECT oldest, newest, cast(rpad(lpad(to_hex({_FIRST_PERIOD}), 4, '0'), 32, '0') AS uuid) AS first_id FROM (
-        SELECT (SELECT {_PERIOD} FROM turns WHERE {_BELOW_START} ORDER BY id LIMIT 1) AS oldest,
-               (SELECT {_PERIOD} FROM turns WHERE {_BELOW_START} ORDER BY id DESC LIMIT 1) AS newest
+        SELECT (SELECT {_PERIOD} FROM turns WHERE {_IN_GROUP} ORDER BY id LIMIT 1) AS oldest,
+               (SELECT {_PERIOD} FROM turns WHERE {_IN_GROUP} ORDER BY id DESC LIMIT 1) AS newest
     ) AS ends
 ), periods AS MATERIALIZED (
     SELECT cast(:owner AS text) || lpad(to_hex(period), 4, '0') AS key
@@ -86,13 +87,13 @@ WITH bounds AS MATERIALIZED (
         UNION ALL
         (SELECT found.* FROM periods CROSS JOIN LATERAL (
             SELECT id, has_terms, search FROM turns
-            WHERE ARRAY[owner || left(id::text, 4)] @> ARRAY[periods.key] AND {_HAS_WORDS} AND id <= :newest
+            WHERE ARRAY[owner || left(id::text, 4)] @> ARRAY[periods.key] AND {_HAS_WORDS} AND {_BETWEEN}
             ORDER BY id DESC OFFSET 0
          ) AS found WHERE NOT (SELECT is_common FROM sample))
         UNION ALL
         (SELECT id, has_terms, search FROM (
             SELECT id, has_terms, search FROM turns
-            WHERE {_OWNED} AND {_HAS_WORDS} AND id <= :newest
+            WHERE {_OWNED} AND {_HAS_WORDS} AND {_BETWEEN}
               AND (:periods = 0 OR id < (SELECT first_id FROM bounds)) OFFSET 0
          ) AS older WHERE NOT (SELECT is_common FROM sample) AND (SELECT oldest < {_FIRST_PERIOD} FROM bounds)
          ORDER BY id DESC)
@@ -125,7 +126,7 @@ _MAX_INLINE_CHARS = 40_000
 
 The search takes about a millisecond.
 """
-_LAST_ID = UUID(int=2**128 - 1)
+_FIRST_ID, _LAST_ID = UUID(int=0), UUID(int=2**128 - 1)
 
 
 class HistoryEntry(msgspec.Struct, frozen=True):
@@ -153,12 +154,14 @@ class SearchHit(HistoryEntry, frozen=True):
 class SearchCursor(NamedTuple):
     """Position after a hit in its group of matches.
 
-    The group begins with the newest match that is not newer than the turn `newest`.
+    The group has the matches from the turn `newest` to `oldest`. A turn that is deleted, or ends, between two pages
+    moves no other into the group.
     """
 
     rank: float
     id: UUID
     newest: UUID = _LAST_ID
+    oldest: UUID = _FIRST_ID
 
 
 class HitPage(msgspec.Struct, frozen=True):
@@ -223,16 +226,20 @@ class HistoryStore:
         """
         parsed = parse_query(query)
         stems = await self._find_stems(parsed, lang)
-        rank, turn_id, newest = after or (None, None, _LAST_ID)
+        rank, turn_id, newest, oldest = after or (None, None, _LAST_ID, _FIRST_ID)
         offset_in_group = offset % MAX_RANKED
         terms = parsed.format_tsquery(stems)
         page = {"limit": limit, "offset": offset_in_group, "skipped": offset - offset_in_group}
-        group = {"newest": newest, "after_rank": rank, "after_id": turn_id, "periods": _count_periods(terms)}
-        values = _build_values(principal, query, lang, terms) | group | page
+        group = {"newest": newest, "oldest": oldest, "periods": _count_periods(terms)}
+        position = {"after_rank": rank, "after_id": turn_id}
+        values = _build_values(principal, query, lang, terms) | group | position | page
         rows = await self._database.fetch_rows(SEARCH, custom_plan=True, **values)
         snippets = await _build_snippets(SnippetMarker(parsed, stems), rows)
         hits = [SearchHit(*row[:-3], snippet=snippet) for row, snippet in zip(rows, snippets, strict=True)]
-        return HitPage(hits, _find_next(hits, rows, offset_in_group))
+        following = _find_next(hits, rows, offset_in_group, oldest)
+        if not hits and following is not None:  # the rest of the group has been deleted
+            return await self.search_turns(principal, query, lang=lang, limit=limit, after=following)
+        return HitPage(hits, following)
 
     async def iterate_hits(
         self, principal: Principal, query: str, *, lang: str, limit: int, offset: int
@@ -275,15 +282,19 @@ class HistoryStore:
             raise InvalidRequest(f"lang: {lang[:50]!r} is not one of {', '.join(sorted(languages))}.", param="lang")
 
 
-def _find_next(hits: list[SearchHit], rows: Sequence[DatabaseRow], offset: int) -> SearchCursor | None:
-    if not rows:
+def _find_next(hits: list[SearchHit], rows: Sequence[DatabaseRow], offset: int, oldest: UUID) -> SearchCursor | None:
+    """Return the position of the next page, if there is one.
+
+    `oldest`: the end of the group, as far as it was known before the page.
+    """
+    if rows:
+        remaining, first_match, last_match = rows[-1][-3:]
+        oldest = last_match or oldest
+        if remaining > offset + len(hits):
+            return SearchCursor(hits[-1].rank, hits[-1].id, first_match, oldest)
+    if oldest == _FIRST_ID:
         return None
-    remaining, first_match, last_match = rows[-1][-3:]
-    if remaining > offset + len(hits):
-        return SearchCursor(hits[-1].rank, hits[-1].id, first_match)
-    if last_match is None:
-        return None
-    next_newest = UUID(int=last_match.int - 1)
+    next_newest = UUID(int=oldest.int - 1)
     return SearchCursor(math.inf, next_newest, next_newest)
 
 

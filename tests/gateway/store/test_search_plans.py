@@ -56,7 +56,7 @@ def store(database: Database) -> HistoryStore:
 
 async def explain_search(database: Database, owner: str, word: str) -> dict[str, Any]:
     values = {"lang": "simple", "limit": 20, "offset": 0, "after_rank": None, "after_id": None}
-    values |= {"newest": UUID(int=2**128 - 1), "periods": 16, "skipped": 0}
+    values |= {"newest": UUID(int=2**128 - 1), "oldest": UUID(int=0), "periods": 16, "skipped": 0}
     statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {SEARCH}"
     rows = await database.fetch_rows(statement, custom_plan=True, owner=owner, query=word, terms=f"'{word}'", **values)
     return rows[0][0][0]["Plan"]
@@ -154,3 +154,21 @@ async def test_search_reads_the_newest_periods_until_enough_match(database: Data
     nodes = list(list_executed_nodes(await explain_search(database, "ada", "zebra")))
     scans = [node for node in nodes if node["Node Type"] == "Bitmap Heap Scan"]
     assert MAX_RANKED <= sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) <= 2 * MAX_RANKED
+
+
+@pytest.mark.parametrize("deleted", [slice(30), slice(60, None)], ids=["hits that were read", "the rest of the group"])
+async def test_turns_deleted_between_two_pages_hide_no_other(
+    store: HistoryStore, db: asyncpg.Connection, deleted: slice
+) -> None:
+    prompts = [f"{'zebra ' * (1 + number % 7)}{number}" for number in range(150)]
+    await db.execute(INSERT_WORDS, ["ada"] * len(prompts), prompts)
+    group = [hit.id for hit in (await store.search_turns(Principal("ada"), "zebra", lang="simple", limit=100)).items]
+    page = await store.search_turns(Principal("ada"), "zebra", lang="simple", limit=60)
+    found = [hit.id for hit in page.items]
+    await db.execute("DELETE FROM turns WHERE id = ANY($1)", group[deleted])
+    while page.next is not None:
+        page = await store.search_turns(Principal("ada"), "zebra", lang="simple", limit=60, after=page.next)
+        assert page.items
+        found += [hit.id for hit in page.items]
+    assert len(found) == len(set(found))
+    assert {row["id"] for row in await db.fetch("SELECT id FROM turns")} <= set(found)

@@ -114,7 +114,7 @@ async def search(
     query: SearchQuery,
     lang: Language = "simple",
     limit: Limit = 20,
-    before: Annotated[str | None, Query(max_length=100, description="The `next` of the previous page.")] = None,
+    before: Annotated[str | None, Query(max_length=200, description="The `next` of the previous page.")] = None,
     total: WithTotal = False,
 ) -> SearchPage:
     """Full-text search in prompts and responses.
@@ -123,7 +123,7 @@ async def search(
     """
     page = await history.search_turns(principal, query, lang=lang, limit=limit, after=_parse_cursor(before))
     match_count = await history.count_matches(principal, query, lang=lang) if total else None
-    next_cursor = f"{page.next.rank!r}_{page.next.id}_{page.next.newest}" if page.next else None
+    next_cursor = "_".join(map(str, page.next)) if page.next else None
     items = [SearchHitView.model_validate(hit, from_attributes=True) for hit in page.items]
     return SearchPage(items=items, next=next_cursor, total=match_count)
 
@@ -153,7 +153,7 @@ def _parse_cursor(cursor: str | None) -> SearchCursor | None:
     rank, *ids = cursor.split("_")
     try:
         struct.pack("<f", float(rank))  # raises for a rank that Postgres cannot store as a float4
-        turn_id, *newest = map(UUID, ids)
-        return SearchCursor(float(rank), turn_id, *newest)
+        turn_id, *group = map(UUID, ids)
+        return SearchCursor(float(rank), turn_id, *group)
     except (ValueError, TypeError, OverflowError):
         raise InvalidRequest("before: must be the `next` of a page.", param="before") from None
