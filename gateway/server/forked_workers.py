@@ -83,12 +83,13 @@ class ForkServer:
         """
         async with self._lock:
             control = self._control or await self._start_server()
-            self._starting = asyncio.get_running_loop().create_future()
+            self._starting = starting = asyncio.get_running_loop().create_future()
             try:
                 async with asyncio.timeout(_START_SECONDS):
                     socket.send_fds(control, [json.dumps({"fork": dict(variables)}).encode()], descriptors)
-                    return await self._starting
+                    return await starting
             except OSError as error:  # a time-out, too
+                starting.cancel()  # nobody would read its error if nothing could be sent
                 await self.close()
                 raise ForkServerError(f"workers cannot be started ({type(error).__name__})") from None
             finally:

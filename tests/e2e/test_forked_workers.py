@@ -1,11 +1,13 @@
 """Workers whose fork server does not do its work."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -34,6 +36,29 @@ async def test_fork_server_that_ends_at_once_is_an_error(
     with pytest.raises(ForkServerError):
         await server.start_worker({}, descriptors)
     await server.close()
+
+
+async def test_fork_server_that_has_ended_before_its_first_order_is_an_error(
+    descriptors: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forked_workers, "_COMMAND", (sys.executable, "-c", "import sys; sys.exit(3)"))
+    unread_errors: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: unread_errors.append(context["message"]))
+    start_process = asyncio.create_subprocess_exec
+
+    async def start_and_wait(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        process = await start_process(*arguments, **options)
+        await process.wait()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_and_wait)
+    server = ForkServer(clean_environment())
+    with pytest.raises(ForkServerError):
+        await server.start_worker({}, descriptors)
+    await server.close()
+    gc.collect()
+    assert unread_errors == []
 
 
 async def test_fork_server_that_hangs_is_an_error_and_does_not_stay(
