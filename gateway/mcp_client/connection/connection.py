@@ -21,6 +21,7 @@ from gateway.mcp_client.connection.errors import (
     TokenUnavailable,
     describe_error,
     find_token_problem,
+    is_unreached,
     is_wrong_transport,
 )
 from gateway.mcp_client.connection.item_changes import ItemChanges
@@ -213,7 +214,7 @@ class ServerConnection:
         if is_wrong and self._memory.try_other_transport(self.config):
             self._wrong_transport_reason = reason
             return True
-        if not is_wrong and self._memory.on_failed():
+        if not is_wrong and not is_unreached(error) and self._memory.on_failed():
             return True
         self._memory.end_trial()
         self._status.set_unavailable(self._wrong_transport_reason or reason)

@@ -139,6 +139,11 @@ def is_wrong_transport(error: BaseException) -> bool:
             return False
 
 
+def is_unreached(error: BaseException) -> bool:
+    """Return whether a failed start has sent the server nothing."""
+    return isinstance(_find_innermost(error), httpx2.ConnectError | httpx2.ConnectTimeout)
+
+
 def describe_error(error: BaseException) -> str:
     """Reason of a connection error for people.
 

@@ -83,7 +83,7 @@ class ConnectionMemory:
         self._trial_transport = None
 
     def on_failed(self) -> bool:
-        """Choose how the next attempt begins.
+        """Choose how the attempt after one that has reached the server begins.
 
         Returns whether to make it at once.
 

@@ -307,6 +307,15 @@ async def test_killed_server_fails_only_its_own_calls_and_is_reconnected(modern:
         other_call.cancel()
 
 
+async def test_server_that_starts_late_speaks_the_current_protocol() -> None:
+    """Some of many connections begin their next attempt when it has started."""
+    port = find_free_port()
+    configs = [ServerConfig(name=f"s{number}", url=f"http://127.0.0.1:{port}/mcp") for number in range(8)]
+    async with connect_toolbox(*configs, connect_timeout=0.1) as toolbox, run_server_process(port, modern=True):
+        await eventually(lambda: all(status.state == "up" for status in toolbox.list_server_statuses()))
+        assert {status.protocol_version for status in toolbox.list_server_statuses()} == {"2026-07-28"}
+
+
 async def test_restarted_legacy_server_gets_a_new_session() -> None:
     """The server restarts between two calls and loses the session."""
     port = find_free_port()
