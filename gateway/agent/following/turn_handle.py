@@ -63,12 +63,11 @@ class TurnHandle(ABC):
         """The turn's first event, if this call started it."""
         return None
 
-    def begin_request(self) -> bool:
+    def begin_request(self) -> None:  # noqa: B027 - a turn that is only followed has no line
         """Let the log line of the caller's request take the turn's end.
 
-        Return whether it does.
+        No effect if another request has started the turn, or takes its end.
         """
-        return False
 
     def end_request(self) -> dict[str, object]:
         """Return the fields for the log line of the caller's request.
@@ -110,10 +109,9 @@ class StartedTurn(TurnHandle):
     def first_event(self) -> Event | None:
         return self.active.log.entries[0].event
 
-    def begin_request(self) -> bool:
+    def begin_request(self) -> None:
         self._logs_end = not self.active.is_logged_by_request
         self.active.is_logged_by_request = True
-        return self._logs_end
 
     def end_request(self) -> dict[str, object]:
         outcome = self.active.outcome
