@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from gateway.agent.service import TurnService
 from gateway.api.http.uploads import UploadReader
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator
-from gateway.common.concurrency import Interruption, TaskRegistry, WorkInterrupted
+from gateway.common.concurrency import TaskRegistry, WorkInterrupted
 from gateway.config import Settings
 from gateway.domain.errors import ClientGone
 from gateway.domain.messages import JsonObject, Principal
@@ -143,12 +143,7 @@ async def run_until_disconnect(request: Request, work: Coroutine[object, object,
     Raises:
         ClientGone: the client disconnected.
     """
-    disconnect, interruption = get_disconnect(request.scope), Interruption()
     try:
-        async with interruption:
-            disconnect.add_callback(interruption.interrupt)
-            return await work
+        return await get_disconnect(request.scope).interrupt(work)
     except WorkInterrupted:
         raise ClientGone from None
-    finally:
-        disconnect.remove_callback(interruption.interrupt)

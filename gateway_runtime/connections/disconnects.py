@@ -1,13 +1,17 @@
 """Disconnects of clients, without a task that waits for them."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from gateway_runtime.background.waits import Interruption
 
 DISCONNECT_SCOPE_KEY = "gateway_runtime.disconnect"
 """Scope key of the `Disconnect` of a request.
 
 `HttpProtocol` adds it; under other servers, the application does.
 """
+
+T = TypeVar("T")
 
 
 class Disconnect:
@@ -28,6 +32,20 @@ class Disconnect:
 
     def remove_callback(self, callback: Callable[[], None]) -> None:
         self._callbacks = tuple(other for other in self._callbacks if other != callback)
+
+    async def interrupt(self, work: Awaitable[T]) -> T:
+        """Await `work` in the caller's task, until the disconnect.
+
+        Raises:
+            WorkInterrupted: the client disconnected.
+        """
+        interruption = Interruption()
+        try:
+            async with interruption:
+                self.add_callback(interruption.interrupt)
+                return await work
+        finally:
+            self.remove_callback(interruption.interrupt)
 
     def notify(self) -> None:
         """Report the disconnect."""

@@ -7,7 +7,7 @@ from functools import partial
 
 from starlette.types import Message, Receive, Scope
 
-from gateway.common.concurrency import Interruption, SupervisedTask, WorkInterrupted, wait_or_poll
+from gateway.common.concurrency import SupervisedTask, WorkInterrupted, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import Principal
@@ -84,12 +84,6 @@ async def _receive_until(disconnect: Disconnect, receive: Receive) -> Message:
     Neither wait needs a task.
     """
     if not disconnect.has_happened:
-        interruption = Interruption()
         with suppress(WorkInterrupted):
-            try:
-                async with interruption:
-                    disconnect.add_callback(interruption.interrupt)
-                    return await receive()
-            finally:
-                disconnect.remove_callback(interruption.interrupt)
+            return await disconnect.interrupt(receive())
     return {"type": "http.disconnect"}
