@@ -36,6 +36,8 @@ from gateway_runtime.sockets import SharedPort, bind_socket
 _PYTHON_MODULE = (sys.executable, "-m")
 _DATABASE_WAIT_SECONDS = "30"
 _RELEASE_TIMEOUT_SECONDS = 5.0
+_HAND_OVER_SECONDS = 2.0
+"""Time limit after the grace period, in which a worker hands its turns over. It rarely needs a tenth of it."""
 
 
 def run_stack(settings: Settings, *, reload: bool = False, dev_origins: bool = False) -> int:
@@ -172,7 +174,7 @@ def build_workers(settings: Settings, env: Mapping[str, str], port: SharedPort, 
             "the gateway" if count == 1 else f"worker {number}",
             [*_PYTHON_MODULE, "gateway.cli", "serve"],
             env,
-            stop_timeout_seconds=settings.shutdown_grace_seconds + 0.5,
+            stop_timeout_seconds=settings.shutdown_grace_seconds + _HAND_OVER_SECONDS,
             port=port,
             replaceable=count > 1,
             fork_server=fork_server,

@@ -200,7 +200,8 @@ async def test_sigterm_closes_the_stream_and_leaves_the_turn_resumable(directory
         assert await stack.wait_for_exit() == 0
         assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
         # The turn is still running, and the next start or another worker resumes it.
-        assert await stack.query("SELECT status, worker_id FROM turns") == [("running", None)]
+        query = "SELECT turns.status, workers.id FROM turns LEFT JOIN workers ON workers.id = turns.worker_id"
+        assert await stack.query(query) == [("running", None)]
 
 
 async def test_killed_supervisor_leaves_no_child_process(directory: Path) -> None:
