@@ -6,7 +6,7 @@ A burst of new turns would otherwise delay running streams.
 import asyncio
 from collections import deque
 
-ADMITTED_PER_PASS = 4
+ADMITTED_PER_PASS = 8
 
 
 class AdmissionGate:
