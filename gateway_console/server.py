@@ -11,8 +11,8 @@ from gateway_runtime.connections.limits import ConnectionLimits
 from gateway_runtime.connections.websockets import limit_websockets
 from gateway_runtime.http_protocol import limit_connections
 from gateway_runtime.log_text import EscapingFormatter
-from gateway_runtime.memory import return_large_blocks
 from gateway_runtime.parent_watchdog import stop_with_parent
+from gateway_runtime.process.memory import return_large_blocks
 from gateway_runtime.sockets import bind_socket
 
 _MAX_MESSAGE_BYTES = 1024 * 1024

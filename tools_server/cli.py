@@ -21,9 +21,9 @@ from gateway_runtime import embedded_postgres, tls
 from gateway_runtime.background.tasks import SupervisedTask
 from gateway_runtime.child_processes import keep_descriptors_private
 from gateway_runtime.event_loop import event_loop_factory
-from gateway_runtime.memory import return_large_blocks
 from gateway_runtime.parent_watchdog import stop_with_parent
 from gateway_runtime.postgres.keeper import PostgresKeeper
+from gateway_runtime.process.memory import return_large_blocks
 from gateway_runtime.sockets import bind_socket
 from gateway_runtime.telemetry.signals import load_standard_variables, read_signals
 from tools_server.config import ConfigError, Settings, list_renamed_settings, load_settings

@@ -23,7 +23,7 @@ WORKER_NAME = "gateway worker"
 def serve_until_stopped(settings: Settings, fd: int | None) -> None:
     """Run `serve_gateway` in an event loop of its own."""
     from gateway_runtime.event_loop import event_loop_factory
-    from gateway_runtime.memory import return_large_blocks
+    from gateway_runtime.process.memory import return_large_blocks
 
     return_large_blocks()
     with asyncio.Runner(loop_factory=event_loop_factory()) as runner:

@@ -37,7 +37,6 @@ from gateway.store.lists.mcp_tasks import McpTaskStore
 from gateway.store.lists.tasks import TaskListStore
 from gateway.store.lists.turn_contents import TurnContentStore
 from gateway.store.usage_report import UsageReports
-from gateway.webhooks.deliverer import create_deliverer
 from gateway.wire.sse import OpenStreams
 from gateway_runtime.cached_value import CachedValue
 
@@ -73,8 +72,7 @@ async def build_gateway(
             max_memory_bytes=settings.shed_memory_bytes or find_memory_limit(settings.gateway_workers),
         )
         supervise(load.task, tasks, stack)
-        if settings.webhook_hosts:
-            supervise(create_deliverer(settings, store.webhooks).task, tasks, stack)
+        _start_webhooks(settings, store, tasks, stack)
         agent = build_agent(settings, timeouts, worker_id, store, llm, tools, lease, tasks, load, rates, telemetry)
         turn_service = await stack.enter_async_context(agent)
         mcp = McpEndpoint(
@@ -107,6 +105,14 @@ async def build_gateway(
             sources = _list_sources(turn_service, mcp, tools, llm, store, tasks, load)
             await stack.enter_async_context(run_telemetry(settings, telemetry, sources, store.redactor, state, tasks))
         yield
+
+
+def _start_webhooks(settings: Settings, store: Store, tasks: TaskRegistry, stack: AsyncExitStack) -> None:
+    """Deliver events to the configured hosts, if there are any."""
+    if settings.webhook_hosts:
+        from gateway.webhooks.deliverer import create_deliverer  # see docs/adr/0016
+
+        supervise(create_deliverer(settings, store.webhooks).task, tasks, stack)
 
 
 def _start_pings(tasks: TaskRegistry, stack: AsyncExitStack) -> OpenStreams:

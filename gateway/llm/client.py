@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, cast
 
-import aiohttp
 import httpx
 import msgspec
 
@@ -111,7 +110,7 @@ class ModelServerConnection:
 
 
 class _ServerErrors(AbstractContextManager[None]):
-    """Translates errors of the SDK, httpx and aiohttp.
+    """Translates errors of the SDK and httpx.
 
     It has no state: one serves all calls.
     """
@@ -137,7 +136,7 @@ class _ServerErrors(AbstractContextManager[None]):
             raise ModelUnavailable(message) from error
         if isinstance(error, sdk.APIConnectionError):
             raise ModelUnavailable from error
-        if isinstance(error, (httpx.HTTPError, aiohttp.ClientError, sdk.APIError)):
+        if isinstance(error, (httpx.HTTPError, sdk.APIError)):
             raise ModelStreamBroken from error
 
 
@@ -206,7 +205,7 @@ class OpenAICompatibleModel(Model):
             async with aclosing(await self._send_request(call, permit, stream=True)) as response:
                 try:
                     await _feed_stream(response, reader, sink)
-                except (TimeoutError, httpx.HTTPError, aiohttp.ClientError) as error:
+                except (TimeoutError, httpx.HTTPError) as error:
                     if reader.is_accepted and not reader.is_complete:
                         raise ModelStreamBroken from error
                     if not reader.is_complete:

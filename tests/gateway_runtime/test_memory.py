@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import sys
-from gateway_runtime.memory import return_large_blocks
+from gateway_runtime.process.memory import return_large_blocks
 
 return_large_blocks()
 

@@ -7,8 +7,6 @@ from functools import lru_cache, partial
 from typing import Any
 
 import httpx
-from httpx_aiohttp import HttpxAiohttpClient
-from httpx_aiohttp.transport import AiohttpResponseStream
 
 from gateway.llm.http.bounded_transport import BoundedTransport
 from gateway.llm.http.pooled_transport import PooledTransport
@@ -16,8 +14,6 @@ from gateway.llm.recording import Recorder
 from gateway_runtime.trusted_certificates import create_trusting_context
 
 MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS = 2_000, 200
-# As much as aiohttp reads ahead: each read becomes one event and one frame. See docs/adr/0003.
-AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore[reportAttributeAccessIssue]
 get_ssl_context = lru_cache(maxsize=1)(
     partial(create_trusting_context, partial(httpx.create_ssl_context, trust_env=False))
 )
@@ -35,7 +31,7 @@ class _NoCookies(httpx.Cookies):
         """
 
 
-class ModelHttpClient(HttpxAiohttpClient):
+class ModelHttpClient(httpx.AsyncClient):
     """httpx with pooled connections, and with aiohttp's through a proxy."""
 
     _no_cookies = _NoCookies()
@@ -50,7 +46,10 @@ class ModelHttpClient(HttpxAiohttpClient):
         return BoundedTransport(self._pooled_transport)
 
     def _init_proxy_transport(self, *arguments: Any, **options: Any) -> httpx.AsyncBaseTransport:
-        return BoundedTransport(super()._init_proxy_transport(*arguments, **options))
+        from gateway.llm.http.proxy_transport import ProxyTransport  # see docs/adr/0016
+
+        (proxy,) = arguments
+        return BoundedTransport(ProxyTransport(proxy=proxy, **options))
 
     def find_pooled_transport(self, url: httpx.URL) -> PooledTransport | None:
         """Return the transport of requests to an address.

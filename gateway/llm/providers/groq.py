@@ -2,12 +2,15 @@
 
 from functools import partial
 
-import groq
-
 from gateway.domain.messages import JsonObject
 from gateway.llm.chat_body import make_chat_body
 from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel
 from gateway.ports.model import ModelCall
+from gateway_runtime.process.optional_imports import import_without
+
+import_without("groq", "httpx_aiohttp")  # for a client of the SDK's that is not used, see docs/adr/0016
+
+import groq  # noqa: E402
 
 GROQ_BASE_URL = "https://api.groq.com"
 _ROOT = "/openai/v1"

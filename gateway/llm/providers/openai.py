@@ -5,12 +5,15 @@ Such servers are vLLM, Ollama and llama.cpp.
 
 from functools import partial
 
-import openai
-
 from gateway.domain.messages import JsonObject
 from gateway.llm.chat_body import make_chat_body
 from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel
 from gateway.ports.model import ModelCall
+from gateway_runtime.process.optional_imports import import_without
+
+import_without("openai", "httpx_aiohttp")  # for a client of the SDK's that is not used, see docs/adr/0016
+
+import openai  # noqa: E402
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import RawTestServer, TestServer
 from multidict import CIMultiDictProxy
 
-from gateway.domain.errors import ModelError, ModelRequestRefused, ModelUnavailable
+from gateway.domain.errors import ModelError, ModelRequestRefused, ModelStreamBroken, ModelUnavailable
 from gateway.domain.messages import JsonObject, Message, ToolCall
 from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel
 from gateway.llm.providers import groq, openai
@@ -271,3 +271,26 @@ async def test_calls_go_through_the_proxy_of_the_environment(monkeypatch: pytest
         await model.close()
     assert sink.text == "Hello"
     assert asked == ["POST /openai/v1/chat/completions model.invalid"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"no HTTP\r\n\r\n", ModelUnavailable),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + _WHOLE_ANSWER[:40], ModelStreamBroken),
+    ],
+)
+async def test_proxy_that_breaks_an_answer_is_the_servers_failure(
+    answer: bytes, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        model = create_groq_model(ModelServerOptions(api_key="key-of-ours", base_url="http://model.invalid"))
+        with pytest.raises(error):
+            await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
+        await model.close()

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import groq
 import httpx
 import pytest
 
+from gateway.llm.http.sdk_client import create_http_client
 from gateway.llm.recording import Recorder, Recordings
 from gateway.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
 from tests.eventually import eventually
@@ -105,7 +105,7 @@ async def test_recording_has_the_received_chunks_and_no_key(simulator: Simulator
     body = {"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": "x"}], "stream": True}
     url, headers = f"{simulator.base_url}/openai/v1/chat/completions", {"Authorization": "Bearer gsk_secret_of_ours"}
     async with (
-        groq.DefaultAioHttpClient(event_hooks=recorder.hooks) as client,
+        create_http_client(recorder) as client,
         client.stream("POST", url, json=body, headers=headers) as response,
     ):
         received += [chunk async for chunk in response.aiter_raw()]
@@ -130,7 +130,7 @@ async def test_keys_are_masked_everywhere_in_a_recording(simulator: Simulator, t
     recorder = Recorder(tmp_path, key="our-own-key-of-some-other-kind")
     body = {"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": f"My key is {secret}, thanks"}]}
     url, headers = f"{simulator.base_url}/openai/v1/chat/completions", {"Authorization": f"Bearer {secret}"}
-    async with groq.DefaultAioHttpClient(event_hooks=recorder.hooks) as client:
+    async with create_http_client(recorder) as client:
         for more in ({}, {"stream": True}):
             async with client.stream("POST", url, json=body | more, headers=headers) as response:
                 response_body = b"".join([chunk async for chunk in response.aiter_raw()])

@@ -1,0 +1,1 @@
+"""Packages that a server process loads, and memory that it returns."""
