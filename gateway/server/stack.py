@@ -37,7 +37,10 @@ _PYTHON_MODULE = (sys.executable, "-m")
 _DATABASE_WAIT_SECONDS = "30"
 _RELEASE_TIMEOUT_SECONDS = 5.0
 _HAND_OVER_SECONDS = 2.0
-"""Time limit after the grace period, in which a worker hands its turns over. It rarely needs a tenth of it."""
+"""Time limit of a worker's hand-over, after the grace period.
+
+The hand-over rarely needs a tenth of it.
+"""
 
 
 def run_stack(settings: Settings, *, reload: bool = False, dev_origins: bool = False) -> int:
