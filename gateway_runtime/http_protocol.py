@@ -13,6 +13,7 @@ import structlog
 import uuid_utils
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from gateway_runtime.background.waits import LightEvent
 from gateway_runtime.connections.disconnects import DISCONNECT_SCOPE_KEY, Disconnect, get_disconnect
 from gateway_runtime.connections.limits import ConnectionLimits
 from gateway_runtime.connections.slow_readers import ReaderWatch
@@ -54,6 +55,23 @@ def remove_last_slash(scope: MutableMapping[str, Any]) -> None:
         scope[REMOVED_SLASHES_SCOPE_KEY] = len(path) - len(scope["path"])
 
 
+_WRITABLE = LightEvent()
+"""The event of all connections whose clients read."""
+_WRITABLE.set()
+
+
+class _Pipeline(list[Any]):
+    """Queue of pipelined requests.
+
+    uvicorn makes a deque for each connection, of 0.7 kB.
+    """
+
+    __slots__ = ()
+
+    def appendleft(self, item: Any) -> None:
+        self.insert(0, item)
+
+
 class RequestRefused(Exception):
     """Error in a parser callback: the request is answered with 400."""
 
@@ -82,6 +100,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._unparsed_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._running_cycle: RequestResponseCycle | None = None
+        self.pipeline = _Pipeline()  # type: ignore[assignment]
+        cast(Any, self.flow)._is_writable_event = _WRITABLE
         source = self.limits.find_source(self.client[0] if self.client else None)
         self._reader_watch = ReaderWatch(
             transport,
@@ -135,6 +155,8 @@ class HttpProtocol(HttpToolsProtocol):
     # --- slow readers
 
     def pause_writing(self) -> None:
+        if not self.flow.write_paused:
+            cast(Any, self.flow)._is_writable_event = LightEvent()
         super().pause_writing()
         self._reader_watch.pause()
 
@@ -180,6 +202,9 @@ class HttpProtocol(HttpToolsProtocol):
             raise RequestRefused("too many requests wait for their responses")
         cast("dict[str, Any]", self.scope)[DISCONNECT_SCOPE_KEY] = Disconnect()
         super().on_headers_complete()
+        cycle: Any = self.cycle
+        if cycle is not None and cycle.scope is self.scope:  # else the request opens a WebSocket
+            cycle.message_event = LightEvent()
         if not self.pipeline:  # uvicorn's own cycle is the one that arrived last
             self._running_cycle = self.cycle
 

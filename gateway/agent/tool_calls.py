@@ -20,7 +20,7 @@ from gateway.agent.sampling.calls import call_with_sampling, sample_inline
 from gateway.agent.sampling.sampler import TurnSampler
 from gateway.agent.tasks.waits import make_wait_event
 from gateway.agent.tool_search import FIND_TOOLS, RUN_PYTHON, search_tools
-from gateway.common.concurrency import TaskSet
+from gateway.common.concurrency import LightEvent, TaskSet
 from gateway.common.logging import get_logger
 from gateway.common.sanitize import clean_text
 from gateway.domain.events import Event, InputResolved, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
@@ -98,7 +98,7 @@ class ToolCallScheduler(NestedCalls):
         self._nested: list[ToolCallScheduler] = []
         self._limit = limit
         self._slots = asyncio.Semaphore(limit)
-        self._deferred_may_run = asyncio.Event()
+        self._deferred_may_run = LightEvent()
         self._tasks = TaskSet("tool call", log_errors=False)
         self._calls: list[asyncio.Task[None]] = []
         self._order = CallOrder()

@@ -18,7 +18,7 @@ from gateway.agent.tasks.waits import TurnTaskWaits
 from gateway.agent.tool_calls import build_input_resolved
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
-from gateway.common.concurrency import wait_for_result, wait_or_poll
+from gateway.common.concurrency import LightEvent, wait_for_result, wait_or_poll
 from gateway.common.lease import WorkerLease
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
@@ -72,6 +72,19 @@ class ActiveTurn(TurnContext, TurnSpending):
     It writes events to its log and its journal; subscribers read the log.
     """
 
+    # With these in its dictionary, that would have more keys than instances can share, and five times the size.
+    __slots__ = (
+        "_accepted",
+        "_lease",
+        "_listeners",
+        "_max_bytes",
+        "cache_key",
+        "is_cached",
+        "outcome",
+        "slot",
+        "stage",
+    )
+
     def __init__(
         self,
         record: TurnRecord,
@@ -106,7 +119,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.task: asyncio.Task[None] | None = None
         self.takeover_error: GatewayError | None = None
         self.deadline: PausableTimeout | None = None
-        self.has_new_answers = asyncio.Event()
+        self.has_new_answers = LightEvent()
         self._inline_questions: list[StoredQuestion] = []
         self._withdrawn_questions: list[StoredQuestion] = []
         self.stage: Literal["waiting", "running", "finishing"] = "waiting"

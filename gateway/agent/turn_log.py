@@ -6,8 +6,8 @@ Any number of readers can follow them.
 import asyncio
 import sys
 from bisect import bisect_right
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
+from operator import itemgetter
 from uuid import UUID
 
 from gateway.domain.errors import WRITE_REFUSALS, GatewayError, StorageUnavailable
@@ -15,6 +15,7 @@ from gateway.domain.events import TAKEOVER_JUMP, Delta, Event, JournalEntry, Tur
 from gateway.ports.journal import EventSource
 
 _DELTAS = Delta.__args__
+_get_seq = itemgetter(0)
 _MAX_BATCH = 1_000
 _MAX_BATCH_BYTES = 256 * 1024
 _ENDS = TurnEnd.__args__
@@ -42,7 +43,7 @@ class TurnLog(EventSource):
         self._loaded_bytes = 0
         self._next_seq = 1
         self._synchronous = synchronous
-        self._undurable: deque[tuple[int, int]] = deque()
+        self._undurable: list[tuple[int, int]] = []
         self._taken_count = 0
         self._committed_seq = 0
         self._readers: list[asyncio.Future[None]] = []
@@ -89,8 +90,7 @@ class TurnLog(EventSource):
     def mark_committed(self, seq: int) -> None:
         """Record that all entries up to `seq` are durable."""
         self._committed_seq = seq
-        while self._undurable and self._undurable[0][0] <= seq:
-            self._undurable.popleft()
+        del self._undurable[: bisect_right(self._undurable, seq, key=_get_seq)]
         self._wake_readers()
         if self.on_commit is not None:
             self.on_commit()

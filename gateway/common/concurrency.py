@@ -10,6 +10,7 @@ imports tasks and waits from `gateway_runtime.background`, where they are define
 | work that another event ends early | `run_until`, or `Interruption` without a further task |
 | the result of a future that stays | `wait_for_result` |
 | an event whose message may be lost | `wait_or_poll` |
+| an event of each stream or turn | `LightEvent` |
 | one time limit for several waits | `Deadline` |
 | growing pauses between attempts | `Backoff` |
 | synchronous producers in front of a slower consumer | `BoundedQueue` |
@@ -30,6 +31,7 @@ from gateway_runtime.background.waits import (
     Backoff,
     Deadline,
     Interruption,
+    LightEvent,
     WorkInterrupted,
     run_until,
     run_without_wait,
@@ -42,6 +44,7 @@ __all__ = [
     "BoundedQueue",
     "Deadline",
     "Interruption",
+    "LightEvent",
     "LruDict",
     "SupervisedTask",
     "TaskRegistry",

@@ -1,6 +1,5 @@
 """Newest events of a stored turn that runs elsewhere or ended."""
 
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from uuid import UUID
 
@@ -9,9 +8,6 @@ from gateway.domain.errors import JournalExpired, StorageUnavailable
 from gateway.domain.events import JournalEntry
 
 MAX_WINDOW_BYTES = 1024 * 1024
-
-_NOTHING_UNDURABLE: deque[tuple[int, int]] = deque(maxlen=0)
-"""Shared by all windows, whose entries are durable."""
 
 LoadEvents = Callable[[UUID, int], Awaitable[list[JournalEntry]]]
 """Loads the next part of a turn's journal after a number."""
@@ -27,7 +23,6 @@ class JournalWindow(TurnLog):
 
     def __init__(self, turn_id: UUID, load_events: LoadEvents, on_reader_waits: Callable[[], None]) -> None:
         super().__init__(turn_id)
-        self._undurable = _NOTHING_UNDURABLE
         self.has_waiting_reader = False
         self._load_events = load_events
         self._on_reader_waits = on_reader_waits

@@ -8,6 +8,7 @@ import msgspec
 from gateway.agent.model_context import ModelContext, TurnContext
 from gateway.agent.sampling.limits import SamplingLimits, SamplingRefused
 from gateway.agent.sampling.messages import SamplingPrompt, build_sampling_result, parse_sampling_request
+from gateway.common.concurrency import LightEvent
 from gateway.common.logging import get_logger
 from gateway.domain.errors import BudgetExceeded, ModelError, OutputInvalid, PromptTooLong
 from gateway.domain.events import SamplingCompleted
@@ -33,7 +34,7 @@ class TurnSampler:
         self._turn = turn
         self._limits = limits
         self._lock = asyncio.Lock()
-        self._is_model_free = asyncio.Event()
+        self._is_model_free = LightEvent()
         self._is_model_free.set()
 
     def begin_step(self) -> None:

@@ -15,6 +15,7 @@ log = get_logger(__name__)
 
 TASK_WAIT = "task_wait"
 """Why the log of a turn closes that waits for tasks alone."""
+_NO_IDS: frozenset[UUID] = frozenset()
 _MESSAGE = "The server runs this call as a task."
 
 
@@ -28,7 +29,7 @@ class TurnTaskWaits:
         self._record = record
         self._repository = repository
         self._waits: dict[str, TaskWait] = {}
-        self.settled_ids: frozenset[UUID] = frozenset()
+        self.settled_ids = _NO_IDS
         """Ids of the waits whose end this run has seen."""
 
     def restore_waits(self, waits: Sequence[TaskWait]) -> None:

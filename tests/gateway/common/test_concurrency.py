@@ -15,6 +15,7 @@ from gateway.common.concurrency import (
     BoundedQueue,
     Deadline,
     Interruption,
+    LightEvent,
     LruDict,
     SupervisedTask,
     TaskRegistry,
@@ -384,8 +385,9 @@ async def test_stop_cancels_tasks_after_its_timeout(logs: Logs) -> None:
 # --- waits
 
 
-async def test_wait_or_poll_returns_when_the_event_is_set() -> None:
-    event = asyncio.Event()
+@pytest.mark.parametrize("event_class", [asyncio.Event, LightEvent])
+async def test_wait_or_poll_returns_when_the_event_is_set(event_class: type[asyncio.Event | LightEvent]) -> None:
+    event = event_class()
     waiting = asyncio.create_task(wait_or_poll(event, HOUR))
     await asyncio.sleep(0)
     event.set()
@@ -393,8 +395,39 @@ async def test_wait_or_poll_returns_when_the_event_is_set() -> None:
     assert event.is_set()
 
 
-async def test_wait_or_poll_returns_after_the_interval() -> None:
-    assert not await wait_or_poll(asyncio.Event(), 0.0)
+@pytest.mark.parametrize("event_class", [asyncio.Event, LightEvent])
+async def test_wait_or_poll_returns_after_the_interval(event_class: type[asyncio.Event | LightEvent]) -> None:
+    assert not await wait_or_poll(event_class(), 0.0)
+
+
+async def test_a_light_event_wakes_all_waiters_even_if_it_is_cleared_at_once() -> None:
+    event = LightEvent()
+    waiting = [asyncio.create_task(event.wait()) for _ in range(3)]
+    await asyncio.sleep(0)
+    event.set()
+    event.clear()
+    assert await asyncio.gather(*waiting) == [True] * 3
+    assert not event.is_set()
+
+
+async def test_a_light_event_that_is_set_needs_no_wait() -> None:
+    event = LightEvent()
+    event.set()
+    assert run_without_wait(event.wait())
+    event.clear()
+    assert not run_without_wait(event.wait())
+
+
+async def test_a_cancelled_waiter_of_a_light_event_leaves_the_others_waiting() -> None:
+    event = LightEvent()
+    first, second = asyncio.create_task(event.wait()), asyncio.create_task(event.wait())
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert not second.done()
+    event.set()
+    assert await second
 
 
 async def test_wait_or_poll_can_be_cancelled() -> None:
