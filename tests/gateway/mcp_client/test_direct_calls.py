@@ -87,6 +87,39 @@ async def test_result_in_an_event_is_read(make_pieces: Any, modern: bool) -> Non
             assert get_text(await call_tool(toolbox, "echo")) == "done"
 
 
+class EventServer(AnsweringServer):
+    """Answers calls by an event of a stream.
+
+    The stream may stay open behind it.
+    """
+
+    def __init__(self, *, modern: bool, stays_open: bool) -> None:
+        super().__init__(modern=modern)
+        self._stays_open = stays_open
+
+    def answer_call(self, request: Request, request_id: int) -> Response:
+        async def send_event() -> AsyncGenerator[str]:
+            yield f"data: {json.dumps(self.make_result(request_id))}\n\n"
+            if self._stays_open:
+                await asyncio.Event().wait()
+
+        return StreamingResponse(send_event(), media_type="text/event-stream")
+
+
+@pytest.mark.parametrize("modern", [True, False], ids=["modern", "legacy"])
+@pytest.mark.parametrize("stays_open", [False, True], ids=["stream-ends", "stream-stays-open"])
+async def test_calls_share_a_connection_unless_its_stream_stays_open(modern: bool, stays_open: bool) -> None:
+    server = EventServer(modern=modern, stays_open=stays_open)
+    async with (
+        serve_asgi(server) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        for _ in range(3):
+            assert get_text(await call_tool(toolbox, "echo")) == "done"
+    connections = {request.client for request in server.requests}
+    assert len(connections) == (3 if stays_open else 1)
+
+
 class CookieServer(AnsweringServer):
     def answer_call(self, request: Request, request_id: int) -> Response:
         response = super().answer_call(request, request_id)
