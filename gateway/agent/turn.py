@@ -73,17 +73,7 @@ class ActiveTurn(TurnContext, TurnSpending):
     """
 
     # With these in its dictionary, that would have more keys than instances can share, and five times the size.
-    __slots__ = (
-        "_accepted",
-        "_lease",
-        "_listeners",
-        "_max_bytes",
-        "cache_key",
-        "is_cached",
-        "outcome",
-        "slot",
-        "stage",
-    )
+    __slots__ = ("_accepted", "_lease", "_listeners", "cache_key", "is_cached", "outcome", "slot", "stage", "task")
 
     def __init__(
         self,
