@@ -99,7 +99,7 @@ class ToolCallScheduler(NestedCalls):
         self._limit = limit
         self._slots = asyncio.Semaphore(limit)
         self._deferred_may_run = LightEvent()
-        self._tasks = TaskSet("tool call", log_errors=False)
+        self._tasks: TaskSet | None = None
         self._calls: list[asyncio.Task[None]] = []
         self._order = CallOrder()
         self.client_calls = 0
@@ -263,6 +263,8 @@ class ToolCallScheduler(NestedCalls):
             await nested.cancel_calls()
 
     def _spawn(self, call: Coroutine[object, object, None], *, read_only: bool = True) -> None:
+        if self._tasks is None:  # most steps have no calls
+            self._tasks = TaskSet("tool call", log_errors=False)
         task = self._tasks.spawn(call)
         self._calls.append(task)
         self._order.add(task, read_only=read_only)

@@ -4,7 +4,6 @@ The next model call and the database use the messages.
 """
 
 import itertools
-from collections import Counter
 from typing import assert_never, cast
 from uuid import UUID
 
@@ -103,12 +102,12 @@ class Transcript(EventFold):
         self._follow_ups = follow_ups
         self._steps: dict[int, TranscriptStep] = {}
         self._call_steps: dict[str, TranscriptStep] = {}
-        self._hosted_calls: set[str] = set()
+        self._hosted_calls: dict[str, None] = {}
         self._open_inputs: dict[str, str] = {}
-        self._wait_ids: set[str] = set()
+        self._wait_ids: dict[str, None] = {}
         self.loaded_tools: dict[str, None] = {}
         self.history_summary: e.HistorySummarized | None = None
-        self._samplings: Counter[str] = Counter()
+        self._samplings: dict[str, int] = {}
         self.usage = Usage()
         self.cost_usd: float | None = 0.0
         self.reasoning_chars = 0
@@ -121,7 +120,7 @@ class Transcript(EventFold):
             case e.ReasoningDelta():
                 self.reasoning_chars += len(event.text)
             case e.ToolCallStarted() if event.hosted:
-                self._hosted_calls.add(event.call_id)
+                self._hosted_calls[event.call_id] = None
             case e.ToolFinished() if event.call_id in self._hosted_calls:
                 pass  # the model has received the result during its call
             case e.ToolCallStarted():
@@ -144,14 +143,14 @@ class Transcript(EventFold):
                 self.history_summary = event
                 self.add_usage(event.usage, event.cost_usd)
             case e.SamplingCompleted():
-                self._samplings[event.call_id] += 1
+                self._samplings[event.call_id] = self.count_samplings(event.call_id) + 1
                 self.add_usage(event.usage, event.cost_usd)
             case e.InputRequired():
                 self._open_inputs[event.input_id] = event.call_id
             case e.ToolProgress():
                 if event.wait_id is not msgspec.UNSET:
                     self._open_inputs[event.wait_id] = event.call_id
-                    self._wait_ids.add(event.wait_id)
+                    self._wait_ids[event.wait_id] = None
             case e.InputResolved():
                 self._open_inputs.pop(event.input_id, None)
                 self._apply_edited_arguments(event)
@@ -175,7 +174,7 @@ class Transcript(EventFold):
 
     def count_samplings(self, call_id: str) -> int:
         """Count the sampling requests of a tool call."""
-        return self._samplings[call_id]
+        return self._samplings.get(call_id, 0)
 
     def list_steps(self) -> list[int]:
         """List the numbers of the steps with text or calls."""
@@ -223,7 +222,7 @@ class Transcript(EventFold):
     @property
     def waits_for_tasks_only(self) -> bool:
         """True if no call waits for a person."""
-        return self._open_inputs.keys() <= self._wait_ids
+        return self._open_inputs.keys() <= self._wait_ids.keys()
 
     @property
     def open_input_ids(self) -> list[UUID]:

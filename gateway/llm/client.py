@@ -247,6 +247,7 @@ class OpenAICompatibleModel(Model):
             raise ModelUnavailable from error
         if response.is_success:
             permit.on_response(response.headers, response.status)
+            response.headers = {}  # a stream may take minutes, and some servers send forty
             return response
         async with aclosing(response):
             content = await _collect_body(response, _MAX_REFUSAL_BYTES)

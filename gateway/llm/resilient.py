@@ -272,7 +272,7 @@ class _AttemptSink(ModelSink):
     def __init__(self, sink: ModelSink, tools: tuple[ToolSpec, ...]) -> None:
         self.sink = sink
         self.capacity = sink.capacity
-        self._client_tools = {tool.name for tool in tools if tool.client}
+        self._client_tools = tuple(tool.name for tool in tools if tool.client)
         self.schemas = {tool.name: tool.input_schema for tool in tools}
         self.usage = Usage()
         self.begin_attempt(hold_invalid=False)

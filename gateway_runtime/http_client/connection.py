@@ -117,6 +117,10 @@ class HttpConnection(asyncio.Protocol):
                     raise RequestTimedOut("The server does not read the request.") from None
         self._is_request_sent = True
 
+    def forget_headers(self) -> None:
+        """Keep only the headers that tell the end of the body."""
+        self.headers = [(name, value) for name, value in self.headers if _has_end(name.lower(), value)]
+
     async def push_body(self, consume: Callable[[bytes], bool]) -> bool:
         """Pass the body to a function as its bytes arrive.
 

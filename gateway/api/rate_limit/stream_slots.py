@@ -41,8 +41,12 @@ class StreamSlot(TurnSlot):
     Leaving the context releases it.
     """
 
-    def __init__(self, release: Callable[[], None]) -> None:
-        self._release: Callable[[], None] | None = release
+    __slots__ = ("_limiter", "_owner", "_token")
+
+    def __init__(self, limiter: "StreamLimiter", owner: str, token: str | None) -> None:
+        self._limiter: StreamLimiter | None = limiter
+        self._owner = owner
+        self._token = token
 
     def __enter__(self) -> None:
         pass
@@ -52,9 +56,9 @@ class StreamSlot(TurnSlot):
 
     def release(self) -> None:
         """See `TurnSlot.release`."""
-        if self._release is not None:
-            self._release()
-            self._release = None
+        if self._limiter is not None:
+            self._limiter.return_slot(self._owner, self._token)
+            self._limiter = None
 
 
 class _Lease(NamedTuple):
@@ -112,7 +116,7 @@ class StreamLimiter:
         except BaseException:
             self._decrement_local_count(owner)
             raise
-        return StreamSlot(partial(self._release_slot, owner, token))
+        return StreamSlot(self, owner, token)
 
     async def wait_for_slot(self, owner: str, limit: int, *, name: str) -> StreamSlot:
         """Take a slot of a caller as soon as one is free."""
@@ -123,7 +127,8 @@ class StreamLimiter:
             except TooManyStreams:
                 await wait_or_poll(self._slot_released, _POLL_SECONDS)
 
-    def _release_slot(self, owner: str, token: str | None) -> None:
+    def return_slot(self, owner: str, token: str | None) -> None:
+        """Free a slot, as `StreamSlot.release` does once."""
         self._decrement_local_count(owner)
         self._slot_released.set()
         if token is not None:

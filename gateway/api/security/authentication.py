@@ -41,6 +41,7 @@ PRINCIPAL_SCOPE_KEY = "gateway.principal"
 Authenticated requests have it in their ASGI scope.
 """
 STATIC_KEY_NAME = "API_KEY"
+_STATIC_KEY_PRINCIPAL = msgspec.structs.replace(LOCAL_PRINCIPAL, key=STATIC_KEY_NAME)
 _STOP_SECONDS = 2.0
 _IS_OPEN_SECONDS = 1.0
 _EXISTENCE_CACHE_SECONDS = 1.0
@@ -140,7 +141,7 @@ class Authenticator:
         """
         hashed = _hash_secret(credential)
         if self._static_key_hash is not None and hmac.compare_digest(hashed, self._static_key_hash):
-            return msgspec.structs.replace(LOCAL_PRINCIPAL, key=STATIC_KEY_NAME)
+            return _STATIC_KEY_PRINCIPAL
         if self._jwt_verifier is not None and credential.count(".") == 2:
             return await self._jwt_verifier.verify_token(credential)
         key = await self._key_cache.find_by_hash(hashed.hex())

@@ -65,6 +65,7 @@ class CompletionRequests:
         body = await open_body(self._pool, head, content, self._timeouts)
         received = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in body.headers}
         if body.status == 200 and "content-encoding" not in received:
+            body.forget_headers()
             return CompletionResponse(200, received, body.push_body, body.aclose)
         return _wrap_response(bound_response(body.make_response(self._prepared), self._prepared))
 

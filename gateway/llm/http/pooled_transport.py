@@ -3,13 +3,13 @@
 See docs/adr/0032.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from ssl import SSLContext
 
 import httpx
 
 from gateway_runtime.http_client import errors
-from gateway_runtime.http_client.connection import HttpConnection
+from gateway_runtime.http_client.connection import Header, HttpConnection
 from gateway_runtime.http_client.pool import HttpConnectionPool, OriginPools, RequestTimeouts, build_head
 
 _TRANSLATED_ERRORS = errors.ErrorTranslation(
@@ -58,7 +58,13 @@ class PooledBody(httpx.AsyncByteStream):
         self._pool = pool
         self._connection: HttpConnection | None = connection
         self.status = connection.status
-        self.headers = connection.headers
+        self.headers: Sequence[Header] = connection.headers
+
+    def forget_headers(self) -> None:
+        """Free the headers, as the body may take minutes."""
+        self.headers = ()
+        if self._connection is not None:
+            self._connection.forget_headers()
 
     async def push_body(self, consume: Callable[[bytes], bool]) -> bool:
         """See `HttpConnection.push_body`.
