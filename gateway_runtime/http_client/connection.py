@@ -55,6 +55,7 @@ class HttpConnection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._consume: Callable[[bytes], bool] | None = None
         self._context: contextvars.Context | None = None
+        self._on_end: Callable[[], None] | None = None
 
     @property
     def can_be_used(self) -> bool:
@@ -154,6 +155,18 @@ class HttpConnection(asyncio.Protocol):
             await self._wait()
         return self._take_pieces()
 
+    def await_end(self, on_end: Callable[[], None], seconds: float) -> bool:
+        """Call `on_end` when the response ends, breaks or has more content.
+
+        At the latest, that is after these seconds. Return whether it will be called.
+        """
+        if self._is_ended or self._error is not None or self._is_paused:
+            return False
+        if self._timer is not None:
+            self._timer.cancel()
+        self._on_end, self._timer = on_end, self._loop.call_later(seconds, self._wake)
+        return True
+
     def end_exchange(self) -> bool:
         """End the exchange, and the connection if it cannot carry another.
 
@@ -188,6 +201,9 @@ class HttpConnection(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        if self._on_end is not None:
+            on_end, self._on_end = self._on_end, None
+            on_end()
 
     def _fail(self, error: BaseException) -> None:
         self._error = error

@@ -5,6 +5,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from socket import SOCK_STREAM
 
 import aiohappyeyeballs
@@ -19,6 +20,7 @@ AddressInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, i
 _ADDRESS_SECONDS = 10.0
 _NEXT_ADDRESS_SECONDS = 0.25
 _KEEP_SECONDS = 15.0
+_END_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +109,13 @@ class HttpConnectionPool:
     def open_connections(self) -> int:
         return len(self._open)
 
-    def take_back(self, connection: HttpConnection) -> None:
-        """End the connection's exchange, and keep the connection if possible."""
+    def take_back(self, connection: HttpConnection, *, is_complete: bool = False) -> None:
+        """End the connection's exchange, and keep the connection if possible.
+
+        With `is_complete`, the caller needs no more of the response, whose end may be about to arrive.
+        """
+        if is_complete and connection.await_end(partial(self.take_back, connection), _END_SECONDS):
+            return
         self._free.release()
         if not connection.end_exchange():
             return

@@ -13,14 +13,13 @@ import httpx2
 import msgspec
 from mcp.types import RequestId
 
-from gateway.common.concurrency import Deadline
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject
 from gateway.mcp_client.http.call_lifetime import begin_direct_call, lasting_exchange
+from gateway.mcp_client.http.pooled_transport import SET_COMPLETE
 from gateway.mcp_client.http_transport import SESSION_HEADER
 
 _FAILURES = (httpx2.RequestError, httpx2.StreamError)
 _OK = 200
-_END_SECONDS = 0.1
 _JSON, _EVENT_STREAM = "application/json", "text/event-stream"
 _MESSAGE_HEADERS = {"accept": f"{_JSON}, {_EVENT_STREAM}", "content-type": _JSON}
 _RESULT_MEMBERS = {"jsonrpc", "id", "result"}
@@ -77,8 +76,6 @@ class DirectCallTransport(httpx2.AsyncBaseTransport):
         self._hooks = hooks
         self._timeouts = {**timeout.as_dict(), "read": None}
         self._max_event_bytes = max_event_bytes
-        self._ends_streams = True
-        """Whether the server ends a stream behind its result."""
         self._headers = httpx2.Headers()
         self._session: str | None = None
         self.is_usable = not self._url.userinfo
@@ -117,6 +114,8 @@ class DirectCallTransport(httpx2.AsyncBaseTransport):
         try:
             result = await self._read_result(response, body, request_id)
             is_left = result is None
+            if result is not None and (set_complete := response.extensions.get(SET_COMPLETE)) is not None:
+                set_complete()
         finally:
             if not is_left:
                 await response.aclose()
@@ -145,21 +144,7 @@ class DirectCallTransport(httpx2.AsyncBaseTransport):
             return None
         data = await body.read_first()
         event = _ONLY_EVENT.fullmatch(data) if len(data) <= self._max_event_bytes else None
-        result = None if event is None else _find_result(event[1], request_id)
-        if result is not None and self._ends_streams:
-            await self._wait_for_end(body)
-        return result
-
-    async def _wait_for_end(self, body: "_RepeatableBody") -> None:
-        """Let a stream end behind its result.
-
-        Its connection can then carry the next call. Of a server that keeps a stream open this is asked once.
-        """
-        try:
-            async with Deadline.after(_END_SECONDS).limit():
-                await body.read_first()
-        except TimeoutError:
-            self._ends_streams = False
+        return None if event is None else _find_result(event[1], request_id)
 
     async def aclose(self) -> None:
         await self._inner.aclose()
@@ -185,7 +170,7 @@ class _RepeatableBody(httpx2.AsyncByteStream):
         return b"".join(self._pieces)
 
     async def read_first(self) -> bytes:
-        """Read what arrives first, or next."""
+        """Read what arrives first."""
         try:
             self._pieces.append(await anext(self._rest, b""))
         except _FAILURES as error:

@@ -24,6 +24,11 @@ _TRANSLATED_ERRORS = errors.ErrorTranslation(
         errors.TooManyConnections: httpx2.PoolTimeout,
     }
 )
+SET_COMPLETE = "gateway.set_complete"
+"""Extension of a response: a function.
+
+It says that no more of the body is needed. The connection is then kept if the body is about to end.
+"""
 _MAX_CONNECTIONS, _MAX_IDLE_CONNECTIONS = 2_000, 32
 
 
@@ -45,12 +50,17 @@ class PooledServerTransport(httpx2.AsyncBaseTransport):
             connection = await pool.begin_exchange(
                 head, await request.aread(), timeouts, request.extensions.get(BEFORE_SEND)
             )
+        body = _PooledServerBody(pool, connection)
         return httpx2.Response(
             connection.status,
             headers=connection.headers,
-            stream=_PooledServerBody(pool, connection),
+            stream=body,
             request=request,
-            extensions={"http_version": b"HTTP/1.1", "reason_phrase": connection.reason},
+            extensions={
+                "http_version": b"HTTP/1.1",
+                "reason_phrase": connection.reason,
+                SET_COMPLETE: body.set_complete,
+            },
         )
 
     async def aclose(self) -> None:
@@ -61,6 +71,10 @@ class _PooledServerBody(httpx2.AsyncByteStream):
     def __init__(self, pool: HttpConnectionPool, connection: HttpConnection) -> None:
         self._pool = pool
         self._connection: HttpConnection | None = connection
+        self._is_complete = False
+
+    def set_complete(self) -> None:
+        self._is_complete = True
 
     async def __aiter__(self) -> AsyncGenerator[bytes]:
         while self._connection is not None:
@@ -73,4 +87,4 @@ class _PooledServerBody(httpx2.AsyncByteStream):
     async def aclose(self) -> None:
         if (connection := self._connection) is not None:
             self._connection = None
-            self._pool.take_back(connection)
+            self._pool.take_back(connection, is_complete=self._is_complete)

@@ -114,10 +114,10 @@ async def test_calls_share_a_connection_unless_its_stream_stays_open(modern: boo
         serve_asgi(server) as address,
         connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
     ):
-        for _ in range(3):
+        for _ in range(6):
             assert get_text(await call_tool(toolbox, "echo")) == "done"
     connections = {request.client for request in server.requests}
-    assert len(connections) == (3 if stays_open else 1)
+    assert (len(connections) == 6) == stays_open
 
 
 class CookieServer(AnsweringServer):
