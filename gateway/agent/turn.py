@@ -72,8 +72,9 @@ class ActiveTurn(TurnContext, TurnSpending):
     It writes events to its log and its journal; subscribers read the log.
     """
 
-    # With these in its dictionary, that would have more keys than instances can share, and five times the size.
-    __slots__ = ("_accepted", "_lease", "_listeners", "cache_key", "is_cached", "outcome", "slot", "stage", "task")
+    # With these in its dictionary, that would have more keys than instances can share, and five times the size. As it
+    # would with keys that the first turns get after `__init__`.
+    __slots__ = ("_lease", "cache_key", "failure", "inputs", "is_cached", "outcome", "slot", "stage", "task", "tasks")
 
     def __init__(
         self,
@@ -101,6 +102,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         turn_log.on_failure = self._on_log_failure
         self.transcript = Transcript(record.request.follow_ups)
         self.taken_steps = record.request.origin.after_step if record.request.origin is not None else 0
+        self.interrupted_step = self.recorded_calls = None
         self.direct_call = record.request.direct_call
         self.begins_call = self.direct_call is not None and not record.epoch
         self.inputs: list[StoredQuestion] = []

@@ -100,10 +100,16 @@ def send_and_close(data: bytes) -> Answer:
 
 
 async def request(
-    pool: HttpConnectionPool, body: bytes | AsyncIterator[bytes] = b"", timeouts: RequestTimeouts = PATIENT
+    pool: HttpConnectionPool,
+    body: bytes | AsyncIterator[bytes] = b"",
+    timeouts: RequestTimeouts = PATIENT,
+    *,
+    forgets_headers: bool = False,
 ) -> bytes:
     """Send a request and return the whole body of its answer."""
     connection = await pool.begin_exchange(REQUEST, body, timeouts)
+    if forgets_headers:
+        connection.forget_headers()
     try:
         return await collect(connection)
     finally:
@@ -153,9 +159,11 @@ async def test_forms_of_a_response_are_read_and_the_connection_is_kept(answer: b
     ],
     ids=["without-length", "with-length"],
 )
-async def test_body_may_end_with_its_connection(answer: bytes) -> None:
+@pytest.mark.parametrize("forgets_headers", [False, True])
+async def test_body_may_end_with_its_connection(answer: bytes, forgets_headers: bool) -> None:
     async with serve_raw(send_and_close(answer)) as server, open_pool(server) as pool:
-        assert [await request(pool) for _ in range(2)] == [b"until the end"] * 2
+        bodies = [await request(pool, forgets_headers=forgets_headers) for _ in range(2)]
+        assert bodies == [b"until the end"] * 2
         assert server.connections == 2
 
 
@@ -171,10 +179,23 @@ async def test_body_may_end_with_its_connection(answer: bytes) -> None:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n",
     ],
 )
-async def test_broken_response_is_an_error(answer: bytes) -> None:
+@pytest.mark.parametrize("forgets_headers", [False, True])
+async def test_broken_response_is_an_error(answer: bytes, forgets_headers: bool) -> None:
     async with serve_raw(send_and_close(answer)) as server, open_pool(server) as pool:
         with pytest.raises(ResponseBroken):
-            await request(pool)
+            await request(pool, forgets_headers=forgets_headers)
+
+
+async def test_forgotten_headers_are_those_that_tell_no_end() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nX-Request-Id: 1\r\nContent-Length: 2\r\nDate: now\r\n\r\nok"
+    async with serve_raw(send(answer)) as server, open_pool(server) as pool:
+        connection = await pool.begin_exchange(REQUEST, b"", PATIENT)
+        connection.forget_headers()
+        assert connection.headers == [(b"Content-Length", b"2")]
+        assert await collect(connection) == b"ok"
+        pool.take_back(connection)
+        assert await request(pool) == b"ok"
+        assert server.connections == 1
 
 
 @pytest.mark.parametrize(
