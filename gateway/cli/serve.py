@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import importlib
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -55,14 +56,11 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
     else:
         set_process_name(WORKER_NAME)
         listener = sockets.socket_from_fd(fd)
-    # Imported here because it takes more than a second: errors in the settings above are reported at once.
-    gc.disable()  # a collection during the imports finds no garbage
+    load_application()  # after the checks above, so that errors of settings are reported at once
     from gateway.app import create_app, reload_servers, stop_gateway
     from gateway.server.http_server import GatewayHttpServer
     from gateway.server.services import open_services
 
-    gc.freeze()
-    gc.enable()
     watchdog = ParentWatchdog(settings.gateway_parent_fd) if settings.gateway_parent_fd is not None else None
     async with open_services(settings) as complete_settings:
         wait_until_served = watchdog.wait_until_all_ready if watchdog and fd is not None else None
@@ -74,6 +72,21 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
         stop = partial(stop_gateway, app, settings.shutdown_grace_seconds)
         server = GatewayHttpServer(config, lambda: _stop_turns(stop, loop, watchdog))
         await server.serve(sockets=[listener])
+
+
+def load_application() -> None:
+    """Import what serves requests, which takes a second.
+
+    Its models are built at their first use, except in a forked worker, which shares the built ones with the others.
+    """
+    from gateway_runtime.process.deferred_models import defer_models
+
+    gc.disable()  # a collection during the imports finds no garbage
+    with defer_models():
+        importlib.import_module("gateway.app")
+        importlib.import_module("gateway.server.http_server")
+    gc.freeze()
+    gc.enable()
 
 
 def _build_server_config(
