@@ -5,8 +5,8 @@ from uuid import UUID
 
 import msgspec
 import uuid_utils.compat as uuids
-from sqlalchemy import delete, literal, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import any_, delete, literal, text, update
+from sqlalchemy.dialects.postgresql import array, insert
 from sqlmodel import col, func, select
 
 from gateway.domain.branches import NO_TURN
@@ -291,13 +291,13 @@ class ConversationStore(ConversationRepository):
 
         `before` is the id of the last conversation of the previous page.
         """
-        column = col(Conversation.id)
-        query = select(Conversation).where(Conversation.owner == principal.user)
+        column, owner = col(Conversation.id), col(Conversation.owner)
+        query = select(Conversation).where(owner == any_(array([principal.user])))  # see `owned_rows`
         if before is not None:
             query = query.where(column > before if ascending else column < before)
-        query = query.order_by(column.asc() if ascending else column.desc()).limit(limit)
+        order = (owner.desc(), column.asc()) if ascending else (owner.asc(), column.desc())
         async with self._database.session() as session:
-            return list((await session.exec(query)).all())
+            return list((await session.exec(query.order_by(*order).limit(limit))).all())
 
     async def count_conversations(self) -> int:
         """Count the conversations of all owners.

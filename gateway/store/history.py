@@ -14,6 +14,7 @@ from gateway.common.pages import MAX_PAGE_BYTES, Page
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import Principal
 from gateway.store.database import Database, DatabaseRow
+from gateway.store.lists.owned_rows import IS_OWNED, NEWEST_FIRST, OLDEST_FIRST
 from gateway.store.search.query import SearchQuery, parse_query
 from gateway.store.search.snippet import SnippetMarker
 
@@ -26,22 +27,26 @@ _SAMPLE_SIZE = 100
 _COMMON_MATCHES = 10
 """Matches that let a search read the newest turns in order.
 
-See docs/adr/0034.
+It does so as well for a user whose turns are all in the sample. See docs/adr/0034.
 """
 _MAX_PERIODS = 16
-"""Periods of 50 days that are searched one after another.
+"""Periods of 50 days that are searched in windows.
 
-All older turns are searched at once. See docs/adr/0036.
+Each window is as long as all newer ones. All older turns are searched at once, and those of a prefix that the sample
+does not have. See docs/adr/0036.
 """
 
 _COLUMNS = "id, conversation_id, prompt, response, model_name, status, created_at"
 _SIZE = "octet_length(prompt) + octet_length(response)"
+# The subqueries hide the values from the planner, which would plan each request anew where it estimates fewer rows for
+# its values than on average.
 PAGE = f"""
 WITH listed AS MATERIALIZED (
-    SELECT id, {_SIZE} AS size FROM turns WHERE owner = :owner AND id < :before
-    ORDER BY id DESC LIMIT :limit OFFSET :offset
-), sized AS (SELECT id, sum(size) OVER (ORDER BY id DESC) - size AS bytes_before FROM listed)
-SELECT {_COLUMNS} FROM sized JOIN turns USING (id) WHERE bytes_before < {MAX_PAGE_BYTES} ORDER BY id DESC
+    SELECT owner, {_COLUMNS}, {_SIZE} AS size FROM turns
+    WHERE owner = ANY (ARRAY[(SELECT cast(:owner AS text))]) AND id < (SELECT cast(:before AS uuid))
+    ORDER BY {NEWEST_FIRST} LIMIT (SELECT cast(:limit AS bigint)) OFFSET (SELECT cast(:offset AS bigint))
+), sized AS (SELECT *, sum(size) OVER (ORDER BY {NEWEST_FIRST}) - size AS bytes_before FROM listed)
+SELECT {_COLUMNS} FROM sized WHERE bytes_before < {MAX_PAGE_BYTES} ORDER BY {NEWEST_FIRST}
 """  # noqa: S608
 TOTAL = "SELECT count(*) FROM turns WHERE owner = :owner"
 # A turn without terms runs, or ended in an older release and waits for `SearchIndexer`. Its words are those of
@@ -61,41 +66,54 @@ _HAS_WORDS = f"(has_terms AND search @@ {_QUERY} OR NOT has_terms AND search @@ 
 _OWNED = "ARRAY[owner] @> ARRAY[cast(:owner AS text)]"
 COUNT = f"SELECT count(*) FROM turns WHERE owner = :owner AND {_OWNED} AND {_HAS_WORDS}"  # noqa: S608
 _BETWEEN = "id <= :newest AND id >= :oldest"
-_IN_GROUP = f"owner = :owner AND {_BETWEEN}"
-_NEWEST_FIRST = f"SELECT id, has_terms, search FROM turns WHERE {_IN_GROUP} ORDER BY id DESC"  # noqa: S608
+_IN_GROUP = f"{IS_OWNED} AND {_BETWEEN}"
+_NEWEST_TURNS = f"SELECT id, has_terms, search FROM turns WHERE {_IN_GROUP} ORDER BY {NEWEST_FIRST}"  # noqa: S608
 # The first four digits of a time-ordered id change every 50 days. They are in the index, together with the owner.
-_PERIOD = "('x' || left(id::text, 4))::bit(16)::int"
-_FIRST_PERIOD = "newest - :periods + 1"
+_PERIOD_BITS = 16
+_TIME = "('x' || left({}::text, 8))::bit(32)::bigint"
+_SAMPLE_TIME = f"{_TIME.format('ids[1]')} - {_TIME.format('ids[cardinality(ids)]')}"
+# The periods that have enough matches, if the share of the sample is that of all turns.
+_WIDTH = f"({MAX_RANKED} * ({_SAMPLE_TIME}) / greatest(matches, 1)) >> {_PERIOD_BITS}"
+_WINDOWS = "(0, 1), (1, 2), (2, 4), (4, 8), (8, 16)"
+# Each scan for a prefix reads its turns of all users, so there is one, unless few periods seem to have enough matches.
+_PERIODS = f"CASE WHEN :has_prefixes AND matches = 0 THEN 0 ELSE {_MAX_PERIODS} END"
+_FIRST_PERIOD = "newest - periods + 1"
+_FIRST_ID_OF_PERIODS = f"cast(rpad(lpad(to_hex({_FIRST_PERIOD}), 4, '0'), 32, '0') AS uuid)"
 # PostgreSQL would multiply the rarity of the owner by itself if one scan had both conditions for it, and OFFSET 0 keeps
 # it from reading the turns of all users in the order of the result. The scan that is not chosen does not run.
 SEARCH = f"""
-WITH bounds AS MATERIALIZED (
-    SELECT oldest, newest, cast(rpad(lpad(to_hex({_FIRST_PERIOD}), 4, '0'), 32, '0') AS uuid) AS first_id FROM (
-        SELECT (SELECT {_PERIOD} FROM turns WHERE {_IN_GROUP} ORDER BY id LIMIT 1) AS oldest,
-               (SELECT {_PERIOD} FROM turns WHERE {_IN_GROUP} ORDER BY id DESC LIMIT 1) AS newest
-    ) AS ends
-), periods AS MATERIALIZED (
-    SELECT cast(:owner AS text) || lpad(to_hex(period), 4, '0') AS key
-    FROM bounds, generate_series(newest, greatest(oldest, {_FIRST_PERIOD}), -1) AS period
-), sample AS MATERIALIZED (
-    SELECT count(*) FILTER (WHERE {_HAS_WORDS}) >= {_COMMON_MATCHES} AS is_common
-    FROM ({_NEWEST_FIRST} LIMIT {_SAMPLE_SIZE}) AS newest_turns
+WITH sample AS MATERIALIZED (
+    SELECT count(*) FILTER (WHERE {_HAS_WORDS}) AS matches, array_agg(id) AS ids
+    FROM ({_NEWEST_TURNS} LIMIT {_SAMPLE_SIZE}) AS newest_turns
+), bounds AS MATERIALIZED (
+    SELECT ({_TIME.format("id")} >> {_PERIOD_BITS})::int AS oldest,
+           ({_TIME.format("ids[1]")} >> {_PERIOD_BITS})::int AS newest,
+           matches >= {_COMMON_MATCHES} OR cardinality(ids) < {_SAMPLE_SIZE} AS reads_in_order,
+           least(greatest({_WIDTH}, 1), {_MAX_PERIODS})::int AS width, {_PERIODS} AS periods
+    FROM sample, (SELECT id FROM turns WHERE {_IN_GROUP} ORDER BY {OLDEST_FIRST} LIMIT 1) AS oldest_turn
+), windows AS MATERIALIZED (
+    SELECT ARRAY(
+        SELECT cast(:owner AS text) || lpad(to_hex(period), 4, '0') FROM generate_series(
+            newest - first * width, greatest(oldest, newest + 1 - least(periods, last * width)), -1
+        ) AS period
+    ) AS keys FROM bounds, (VALUES {_WINDOWS}) AS shares (first, last)
+    WHERE first * width < periods AND newest - first * width >= oldest ORDER BY first
 ), newest AS (
     SELECT * FROM (
-        (SELECT id, has_terms, search FROM ({_NEWEST_FIRST} OFFSET 0) AS own
-         WHERE {_HAS_WORDS} AND (SELECT is_common FROM sample))
+        (SELECT id, has_terms, search FROM ({_NEWEST_TURNS} OFFSET 0) AS own
+         WHERE {_HAS_WORDS} AND (SELECT reads_in_order FROM bounds))
         UNION ALL
-        (SELECT found.* FROM periods CROSS JOIN LATERAL (
+        (SELECT found.* FROM windows CROSS JOIN LATERAL (
             SELECT id, has_terms, search FROM turns
-            WHERE ARRAY[owner || left(id::text, 4)] @> ARRAY[periods.key] AND {_HAS_WORDS} AND {_BETWEEN}
+            WHERE ARRAY[owner || left(id::text, 4)] && windows.keys AND {_HAS_WORDS} AND {_BETWEEN}
             ORDER BY id DESC OFFSET 0
-         ) AS found WHERE NOT (SELECT is_common FROM sample))
+         ) AS found WHERE NOT (SELECT reads_in_order FROM bounds))
         UNION ALL
         (SELECT id, has_terms, search FROM (
             SELECT id, has_terms, search FROM turns
-            WHERE {_OWNED} AND {_HAS_WORDS} AND {_BETWEEN}
-              AND (:periods = 0 OR id < (SELECT first_id FROM bounds)) OFFSET 0
-         ) AS older WHERE NOT (SELECT is_common FROM sample) AND (SELECT oldest < {_FIRST_PERIOD} FROM bounds)
+            WHERE {_OWNED} AND {_HAS_WORDS} AND {_BETWEEN} OFFSET 0
+         ) AS older WHERE id < (SELECT {_FIRST_ID_OF_PERIODS} FROM bounds)
+              AND NOT (SELECT reads_in_order FROM bounds) AND (SELECT oldest < {_FIRST_PERIOD} FROM bounds)
          ORDER BY id DESC)
     ) AS matches LIMIT {MAX_RANKED} OFFSET :skipped
 ), hits AS MATERIALIZED (
@@ -108,9 +126,9 @@ WITH bounds AS MATERIALIZED (
 SELECT {_COLUMNS}, rank, remaining, (SELECT id FROM newest ORDER BY id DESC LIMIT 1) AS first_match,
        (SELECT id FROM newest ORDER BY id DESC LIMIT 1 OFFSET {MAX_RANKED - 1}) AS last_match
 FROM (
-    SELECT id, rank, remaining, sum({_SIZE}) OVER (ORDER BY rank DESC, id DESC) - ({_SIZE}) AS bytes_before
+    SELECT {_COLUMNS}, rank, remaining, sum({_SIZE}) OVER (ORDER BY rank DESC, id DESC) - ({_SIZE}) AS bytes_before
     FROM hits JOIN turns USING (id)
-) AS sized JOIN turns USING (id) WHERE bytes_before < {MAX_PAGE_BYTES} ORDER BY rank DESC, id DESC
+) AS sized WHERE bytes_before < {MAX_PAGE_BYTES} ORDER BY rank DESC, id DESC
 """  # noqa: S608
 # The words keep their accents here, because a stemmer knows them with accents.
 _FIND_STEMS = """
@@ -230,7 +248,7 @@ class HistoryStore:
         offset_in_group = offset % MAX_RANKED
         terms = parsed.format_tsquery(stems)
         page = {"limit": limit, "offset": offset_in_group, "skipped": offset - offset_in_group}
-        group = {"newest": newest, "oldest": oldest, "periods": _count_periods(terms)}
+        group = {"newest": newest, "oldest": oldest, "has_prefixes": ":*" in terms}
         position = {"after_rank": rank, "after_id": turn_id}
         values = _build_values(principal, query, lang, terms) | group | position | page
         rows = await self._database.fetch_rows(SEARCH, custom_plan=True, **values)
@@ -305,14 +323,6 @@ def _build_page(entries: list[HistoryEntry], limit: int) -> Page[HistoryEntry]:
 
 def _build_values(principal: Principal, query: str, lang: str, terms: str) -> dict[str, object]:
     return {"owner": principal.user, "query": _clean_query(query), "lang": lang, "terms": terms}
-
-
-def _count_periods(terms: str) -> int:
-    """Return the number of periods to search one after another.
-
-    It is 0 for prefixes, since a scan of the index reads the entries of a prefix for all users and periods.
-    """
-    return 0 if ":*" in terms else _MAX_PERIODS
 
 
 async def _build_snippets(marker: SnippetMarker, rows: Sequence[DatabaseRow]) -> list[str]:

@@ -17,6 +17,7 @@ from gateway.store.audit import make_audit_entry
 from gateway.store.bus import CHANNEL, NOTIFY, encode_message
 from gateway.store.context.titles import clear_titles
 from gateway.store.database import Database
+from gateway.store.lists.owned_rows import IS_OWNED, OLDEST_FIRST
 
 log = get_logger(__name__)
 
@@ -33,10 +34,10 @@ _REVOKE_KEYS = """
 UPDATE api_keys SET owner = :erased, name = '', revoked_at = coalesce(revoked_at, now()) WHERE owner = :user
 RETURNING prefix
 """
-_DELETE_TURNS = """
-DELETE FROM turns WHERE id IN (SELECT id FROM turns WHERE owner = :user ORDER BY id LIMIT :batch)
+_DELETE_TURNS = f"""
+DELETE FROM turns WHERE id IN (SELECT id FROM turns WHERE {IS_OWNED} ORDER BY {OLDEST_FIRST} LIMIT :batch)
 RETURNING id, status, conversation_id, left(prompt, 4000)
-"""
+"""  # noqa: S608
 # Rows without an end are left out: their turns run, or wait for a person.
 _DELETE_OLD_TURNS = """
 DELETE FROM turns WHERE id IN (
@@ -124,7 +125,7 @@ class UserDataStore:
         return counts
 
     async def _erase_turns(self, user: str, counts: dict[str, int]) -> int:
-        turns, events = await self._delete_turns(_DELETE_TURNS, {"user": user, "batch": _BATCH})
+        turns, events = await self._delete_turns(_DELETE_TURNS, {"owner": user, "batch": _BATCH})
         counts["turns"] += turns
         counts["turn_events"] += events
         return turns

@@ -6,6 +6,7 @@ from uuid import UUID
 from gateway.domain.messages import JsonObject, Principal
 from gateway.domain.reading import get_reader_key
 from gateway.store.database import Database, decode_json
+from gateway.store.lists.owned_rows import IS_OWNED, NEWEST_FIRST
 
 TASK_ECHO_KEY = "mcp_task"
 """Name of the mark of such turns in their echoed data.
@@ -13,13 +14,13 @@ TASK_ECHO_KEY = "mcp_task"
 The mark has the task's `ttl` in milliseconds, and its `tool`.
 """
 _LAST_ID = UUID(int=2**128 - 1)
-_PAGE = """
+_PAGE = f"""
 SELECT id, status, cancel_requested, finish_reason, options->'echo'->'mcp_task', completed_at
 FROM turns
-WHERE owner = :owner AND (cast(:key AS text) IS NULL OR caller->>'key' = :key) AND id < :before AND id >= :oldest
+WHERE {IS_OWNED} AND (cast(:key AS text) IS NULL OR caller->>'key' = :key) AND id < :before AND id >= :oldest
   AND jsonb_exists(options->'echo', :echo)
-ORDER BY id DESC LIMIT :limit
-"""
+ORDER BY {NEWEST_FIRST} LIMIT :limit
+"""  # noqa: S608
 # Turns that run or wait have no time of completion, so the index on that has them together.
 _COUNT = """
 SELECT count(*) FROM (

@@ -8,12 +8,13 @@ from gateway.common.pages import MAX_PAGE_BYTES, Page
 from gateway.domain.messages import Principal
 from gateway.domain.reading import get_reader_key
 from gateway.store.database import Database
+from gateway.store.lists.owned_rows import IS_OWNED, NEWEST_FIRST
 
 MAX_COUNTED = 10_000
 """Number of tasks from which on a count is no higher."""
 _LAST_ID = UUID(int=2**128 - 1)
-_MATCH = """
-owner = :owner AND (cast(:key AS text) IS NULL OR caller->>'key' = :key)
+_MATCH = f"""
+{IS_OWNED} AND (cast(:key AS text) IS NULL OR caller->>'key' = :key)
 AND (cast(:conversation_id AS uuid) IS NULL OR conversation_id = :conversation_id)
 AND (cast(:status AS text) IS NULL OR status = :status)
 AND (cast(:signs_in AS boolean) IS NULL OR waits_for_sign_in(id) = :signs_in)
@@ -22,7 +23,7 @@ AND (cast(:since AS timestamptz) IS NULL OR coalesce(completed_at, created_at) >
 _PAGE = f"""
 WITH listed AS MATERIALIZED (
     SELECT id, octet_length(prompt) + octet_length(response) AS size FROM turns
-    WHERE {_MATCH} AND id < :before ORDER BY id DESC LIMIT :limit
+    WHERE {_MATCH} AND id < :before ORDER BY {NEWEST_FIRST} LIMIT :limit
 ), sized AS (SELECT id, sum(size) OVER (ORDER BY id DESC) - size AS bytes_before FROM listed)
 SELECT (SELECT count(*) FROM listed), t.id, coalesce(c.external_id, t.conversation_id::text), t.status,
        t.status = 'waiting' AND waits_for_sign_in(t.id), t.prompt, t.response, t.options->'echo'->>'message_id',

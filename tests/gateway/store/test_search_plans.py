@@ -54,11 +54,18 @@ def store(database: Database) -> HistoryStore:
     return HistoryStore(database)
 
 
-async def explain_search(database: Database, owner: str, word: str) -> dict[str, Any]:
+async def explain_search(database: Database, owner: str, word: str, terms: str | None = None) -> dict[str, Any]:
     values = {"lang": "simple", "limit": 20, "offset": 0, "after_rank": None, "after_id": None}
-    values |= {"newest": UUID(int=2**128 - 1), "oldest": UUID(int=0), "periods": 16, "skipped": 0}
+    values |= {
+        "newest": UUID(int=2**128 - 1),
+        "oldest": UUID(int=0),
+        "has_prefixes": ":*" in (terms or ""),
+        "skipped": 0,
+    }
     statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {SEARCH}"
-    rows = await database.fetch_rows(statement, custom_plan=True, owner=owner, query=word, terms=f"'{word}'", **values)
+    rows = await database.fetch_rows(
+        statement, custom_plan=True, owner=owner, query=word, terms=terms or f"'{word}'", **values
+    )
     return rows[0][0][0]["Plan"]
 
 
@@ -83,6 +90,18 @@ async def test_search_reads_only_the_ranked_rows_of_a_hundred_thousand_turns(
         for nodes in (rare, common):
             assert "Seq Scan" not in json.dumps(nodes)
             assert max(node["Actual Rows"] for node in nodes) <= MAX_RANKED
+
+
+@pytest.mark.parametrize("terms", ["'zebra'", "'zebra' | 'zebra':*", "'zebra' & 'filler'"])
+async def test_search_of_a_user_with_few_turns_reads_no_entries_of_others(
+    database: Database, db: asyncpg.Connection, terms: str
+) -> None:
+    words = ["zebra" if number % 20 == 0 else "camel" for number in range(90)]
+    await db.execute(INSERT_WORDS, ["ada"] * 90 + ["bob"] * 4_000, [*words, *["zebra filler"] * 4_000])
+    await db.execute("VACUUM ANALYZE turns")
+    nodes = list(list_executed_nodes(await explain_search(database, "ada", "zebra", terms)))
+    assert "ix_turns_period_search" not in json.dumps(nodes)
+    assert max(node["Actual Rows"] for node in nodes) <= 90
 
 
 async def test_words_are_found_in_the_turns_of_their_owner_alone(store: HistoryStore, db: asyncpg.Connection) -> None:
@@ -147,11 +166,14 @@ async def test_matches_of_all_times_are_found_newest_first(
         assert found == zebras
 
 
-async def test_search_reads_the_newest_periods_until_enough_match(database: Database, db: asyncpg.Connection) -> None:
+@pytest.mark.parametrize("terms", ["'zebra'", "'zebra' | 'zebra':*"])
+async def test_search_reads_the_newest_periods_until_enough_match(
+    database: Database, db: asyncpg.Connection, terms: str
+) -> None:
     prompts = [f"{'camel' if number % 20 else 'zebra'} {number}" for number in range(10_000)]
     await db.execute(INSERT_IN_PERIODS, prompts, DAY // 40)
     await db.execute("VACUUM ANALYZE turns")
-    nodes = list(list_executed_nodes(await explain_search(database, "ada", "zebra")))
+    nodes = list(list_executed_nodes(await explain_search(database, "ada", "zebra", terms)))
     scans = [node for node in nodes if node["Node Type"] == "Bitmap Heap Scan"]
     assert MAX_RANKED <= sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) <= 2 * MAX_RANKED
 
