@@ -3,10 +3,12 @@
 See docs/adr/0016.
 """
 
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 
 from pydantic import BaseModel
+from pydantic.warnings import UnsupportedFieldAttributeWarning
 
 
 @contextmanager
@@ -15,6 +17,8 @@ def defer_models() -> Generator[None]:
 
     Models of libraries get pydantic's setting only from `BaseModel`, which all of them inherit.
     """
+    # FastAPI suppresses it while it defines the bodies of its routes, which are built later.
+    warnings.simplefilter("ignore", UnsupportedFieldAttributeWarning)
     BaseModel.model_config["defer_build"] = True
     try:
         yield

@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from pydantic import BaseModel, TypeAdapter
 
 from gateway_runtime.process.deferred_models import defer_models
@@ -73,6 +76,25 @@ def test_threads_that_use_a_model_first_at_the_same_time_all_succeed() -> None:
 
     with ThreadPoolExecutor(_THREADS) as pool:
         assert list(pool.map(use_first, range(_THREADS))) == list(range(_THREADS))
+
+
+def test_first_request_of_a_route_warns_of_nothing() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with defer_models():
+
+            class Body(BaseModel):
+                number: int
+
+            app = FastAPI()
+
+            @app.post("/")
+            async def echo(body: Body) -> int:
+                return body.number
+
+        assert not Body.__pydantic_complete__
+        assert TestClient(app).post("/", json={"number": "1"}).json() == 1
+    assert [str(warning.message) for warning in caught if "Field()" in str(warning.message)] == []
 
 
 @pytest.mark.faults
