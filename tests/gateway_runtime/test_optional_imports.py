@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-_UNUSED = ("aiohttp", "httpx_aiohttp", "pygments", "rich")
+_UNUSED = ("aiohttp", "jwt", "httpx_aiohttp", "pygments", "rich")
 _PROGRAM = f"""
 import importlib, sys
 import gateway.cli.main, gateway.app, gateway.llm.providers.groq, gateway.llm.providers.openai

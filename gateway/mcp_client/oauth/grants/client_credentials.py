@@ -4,10 +4,6 @@ from collections.abc import Awaitable, Callable
 
 import httpx2
 from mcp.client.auth import OAuthClientProvider, OAuthFlowError, OAuthTokenError
-from mcp.client.auth.extensions.client_credentials import (
-    ClientCredentialsOAuthProvider,
-    PrivateKeyJWTOAuthProvider,
-)
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import ValidationError
 
@@ -78,6 +74,9 @@ async def _run_flow(server: ServerConfig, challenge: str | None) -> IssuedToken:
 
 
 def _make_provider(server: ServerConfig, holder: _TokenHolder) -> OAuthClientProvider:
+    # Imported here, as it imports PyJWT.
+    from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider, PrivateKeyJWTOAuthProvider
+
     client = server.oauth
     assert client is not None
     scope, issuer = client.scope, client.issuer

@@ -13,7 +13,6 @@ from typing import cast
 
 import httpx2
 import msgspec
-from mcp.client.auth.extensions.client_credentials import SignedJWTParameters
 from mcp.client.auth.utils import build_oauth_authorization_server_metadata_discovery_urls
 from mcp.shared.auth import OAuthClientInformationFull
 
@@ -153,6 +152,8 @@ class TokenEndpoint:
 
 def make_assertion_signer(client: IssuerClient) -> Callable[[str], Awaitable[str]]:
     """Return a function that signs an assertion for an audience."""
+    from mcp.client.auth.extensions.client_credentials import SignedJWTParameters  # imported here, as it imports PyJWT
+
     assert client.private_key is not None
     parameters = SignedJWTParameters(
         issuer=client.client_id,
