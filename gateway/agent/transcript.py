@@ -102,9 +102,9 @@ class Transcript(EventFold):
         self._follow_ups = follow_ups
         self._steps: dict[int, TranscriptStep] = {}
         self._call_steps: dict[str, TranscriptStep] = {}
-        self._hosted_calls: dict[str, None] = {}
+        self._hosted_calls: set[str] = set()
         self._open_inputs: dict[str, str] = {}
-        self._wait_ids: dict[str, None] = {}
+        self._wait_ids: set[str] = set()
         self.loaded_tools: dict[str, None] = {}
         self.history_summary: e.HistorySummarized | None = None
         self._samplings: dict[str, int] = {}
@@ -120,7 +120,7 @@ class Transcript(EventFold):
             case e.ReasoningDelta():
                 self.reasoning_chars += len(event.text)
             case e.ToolCallStarted() if event.hosted:
-                self._hosted_calls[event.call_id] = None
+                self._hosted_calls.add(event.call_id)
             case e.ToolFinished() if event.call_id in self._hosted_calls:
                 pass  # the model has received the result during its call
             case e.ToolCallStarted():
@@ -150,7 +150,7 @@ class Transcript(EventFold):
             case e.ToolProgress():
                 if event.wait_id is not msgspec.UNSET:
                     self._open_inputs[event.wait_id] = event.call_id
-                    self._wait_ids[event.wait_id] = None
+                    self._wait_ids.add(event.wait_id)
             case e.InputResolved():
                 self._open_inputs.pop(event.input_id, None)
                 self._apply_edited_arguments(event)
@@ -222,7 +222,7 @@ class Transcript(EventFold):
     @property
     def waits_for_tasks_only(self) -> bool:
         """True if no call waits for a person."""
-        return self._open_inputs.keys() <= self._wait_ids.keys()
+        return self._open_inputs.keys() <= self._wait_ids
 
     @property
     def open_input_ids(self) -> list[UUID]:

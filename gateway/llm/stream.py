@@ -70,7 +70,7 @@ class ChunkReader:
         self._may_have_halves = False
         self._has_text = self._has_reasoning = self._has_refusal = self._has_message_calls = False
         self._message_texts: dict[str, str] = {}
-        self._emitted_server_calls: dict[int, None] = {}
+        self._emitted_server_calls: set[int] = set()
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
         self.is_done = False
@@ -361,7 +361,7 @@ class ChunkReader:
         The call is emitted when the output has arrived.
         """
         if call.output is not None and call.index not in self._emitted_server_calls:
-            self._emitted_server_calls[call.index] = None
+            self._emitted_server_calls.add(call.index)
             self._count_call()
             self._count_chars(len(call.arguments or "") + len(call.output))
             self._sink.on_server_tool_call(ToolCall("", call.name or call.type, call.arguments or "{}"), call.output)
