@@ -199,11 +199,14 @@ class HttpConnection(asyncio.Protocol):
             raise self._error
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._wake_reader()
         if self._on_end is not None:
             on_end, self._on_end = self._on_end, None
             on_end()
+
+    def _wake_reader(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
@@ -277,7 +280,7 @@ class HttpConnection(asyncio.Protocol):
         if self._overhead_bytes > _MAX_OVERHEAD_BYTES:
             self._fail(ResponseBroken("The head or the trailers of the response are too large."))
         elif self.status:
-            self._wake()
+            self._wake_reader()
 
     def _push(self, consume: Callable[[bytes], bool]) -> None:
         assert self._context is not None

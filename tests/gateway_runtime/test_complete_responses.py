@@ -16,7 +16,7 @@ END = b"0\r\n\r\n"
 class EventServer:
     """Sends an event; `go_on` lets it send the rest of its answer."""
 
-    def __init__(self, rest: bytes) -> None:
+    def __init__(self, *rest: bytes) -> None:
         self._rest = rest
         self._count = 0
         self.go_on = asyncio.Event()
@@ -28,7 +28,9 @@ class EventServer:
             return
         writer.write(EVENT)
         await self.go_on.wait()
-        writer.write(self._rest)
+        for piece in self._rest:
+            writer.write(piece)
+            await asyncio.sleep(0.01)
 
 
 async def take_event(pool: HttpConnectionPool) -> None:
@@ -37,8 +39,9 @@ async def take_event(pool: HttpConnectionPool) -> None:
     pool.take_back(connection, is_complete=True)
 
 
-async def test_connection_whose_response_ends_soon_is_used_again() -> None:
-    events = EventServer(END)
+@pytest.mark.parametrize("rest", [[END], [b"0\r\n", b"\r\n"]], ids=["at-once", "in-two-pieces"])
+async def test_connection_whose_response_ends_soon_is_used_again(rest: list[bytes]) -> None:
+    events = EventServer(*rest)
     async with serve_raw(events.answer) as server, open_pool(server, max_connections=1) as pool:
         await take_event(pool)
         next_request = asyncio.create_task(request(pool))  # has to wait for the only connection
