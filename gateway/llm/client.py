@@ -378,10 +378,10 @@ async def _feed_rest(
 
 
 def _is_timeout(error: BaseException) -> bool:
-    """Whether the cause is a timeout.
+    """Whether a cause is a timeout.
 
-    The transport httpx-aiohttp also reports a closed connection as a timeout.
+    The transport httpx-aiohttp also reports a closed connection as a timeout. A timeout of asyncio has a cause itself.
     """
-    while error.__cause__ is not None:
+    while not isinstance(error, TimeoutError) and error.__cause__ is not None:
         error = error.__cause__
     return isinstance(error, TimeoutError)

@@ -3,6 +3,7 @@
 Imported only where a variable names a proxy, see docs/adr/0016.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 
@@ -10,6 +11,8 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 from httpx_aiohttp.transport import AiohttpResponseStream
+
+from gateway.llm.http.pooled_transport import read_timeouts
 
 # As much as aiohttp reads ahead: each read becomes one event and one frame. See docs/adr/0003.
 AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore[reportAttributeAccessIssue]
@@ -27,18 +30,29 @@ class ProxyTransport(AiohttpTransport):
         with _translate_errors():
             response = await super().handle_async_request(request)
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _ProxiedBody(response.stream)
+        response.stream = _ProxiedBody(response.stream, read_timeouts(request).read)
         return response
 
 
 class _ProxiedBody(httpx.AsyncByteStream):
-    def __init__(self, inner: httpx.AsyncByteStream) -> None:
+    """A body each of whose reads has a time limit.
+
+    aiohttp ends its own limit at an invalid chunk size, of which it does not tell the reader.
+    """
+
+    def __init__(self, inner: httpx.AsyncByteStream, read_seconds: float | None) -> None:
         self._inner = inner
+        self._read_seconds = read_seconds
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        with _translate_errors():
-            async for piece in self._inner:
-                yield piece
+        pieces = aiter(self._inner)
+        while True:
+            with _translate_errors():
+                async with asyncio.timeout(self._read_seconds):
+                    piece = await anext(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     async def aclose(self) -> None:
         with _translate_errors():
@@ -50,5 +64,7 @@ def _translate_errors() -> Generator[None]:
     """Translate the errors that httpx-aiohttp does not know."""
     try:
         yield
+    except TimeoutError as error:
+        raise httpx.ReadTimeout("The server sent nothing for too long.") from error
     except aiohttp.ClientError as error:
         raise httpx.RemoteProtocolError(type(error).__name__) from error

@@ -294,3 +294,21 @@ async def test_proxy_that_breaks_an_answer_is_the_servers_failure(
         with pytest.raises(error):
             await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
         await model.close()
+
+
+async def test_invalid_chunk_through_a_proxy_ends_the_call_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        start = _WHOLE_ANSWER[:40]
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(start), start))
+        await asyncio.sleep(0.05)  # the client reads on
+        writer.write(b"no size\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        options = ModelServerOptions(api_key="key-of-ours", base_url="http://model.invalid", idle_timeout=0.5)
+        model = create_groq_model(options)
+        with pytest.raises(ModelUnavailable, match="did not answer in time"):
+            await asyncio.wait_for(model.complete(ModelCall(model="m", messages=(Message("user", "Hi"),)), Sink()), 5)
+        await model.close()
