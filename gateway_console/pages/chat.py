@@ -18,9 +18,13 @@ JsonObject = dict[str, Any]
 _FLUSH_SECONDS = 0.15
 # A window that is at its end stays there while the answer grows.
 _FOLLOW_END = """
-let isAtEnd = true;
+let isAtEnd = true, lastY = scrollY;
 const root = document.documentElement;
-addEventListener('scroll', () => { isAtEnd = innerHeight + scrollY >= root.scrollHeight - 60; }, {passive: true});
+addEventListener('scroll', () => {
+  const isFollowing = isAtEnd && scrollY >= lastY;  // an answer may grow before the event of a scroll to its end
+  isAtEnd = isFollowing || innerHeight + scrollY >= root.scrollHeight - 60;
+  lastY = scrollY;
+}, {passive: true});
 new ResizeObserver(() => { if (isAtEnd) scrollTo(0, root.scrollHeight); }).observe(document.body);
 """
 _MAX_SHOWN_TURNS = 50

@@ -202,7 +202,7 @@ async def test_inspector_signs_in_from_its_page(
         await eventually(partial(is_listening, url))
         async with open_page() as page:
             await page.goto(f"{url}?MCP_INSPECTOR_API_TOKEN=token-of-the-tests")
-            await page.get_by_role("switch").first.click(force=True)
+            await page.get_by_role("switch").first.dispatch_event("click")
             await page.get_by_placeholder("Enter any login").fill("ada")
             await page.get_by_placeholder("and password").fill("any")
             await page.get_by_role("button", name="Sign-in").click()

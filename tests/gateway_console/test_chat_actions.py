@@ -193,12 +193,17 @@ async def test_window_follows_a_growing_answer_until_a_person_scrolls_up(console
     await wait_for_end(page)
     grow = "document.querySelector('main').append(Object.assign(document.createElement('p'), {style: 'height: 900px'}))"
     at_end = "innerHeight + scrollY >= document.documentElement.scrollHeight - 5"
+    wait_for_frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
     for _ in range(2):
         await page.evaluate(grow)
         await page.wait_for_function(at_end)
+    await page.evaluate(wait_for_frames)
+    await page.evaluate(f"scrollBy(0, -30); {wait_for_frames}")
+    await page.evaluate(f"scrollBy(0, 30); {grow}")  # the event of a scroll comes when the answer has grown again
+    await page.wait_for_function(at_end)
     await page.evaluate("scrollTo(0, 100)")
     await page.wait_for_function("scrollY === 100")
-    await page.evaluate(f"new Promise(done => {{ {grow}; requestAnimationFrame(() => requestAnimationFrame(done)) }})")
+    await page.evaluate(f"{grow}; {wait_for_frames}")
     assert await page.evaluate("scrollY") == 100
 
 
