@@ -248,10 +248,10 @@ async def test_chat_only_key_gets_no_tool_history_of_another_key(keyring: Keyrin
         assert (await gateway.post("/v1/chat/completions", again, headers=headers)).status == 200
         return str(gateway.simulator.requests[-1]["messages"])
 
-    assert "437" in await ask_again(wide)
-    assert "437" in await ask_again(await keyring.create_key("ada"))
+    assert "= 437" in await ask_again(wide)
+    assert "= 437" in await ask_again(await keyring.create_key("ada"))
     sent = await ask_again(await keyring.create_key("ada", scopes=("chat",)))
-    assert "437" not in sent
+    assert "= 437" not in sent
     assert "Snow." in sent
 
 

@@ -204,7 +204,7 @@ async def test_bound_key_of_an_admin_administers_no_tools_and_servers(keyring: K
     ("helper", "arguments", "budget"),
     [
         ("find_tools", {"query": "calculator expression search the web"}, 500),
-        ("batch", {"calls": [{"tool": "calculator", "arguments": {"expression": "6*7"}}]}, 24_000),
+        ("batch", {"calls": [{"tool": "calculator", "arguments": {"expression": "104729*1299709"}}]}, 24_000),
     ],
 )
 async def test_helpers_of_a_bound_key_know_its_toolset_alone(
@@ -224,7 +224,7 @@ async def test_helpers_of_a_bound_key_know_its_toolset_alone(
         assert "calculator" not in json.dumps(simulator.requests[0]["tools"])
         results = json.dumps([message for message in simulator.requests[1]["messages"] if message["role"] == "tool"])
         assert "web_search" not in results
-        assert "42" not in results
+        assert str(104_729 * 1_299_709) not in results
 
 
 async def test_agent_of_a_bound_key_takes_no_other_toolset(keyring: Keyring) -> None:
