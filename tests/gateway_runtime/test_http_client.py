@@ -47,7 +47,7 @@ class RawServer:
             while await read_head(reader):
                 await self._answer(reader, writer)
                 await writer.drain()
-        except (ConnectionError, asyncio.LimitOverrunError):
+        except (ConnectionError, RuntimeError, asyncio.LimitOverrunError):  # RuntimeError: of uvloop, once it is closed
             pass
         finally:
             self.left.set()
