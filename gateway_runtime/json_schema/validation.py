@@ -120,7 +120,7 @@ class OperationBudget:
         self.reference_operations = _REFERENCE_OPERATIONS
         self.schema_nodes = 0
         self._sizes: dict[int, int] = {}
-        self._patterns: dict[str, None] = {}
+        self._patterns: set[str] = set()
 
     def spend(self, operations: int) -> None:
         """Raises:
@@ -141,7 +141,7 @@ class OperationBudget:
         """Count a search, and the compilation of a new pattern."""
         operations = 2 + (len(pattern) + len(text)) // 64
         if pattern not in self._patterns:
-            self._patterns[pattern] = None
+            self._patterns.add(pattern)
             operations += estimate_compilation(pattern)
         self.spend(operations)
 

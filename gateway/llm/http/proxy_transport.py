@@ -3,7 +3,6 @@
 Imported only where a variable names a proxy, see docs/adr/0016.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 
@@ -12,6 +11,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 from httpx_aiohttp.transport import AiohttpResponseStream
 
+from gateway.common.concurrency import Deadline
 from gateway.llm.http.pooled_transport import read_timeouts
 
 # As much as aiohttp reads ahead: each read becomes one event and one frame. See docs/adr/0003.
@@ -48,7 +48,7 @@ class _ProxiedBody(httpx.AsyncByteStream):
         pieces = aiter(self._inner)
         while True:
             with _translate_errors():
-                async with asyncio.timeout(self._read_seconds):
+                async with Deadline.after(self._read_seconds).limit():
                     piece = await anext(pieces, None)
             if piece is None:
                 return
