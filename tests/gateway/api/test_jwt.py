@@ -37,6 +37,12 @@ def sign_with_secret(key: str = SHARED_SECRET, algorithm: str = "HS256", **chang
     return jwt.encode(make_claims(**changes), key, algorithm=algorithm)
 
 
+def change_signature(token: str) -> str:
+    """Replace the first character of the signature: not all bits of the last one count."""
+    signed, _, signature = token.rpartition(".")
+    return f"{signed}.{'B' if signature[0] == 'A' else 'A'}{signature[1:]}"
+
+
 def make_bearer_headers(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
@@ -63,7 +69,7 @@ async def gateway_with_secret(serve_shared_gateway: ServeSharedGateway) -> Gatew
         (lambda: sign_with_secret("another-secret-that-is-long-enough-too"), 401),
         (lambda: sign_with_secret(algorithm="HS512", key=SHARED_SECRET * 2), 401),
         (lambda: jwt.encode(make_claims(), None, algorithm="none"), 401),
-        (lambda: sign_with_secret()[:-2] + "xx", 401),
+        (lambda: change_signature(sign_with_secret()), 401),
         (lambda: "a.b.c", 401),
         (lambda: "..", 401),
         (lambda: sign_with_secret(sub=" ada "), 401),

@@ -20,6 +20,7 @@ META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
     "io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}},
 }
+STATE = "the state of Ada's question"
 FORM = {"type": "object", "properties": {"sure": {"type": "boolean"}}}
 
 
@@ -29,12 +30,10 @@ def create_asking_app() -> Any:
     @mcp.tool(structured_output=False)
     async def wipe(ctx: Context[Any]) -> Any:
         """Wipe after asking; the state says whose question it was."""
-        if ctx.request_state == "the state of Ada's question" and ctx.input_responses:
+        if ctx.request_state == STATE and ctx.input_responses:
             return "wiped for Ada"
         params = ElicitRequestFormParams(message="Sure?", requested_schema=FORM)
-        return InputRequiredResult(
-            input_requests={"sure": ElicitRequest(params=params)}, request_state="the state of Ada's question"
-        )
+        return InputRequiredResult(input_requests={"sure": ElicitRequest(params=params)}, request_state=STATE)
 
     return mcp.streamable_http_app()
 
@@ -149,7 +148,7 @@ async def test_question_at_mcp_is_answered_only_by_its_user(keyring: Keyring) ->
     await eventually(lambda: keyring.gateway.state.toolbox.find_tool("asking_wipe"))
     asked = (await call_wipe(keyring, "ada"))["result"]
     state = asked["requestState"]
-    assert "Ada" not in state
+    assert STATE not in state
     answer = {"inputResponses": {"sure": {"action": "accept", "content": {"sure": True}}}}
     for forged in (
         state[:-4] + "AAAA",
@@ -157,7 +156,7 @@ async def test_question_at_mcp_is_answered_only_by_its_user(keyring: Keyring) ->
         state + "=",
         "x" + state,
         f" {state}",
-        "the state of Ada's question",
+        STATE,
         "\u00e9",
     ):
         assert "error" in await call_wipe(keyring, "ada", requestState=forged, **answer)

@@ -175,7 +175,7 @@ async def test_server_added_at_run_time_does_not_lead_the_gateway_to_internal_ad
         assert (await gateway.post("/api/v1/mcp/servers", {"name": "hostile", "url": url})).status == 201
         status, page = await start_sign_in(gateway)
     assert (status, victim.connections) == (502, 0), page
-    assert str(victim.port) not in page
+    assert f":{victim.port}" not in page
 
 
 async def test_redirect_to_an_internal_address_is_not_followed(serve: Serve, victim: Victim) -> None:
