@@ -38,7 +38,8 @@ def sign_with_secret(key: str = SHARED_SECRET, algorithm: str = "HS256", **chang
 
 
 def change_signature(token: str) -> str:
-    """Replace the first character of the signature: not all bits of the last one count."""
+    """Return the token with another first character of its signature."""
+    # Not all bits of the last character count.
     signed, _, signature = token.rpartition(".")
     return f"{signed}.{'B' if signature[0] == 'A' else 'A'}{signature[1:]}"
 
