@@ -2,6 +2,8 @@
 
 import asyncio
 import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from alembic import context
 from alembic.runtime.migration import MigrationContext, MigrationInfo
@@ -102,6 +104,20 @@ def change_version_table(connection: Connection, statement: str) -> None:
     connection.commit()
 
 
+@contextmanager
+def hide_previous_heads(connection: Connection) -> Generator[None]:
+    """Hide the heads of the previous release.
+
+    They are listed again at the end, also after a migration that failed.
+    """
+    change_version_table(connection, HIDE_PREVIOUS_HEADS)
+    try:
+        yield
+    finally:
+        if not connection.invalidated:  # its error says more than another one
+            change_version_table(connection, LIST_PREVIOUS_HEADS)
+
+
 def create_schema(connection: Connection) -> None:
     """Create the first schema of the search path, if it is missing.
 
@@ -142,10 +158,8 @@ def run_migrations(connection: Connection) -> None:
         transaction_per_migration=True,
         on_version_apply=list_branch_heads,
     )
-    change_version_table(connection, HIDE_PREVIOUS_HEADS)
-    with context.begin_transaction():
+    with hide_previous_heads(connection), context.begin_transaction():
         context.run_migrations()
-    change_version_table(connection, LIST_PREVIOUS_HEADS)
     connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": LOCK_ID})
     connection.commit()
 

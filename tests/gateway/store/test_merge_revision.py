@@ -11,6 +11,8 @@ import asyncpg
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
 
 from gateway.store import migrations
 from gateway_runtime.embedded_postgres import EmbeddedPostgres
@@ -99,6 +101,23 @@ async def test_head_continues_a_database_whose_branches_are_behind(database_url:
     await asyncio.to_thread(command.upgrade, config, "head")
     assert await list_versions(database_url) == migrations.list_heads() | PREVIOUS_HEADS
     await asyncio.to_thread(command.check, config)
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [
+        "INSERT INTO alembic_version VALUES ('gateway_9999')",
+        "UPDATE alembic_version SET version_num = 'gateway_0011' WHERE version_num ~ '^gateway_00(?!10)'",
+    ],
+    ids=["unknown-revision", "migration-that-fails"],
+)
+async def test_failed_upgrade_lets_the_previous_release_start(database_url: str, obstacle: str) -> None:
+    connection = await asyncpg.connect(dsn(database_url))
+    await connection.execute(obstacle)
+    await connection.close()
+    with pytest.raises((CommandError, DBAPIError)):
+        await asyncio.to_thread(command.upgrade, migrations.make_alembic_config(database_url), "heads")
+    assert await list_versions(database_url) >= PREVIOUS_HEADS
 
 
 def write_sql(target: str) -> list[str]:
