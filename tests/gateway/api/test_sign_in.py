@@ -179,8 +179,9 @@ async def test_expiring_token_is_refreshed_once_across_workers(serve: Serve, pro
         for gateway in (first, second):
             await eventually(lambda gateway=gateway: gateway.state.toolbox.find_tool("vault_whose_vault"))  # type: ignore[misc]
         protected_server.lifetime, refreshes_before = 3600, protected_server.refreshed
-        calls = [call_protected_tool(gateway, ADA) for gateway in (first, second) for _ in range(5)]
-        assert {get_text(result).split(" of ")[0] for result in await asyncio.gather(*calls)} == {"the vault"}
+        for _ in range(2):  # the first calls may use the token of a refresh that was under way
+            calls = [call_protected_tool(gateway, ADA) for gateway in (first, second) for _ in range(5)]
+            assert {get_text(result).split(" of ")[0] for result in await asyncio.gather(*calls)} == {"the vault"}
         assert protected_server.refreshed - refreshes_before == 1
 
 
