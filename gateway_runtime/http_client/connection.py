@@ -6,6 +6,7 @@ docs/adr/0032.
 
 import asyncio
 import contextvars
+import select
 from collections.abc import AsyncIterable, Callable
 
 import httptools
@@ -59,7 +60,19 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def can_be_used(self) -> bool:
-        return self._is_ended and not self._is_lost
+        return self._is_ended and not self._is_lost and not self._has_unread_bytes()
+
+    def _has_unread_bytes(self) -> bool:
+        """Return whether the idle connection has ended, or has unasked bytes.
+
+        A busy event loop may not have read that yet, and a request would be lost.
+        """
+        transport = self._get_transport()
+        if transport.is_closing():
+            return True
+        poll = select.poll()
+        poll.register(transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
 
     def _can_be_kept(self) -> bool:
         if not self._is_ended or not self._is_request_sent or not self._keeps_alive:

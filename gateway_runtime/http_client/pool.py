@@ -19,7 +19,6 @@ AddressInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, i
 
 _ADDRESS_SECONDS = 10.0
 _NEXT_ADDRESS_SECONDS = 0.25
-_KEEP_SECONDS = 15.0
 _END_SECONDS = 0.5
 
 
@@ -49,15 +48,26 @@ def build_head(method: bytes, target: bytes, headers: Iterable[Header]) -> bytes
 
 
 class HttpConnectionPool:
-    """At most `max_connections` to a server, and `max_idle` idle ones."""
+    """At most `max_connections` to a server, and `max_idle` idle ones.
+
+    An idle one is kept for `idle_seconds`.
+    """
 
     def __init__(
-        self, host: str, port: int, tls: ssl.SSLContext | None, *, max_connections: int, max_idle: int
+        self,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None,
+        *,
+        max_connections: int,
+        max_idle: int,
+        idle_seconds: float,
     ) -> None:
         self._host = host
         self._port = port
         self._tls = tls
         self._max_idle = max_idle
+        self._idle_seconds = idle_seconds
         self._free = asyncio.Semaphore(max_connections)
         self._idle: deque[tuple[float, HttpConnection]] = deque()
         self._open: set[HttpConnection] = set()
@@ -125,7 +135,7 @@ class HttpConnectionPool:
         loop = asyncio.get_running_loop()
         self._idle.append((loop.time(), connection))
         if self._timer is None:
-            self._timer = loop.call_later(_KEEP_SECONDS, self._close_idle)
+            self._timer = loop.call_later(self._idle_seconds, self._close_idle)
 
     def close_connections(self) -> None:
         self._is_closed = True
@@ -137,16 +147,17 @@ class HttpConnectionPool:
 
     def _take_idle(self) -> HttpConnection | None:
         while self._idle:
-            _, connection = self._idle.pop()
-            if connection.can_be_used:
+            idle_since, connection = self._idle.pop()
+            if connection.can_be_used and idle_since + self._idle_seconds > asyncio.get_running_loop().time():
                 return connection
+            connection.abort_connection()
         return None
 
     def _close_idle(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._idle and self._idle[0][0] <= loop.time() - _KEEP_SECONDS:
+        while self._idle and self._idle[0][0] + self._idle_seconds <= loop.time():
             self._idle.popleft()[1].abort_connection()
-        delay = self._idle[0][0] + _KEEP_SECONDS - loop.time() if self._idle else None
+        delay = self._idle[0][0] + self._idle_seconds - loop.time() if self._idle else None
         self._timer = loop.call_later(delay, self._close_idle) if delay is not None else None
 
     async def _open_connection(self, seconds: float | None) -> HttpConnection:
@@ -191,10 +202,11 @@ class HttpConnectionPool:
 class OriginPools:
     """Pools of connections, one for each scheme, host and port."""
 
-    def __init__(self, tls: ssl.SSLContext, *, max_connections: int, max_idle: int) -> None:
+    def __init__(self, tls: ssl.SSLContext, *, max_connections: int, max_idle: int, idle_seconds: float) -> None:
         self._tls = tls
         self._max_connections = max_connections
         self._max_idle = max_idle
+        self._idle_seconds = idle_seconds
         self._pools: dict[tuple[str, str, int | None], HttpConnectionPool] = {}
 
     def get_pool(self, scheme: str, host: str, port: int | None) -> HttpConnectionPool:
@@ -214,6 +226,7 @@ class OriginPools:
                 self._tls if is_secure else None,
                 max_connections=self._max_connections,
                 max_idle=self._max_idle,
+                idle_seconds=self._idle_seconds,
             )
         return pool
 

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextvars
+import os
+import socket
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from gateway_runtime.http_client import pool as pool_module
+from gateway_runtime.cached_value import CachedValue
 from gateway_runtime.http_client.connection import HttpConnection
 from gateway_runtime.http_client.errors import (
     ConnectFailed,
@@ -20,7 +23,7 @@ from gateway_runtime.http_client.errors import (
     ResponseTimedOut,
     TooManyConnections,
 )
-from gateway_runtime.http_client.pool import HttpConnectionPool, OriginPools, RequestTimeouts, build_head
+from gateway_runtime.http_client.pool import AddressInfo, HttpConnectionPool, OriginPools, RequestTimeouts, build_head
 from tests.certificates import create_certificate
 from tests.eventually import eventually
 
@@ -75,9 +78,16 @@ async def serve_raw(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncG
 
 @asynccontextmanager
 async def open_pool(
-    server: RawServer, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None, max_connections: int = 10
+    server: RawServer,
+    *,
+    host: str = "127.0.0.1",
+    tls: ssl.SSLContext | None = None,
+    max_connections: int = 10,
+    idle_seconds: float = 60,
 ) -> AsyncGenerator[HttpConnectionPool]:
-    pool = HttpConnectionPool(host, server.port, tls, max_connections=max_connections, max_idle=10)
+    pool = HttpConnectionPool(
+        host, server.port, tls, max_connections=max_connections, max_idle=10, idle_seconds=idle_seconds
+    )
     try:
         yield pool
     finally:
@@ -258,12 +268,33 @@ async def test_connection_that_the_server_closed_is_not_used_again() -> None:
         assert server.connections == 2
 
 
+@pytest.mark.parametrize("unread", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged"], ids=["end", "bytes"])
+async def test_connection_that_ended_while_the_loop_was_busy_is_not_used_again(unread: bytes) -> None:
+    descriptors: list[int] = []
+
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        descriptors.append(writer.get_extra_info("socket").fileno())
+        writer.write(ANSWER)
+
+    async with serve_raw(answer) as server, open_pool(server) as pool:
+        assert await request(pool) == b"ok"
+        if unread:
+            os.write(descriptors[0], unread)
+        else:
+            with socket.socket(fileno=os.dup(descriptors[0])) as peer:
+                peer.shutdown(socket.SHUT_RDWR)
+        assert await request(pool) == b"ok"
+        assert server.connections == 2
+
+
 async def test_connections_that_the_server_closes_at_once_are_forgotten() -> None:
     async def refuse(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
 
     listener = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    pool = HttpConnectionPool("127.0.0.1", listener.sockets[0].getsockname()[1], None, max_connections=5, max_idle=5)
+    pool = HttpConnectionPool(
+        "127.0.0.1", listener.sockets[0].getsockname()[1], None, max_connections=5, max_idle=5, idle_seconds=60
+    )
     async with listener:
         for _ in range(20):
             with pytest.raises((ResponseBroken, ConnectFailed)):
@@ -271,12 +302,19 @@ async def test_connections_that_the_server_closes_at_once_are_forgotten() -> Non
         await eventually(lambda: not pool.open_connections)
 
 
-async def test_unused_connection_is_closed_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "_KEEP_SECONDS", 0.05)
-    async with serve_raw(send(ANSWER)) as server, open_pool(server) as pool:
+async def test_unused_connection_is_closed_after_a_time() -> None:
+    async with serve_raw(send(ANSWER)) as server, open_pool(server, idle_seconds=0.05) as pool:
         assert await request(pool) == b"ok"
         await server.left.wait()
         assert await request(pool) == b"ok"
+
+
+async def test_connection_is_not_used_after_its_time_while_the_loop_was_busy() -> None:
+    async with serve_raw(send(ANSWER)) as server, open_pool(server, idle_seconds=0.05) as pool:
+        assert await request(pool) == b"ok"
+        time.sleep(0.1)  # the loop is busy, so its timer is late
+        assert await request(pool) == b"ok"
+        assert server.connections == 2
 
 
 async def test_reader_that_wants_no_more_stops_the_server() -> None:
@@ -489,10 +527,10 @@ async def test_next_address_is_tried_when_one_refuses() -> None:
         refused = (10, 1, 6, "", ("::1", server.port, 0, 0))
         served = (2, 1, 6, "", ("127.0.0.1", server.port))
 
-        async def resolve() -> Sequence[pool_module.AddressInfo]:
+        async def resolve() -> Sequence[AddressInfo]:
             return [refused, served]
 
-        pool._addresses = pool_module.CachedValue(resolve, 10.0)
+        pool._addresses = CachedValue(resolve, 10.0)
         assert await request(pool) == b"ok"
 
 
@@ -536,7 +574,9 @@ async def test_answer_before_the_request_is_given_and_its_connection_left() -> N
         writer.close()
 
     listener = await asyncio.start_server(serve_early, "127.0.0.1", 0)
-    pool = HttpConnectionPool("127.0.0.1", listener.sockets[0].getsockname()[1], None, max_connections=1, max_idle=1)
+    pool = HttpConnectionPool(
+        "127.0.0.1", listener.sockets[0].getsockname()[1], None, max_connections=1, max_idle=1, idle_seconds=60
+    )
     async with listener:
         for _ in range(2):
             connection = await pool.begin_exchange(REQUEST, b"", PATIENT)
@@ -606,7 +646,7 @@ async def test_head_that_arrives_slowly_has_one_limit_of_time(drip: bytes) -> No
 
 @pytest.mark.parametrize("host", ["a..b", ".com", f"{'a' * 64}.com", "name.invalid"])
 async def test_odd_and_unknown_names_are_connection_errors(host: str) -> None:
-    pool = HttpConnectionPool(host, 80, None, max_connections=1, max_idle=1)
+    pool = HttpConnectionPool(host, 80, None, max_connections=1, max_idle=1, idle_seconds=60)
     with pytest.raises(ConnectFailed):
         await request(pool)
 
@@ -617,6 +657,6 @@ async def test_lines_without_carriage_returns_are_read() -> None:
 
 
 def test_pools_are_for_http_alone() -> None:
-    pools = OriginPools(ssl.create_default_context(), max_connections=1, max_idle=1)
+    pools = OriginPools(ssl.create_default_context(), max_connections=1, max_idle=1, idle_seconds=60)
     with pytest.raises(RequestInvalid):
         pools.get_pool("ftp", "host", None)

@@ -23,6 +23,7 @@ _TRANSLATED_ERRORS = errors.ErrorTranslation(
         errors.TooManyConnections: httpx.PoolTimeout,
     }
 )
+_IDLE_SECONDS = 15.0
 
 
 class PooledTransport(httpx.AsyncBaseTransport):
@@ -30,7 +31,10 @@ class PooledTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, tls: SSLContext, limits: httpx.Limits) -> None:
         self._pools = OriginPools(
-            tls, max_connections=limits.max_connections or 100, max_idle=limits.max_keepalive_connections or 0
+            tls,
+            max_connections=limits.max_connections or 100,
+            max_idle=limits.max_keepalive_connections or 0,
+            idle_seconds=_IDLE_SECONDS,
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
