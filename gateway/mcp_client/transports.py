@@ -14,7 +14,7 @@ from gateway.mcp_client.http.call_lifetime import CallLifetimeTransport
 from gateway.mcp_client.http.direct_calls import DirectCallTransport
 from gateway.mcp_client.http.event_limit import EventLimitingTransport, lift_event_limit
 from gateway.mcp_client.http.listening import ListeningTransport
-from gateway.mcp_client.http.pooled_transport import PooledServerTransport
+from gateway.mcp_client.http.pooled_transport import IDLE_SECONDS, PooledServerTransport
 from gateway.mcp_client.http.proxy import find_proxy
 from gateway.mcp_client.http.start_check import StartCheckingTransport
 from gateway.mcp_client.http_transport import FaultIsolatingTransport, get_ssl_context
@@ -24,7 +24,7 @@ from gateway.mcp_client.size_limit import SizeLimitingTransport
 from gateway.mcp_client.stdio.transport import ProcessReport, open_stdio
 from gateway.ports.servers import ServerConfig
 
-_LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=32)
+_LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=IDLE_SECONDS)
 _HTTP_TIMEOUT = httpx2.Timeout(5, read=300, pool=5)
 RequestHook = Callable[[httpx2.Request], Awaitable[None]]
 

@@ -30,7 +30,7 @@ SET_COMPLETE = "gateway.set_complete"
 It says that no more of the body is needed. The connection is then kept if the body is about to end.
 """
 _MAX_CONNECTIONS, _MAX_IDLE_CONNECTIONS = 2_000, 32
-_IDLE_SECONDS = 4.0
+IDLE_SECONDS = 4.0
 """Seconds that an idle connection is kept.
 
 Most servers in Python and Node.js end it after 5 seconds. A call that meets the end is lost, and cannot be sent again.
@@ -45,7 +45,7 @@ class PooledServerTransport(httpx2.AsyncBaseTransport):
 
     def __init__(self, tls: SSLContext) -> None:
         self._pools = OriginPools(
-            tls, max_connections=_MAX_CONNECTIONS, max_idle=_MAX_IDLE_CONNECTIONS, idle_seconds=_IDLE_SECONDS
+            tls, max_connections=_MAX_CONNECTIONS, max_idle=_MAX_IDLE_CONNECTIONS, idle_seconds=IDLE_SECONDS
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
