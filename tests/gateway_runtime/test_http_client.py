@@ -542,6 +542,7 @@ async def test_certificates_are_verified(tmp_path: Path) -> None:
     async with serve_raw(send(ANSWER), server_side) as server:
         async with open_pool(server, tls=trusting) as pool:
             assert [await request(pool) for _ in range(2)] == [b"ok"] * 2
+        assert server.connections == 1
         for host, context in (("127.0.0.1", ssl.create_default_context()), ("127.0.0.2", trusting)):
             async with open_pool(server, host=host, tls=context) as pool:
                 with pytest.raises(HttpClientError):
