@@ -161,7 +161,9 @@ async def test_worker_that_lost_the_turn_reserves_nothing_and_calls_no_model(
     database_url: str, simulator: Simulator, db: asyncpg.Connection, store: bool
 ) -> None:
     booking = BookingServer()
-    async with serve_booking(database_url, simulator, booking, budget_tokens_per_day=1_000_000) as (gateway,):
+    # Between two of its looks for turns without a worker, which would claim this one back.
+    settings = {"budget_tokens_per_day": 1_000_000, "heartbeat_seconds": 20}
+    async with serve_booking(database_url, simulator, booking, **settings) as (gateway,):
         async with gateway.stream("call slow {}", store=store) as stream:
             async with asyncio.timeout(30):
                 await booking.started.wait()
