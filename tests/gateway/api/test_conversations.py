@@ -55,8 +55,9 @@ async def delayed_inserts(db: asyncpg.Connection, table: str, delete: str) -> As
     async with db.transaction():
         await db.execute(f"LOCK TABLE {table} IN SHARE MODE")
         yield
-        blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        await eventually(lambda: db.fetchval(blocked))
+        # In a transaction, pg_stat_activity shows no connections that are younger than the first look.
+        blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = $1::regclass"
+        await eventually(lambda: db.fetchval(blocked, table))
         await db.execute(delete)
 
 

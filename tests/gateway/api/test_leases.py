@@ -168,8 +168,8 @@ async def test_no_tool_call_starts_after_the_lease(
     async with serve_gateway(database_url, slow_simulator, tools_url, heartbeat_seconds=20) as gateway:
         await db.execute("BEGIN; LOCK TABLE tool_calls IN SHARE ROW EXCLUSIVE MODE")  # holds the start of the call back
         async with gateway.stream("Add a task to buy milk") as stream:
-            blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            await eventually(lambda: db.fetchval(blocked))
+            # In a transaction, pg_stat_activity shows no connections that are younger than its first look.
+            await eventually(lambda: db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
             gateway.state.lease._ends_at = 0.0
             await db.execute("COMMIT")
             closing = await stream.read_until("stream.closing")
