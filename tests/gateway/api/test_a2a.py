@@ -107,7 +107,7 @@ def fold_stream(responses: list[types.StreamResponse]) -> tuple[str, list[int], 
 
 
 async def test_card_names_both_bindings_and_is_the_sdk_s(gateway: Gateway) -> None:
-    async with httpx.AsyncClient(base_url=gateway.base_url) as http:
+    async with httpx.AsyncClient(base_url=gateway.base_url, timeout=60) as http:
         response = await http.get("/.well-known/agent-card.json")
     card = parse_agent_card(response.json())
     interfaces = [(item.protocol_binding, item.url, item.protocol_version) for item in card.supported_interfaces]
@@ -347,7 +347,7 @@ async def test_methods_of_json_rpc_need_the_permission_of_their_routes(keyring: 
 
 @pytest.mark.faults
 async def test_card_of_a_closed_gateway_names_its_credentials(keyring: Keyring) -> None:
-    async with httpx.AsyncClient(base_url=keyring.gateway.base_url) as http:
+    async with httpx.AsyncClient(base_url=keyring.gateway.base_url, timeout=60) as http:
         card = parse_agent_card((await http.get("/.well-known/agent-card.json")).json())
         assert (await http.get("/a2a/v1/tasks")).status_code == 401
     assert set(card.security_schemes) == {"bearer", "apiKey"}

@@ -33,7 +33,7 @@ async def create_message(client: anthropic.AsyncAnthropic, content: Any = "What 
 
 
 async def post_messages(gateway: Gateway, path: str = "", **body: Any) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=gateway.base_url) as http:
+    async with httpx.AsyncClient(base_url=gateway.base_url, timeout=60) as http:
         return await http.post(
             f"/v1/messages{path}", json={"messages": [{"role": "user", "content": "What is 23*19?"}], **body}
         )

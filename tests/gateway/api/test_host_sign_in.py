@@ -114,7 +114,7 @@ async def sign_in(base_url: str, path: str = "/mcp") -> AsyncGenerator[Client]:
     answers: list[dict[str, str]] = []
 
     async def visit(url: str) -> None:
-        async with httpx2.AsyncClient() as browser:
+        async with httpx2.AsyncClient(timeout=30) as browser:
             location = (await browser.get(url)).headers["location"]
         answers.append({name: values[0] for name, values in parse_qs(urlsplit(location).query).items()})
 
