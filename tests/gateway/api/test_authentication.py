@@ -138,6 +138,8 @@ async def test_terminal_control_characters_are_escaped_in_logs(shared_gateway: G
     except ValueError:
         log.exception("broke")
     logging.getLogger("library").error("message \x9b2J")
+    # The line of the request follows its response.
+    await eventually(lambda: "\\nforged" in log_text.getvalue())
     text = log_text.getvalue()
     assert "\\x1b[31mred\\x9b\\u202e\\nforged" in text
     assert "of\\x1b[31ma message" in text
