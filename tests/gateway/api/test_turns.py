@@ -206,14 +206,15 @@ async def test_call_interrupted_by_a_crash_is_repeated_only_if_idempotent(
         {"type": "step.completed", "step": 1, "finish_reason": "tool_calls", "usage": {"total_tokens": 5}},
     ]
     message = [{"role": "user", "content": f"call {tool} with {json.dumps(arguments)}"}]
-    await db.execute(
-        "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options)"
-        " VALUES ($1::uuid, 'local', 'running', 'x', $2::jsonb, 'openai/gpt-oss-120b', '{}', '{}')",
-        turn_id,
-        json.dumps(message),
-    )
     payload = "\n".join(map(json.dumps, journal))
-    await db.execute("INSERT INTO turn_events VALUES ($1::uuid, 1, 3, $2)", turn_id, payload)
+    async with db.transaction():  # a worker may claim the turn as soon as it sees its row
+        await db.execute(
+            "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options)"
+            " VALUES ($1::uuid, 'local', 'running', 'x', $2::jsonb, 'openai/gpt-oss-120b', '{}', '{}')",
+            turn_id,
+            json.dumps(message),
+        )
+        await db.execute("INSERT INTO turn_events VALUES ($1::uuid, 1, 3, $2)", turn_id, payload)
     events = await read_turn_events(first_worker, turn_id)
     result = next(event for event in events if event.type == "tool.result")
     assert (result.data["call_id"], result.data["outcome"]) == ("c1", outcome)
