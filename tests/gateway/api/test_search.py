@@ -44,6 +44,14 @@ FOUND = {
 WAITING = "SELECT count(*) FROM turns WHERE NOT has_terms"
 
 
+@pytest.fixture
+async def gateway(gateway: Gateway) -> Gateway:
+    """A gateway without its own indexer: tests index themselves."""
+    [indexer] = [task for task in gateway.state.tasks if task.name == "search indexer"]
+    await indexer.stop()
+    return gateway
+
+
 @pytest.fixture(scope="module")
 async def gateway_with_turns(serve_shared_gateway: ServeSharedGateway) -> Gateway:
     gateway = await serve_shared_gateway()
