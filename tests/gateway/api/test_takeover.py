@@ -6,9 +6,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import pytest
 
-from gateway.simulator import Simulator
+from gateway.simulator import Fault, Simulator
 from tests.gateway.api.test_turns import follow_turn, join_text, read_turn_events
 from tests.stack import Event, Gateway, serve_gateway
 
@@ -22,18 +23,31 @@ RESULT = {"type": "tool.result", "call_id": "c1", "outcome": "ok", "content": [{
 
 
 @pytest.mark.parametrize(
-    ("prompt", "kinds"),
-    [("count to 300", ["text.delta"] * 3), ("Add a task to buy milk", ["tool.result", "text.delta", "text.delta"])],
+    ("prompt", "kinds", "stall"),
+    [
+        ("count to 300", ["text.delta"], Fault(kind="stall", after_chunks=30)),
+        ("Add a task to buy milk", ["tool.result", "text.delta"], Fault(kind="stall", after_chunks=17, skip=1)),
+    ],
     ids=["first step", "second step"],
 )
 async def test_client_that_reconnects_after_a_stop_assembles_the_stored_text_with_redaction_rules(
-    database_url: str, slow_simulator: Simulator, tools_url: str, db: asyncpg.Connection, prompt: str, kinds: list[str]
+    database_url: str,
+    simulator: Simulator,
+    tools_url: str,
+    db: asyncpg.Connection,
+    prompt: str,
+    kinds: list[str],
+    stall: Fault,
 ) -> None:
-    """With redaction rules, nothing of a text is stored before its end."""
+    """With redaction rules, nothing of a text is stored before its end.
+
+    The answer stops in its midst, so that the worker stops before its end.
+    """
+    simulator.faults.add_faults(msgspec.structs.replace(stall))
     async with AsyncExitStack() as stack:
         first_worker, second_worker = [
             await stack.enter_async_context(
-                serve_gateway(database_url, slow_simulator, tools_url, heartbeat_seconds=0.5, redaction_rules=RULES)
+                serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.5, redaction_rules=RULES)
             )
             for _ in range(2)
         ]
