@@ -20,6 +20,7 @@ from tests.gateway.api.test_questions import get_only_event, read_to_end, send_a
 from tests.gateway.api.test_sign_in import ADA, Serve, protected_server, serve, sign_in
 from tests.gateway.mcp_client import dual_era_server
 from tests.gateway.mcp_client.hostile_server import HostileServer, make_tool
+from tests.gateway.test_mcp_endpoint import connect_host, get_text
 from tests.stack import Gateway, Reply, serve_asgi, serve_gateway
 
 __all__ = ["protected_server", "serve"]
@@ -187,14 +188,17 @@ async def test_cancelled_turn_ends_its_program_in_a_call_and_in_a_loop(database_
 
 async def test_gathered_calls_of_a_program_keep_the_parallel_limit(database_url: str, simulator: Simulator) -> None:
     mcp: MCPServer[Any] = MCPServer("slow", log_level="ERROR")
-    running, highest = 0, 0
+    running, highest, have_begun = 0, 0, asyncio.Event()
 
     @mcp.tool(annotations=ToolAnnotations(read_only_hint=True))
     async def look() -> str:
-        """Look, which takes a moment."""
+        """Look, which takes a moment once three of them have begun."""
         nonlocal running, highest
         running += 1
         highest = max(highest, running)
+        if running == 3:
+            have_begun.set()
+        await have_begun.wait()
         await asyncio.sleep(0.1)
         running -= 1
         return "seen"
@@ -220,12 +224,13 @@ async def test_program_ends_with_the_deadline_of_its_turn(database_url: str, sim
     program = "try:\n    await look()\nexcept BaseException:\n    pass\nwhile True:\n    await look()"
     async with (
         serve_asgi(mcp.streamable_http_app(stateless_http=True)) as url,
-        serve_gateway(database_url, simulator, f"{url}/mcp", agent_timeout=2) as gateway,
+        serve_gateway(database_url, simulator, f"{url}/mcp", agent_timeout=2, code_processes=1) as gateway,
     ):
         async with asyncio.timeout(30):
             reply = await run(gateway, program)
         assert get_only_event(reply.events, "turn.failed")["error"]["code"] == "turn_timeout"
-        assert list_results(await run(gateway, "1 + 1")) == [("ok", "2")]
+        async with connect_host(gateway, "auto", path="/mcp?mode=code") as host:  # it has no deadline of a turn
+            assert get_text(await host.call_tool("run_python", {"code": "1 + 1"})) == "2"
 
 
 async def test_model_call_after_a_program_is_refused_when_the_budget_is_used_up(
