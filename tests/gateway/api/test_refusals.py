@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -29,12 +30,19 @@ async def gateway(serve_shared_gateway: ServeSharedGateway, model: ScriptedModel
 
 
 async def test_refusal_stays_one_when_only_the_stored_turn_is_left(
-    gateway: Gateway, model: ScriptedModelServer, db: asyncpg.Connection
+    gateway: Gateway, model: ScriptedModelServer
 ) -> None:
     model.script_answers(REFUSAL)
     first = (await gateway.post("/v1/responses", {"input": "Help me.", "x_gateway": {"tools": "none"}})).body
     before = (await gateway.get(f"/v1/responses/{first['id']}")).body
-    await db.execute("DELETE FROM turn_events")
+    connection = await asyncpg.connect(gateway.state.database.connector.dsn)
+    try:
+        deleted = await connection.execute(
+            "DELETE FROM turn_events WHERE turn_id = $1", UUID(first["id"].removeprefix("resp_"))
+        )
+    finally:
+        await connection.close()
+    assert deleted != "DELETE 0"
     after = (await gateway.get(f"/v1/responses/{first['id']}")).body
     assert [item["content"] for item in after["output"]] == [PARTS]
     assert after["output"] == before["output"]
