@@ -317,8 +317,10 @@ async def test_cancelled_response_keeps_its_partial_text(client: openai.AsyncOpe
     gateway.simulator.faults.add_faults(Fault(kind="stall", after_chunks=60))
     started = await create_response(client, "count to 500", background=True)
     stream = await client.responses.retrieve(started.id, stream=True)
+    text = ""
     async for event in stream:
-        if event.type == "response.output_text.delta":
+        text += event.delta if event.type == "response.output_text.delta" else ""
+        if text.startswith("1 2 3"):
             break
     await stream.close()
     cancelled = await client.responses.cancel(started.id)
