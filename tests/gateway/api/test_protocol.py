@@ -94,10 +94,11 @@ async def test_slow_request_head_times_out_and_a_silent_connection_is_closed(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     class ShortTimeoutProtocol(HttpProtocol):
-        head_timeout_seconds = 0.05
+        head_timeout_seconds = 0.5  # in which the first bytes must arrive: without any, there is no response
 
     async with serve_gateway(database_url, simulator, tools_url, http=ShortTimeoutProtocol) as gateway:
         assert_refusal(parse_reply(await send_raw(gateway, b"GET /health HT")), 408, "request_timeout")
+        ShortTimeoutProtocol.head_timeout_seconds = 0.05
         assert await send_raw(gateway) == b""
         ShortTimeoutProtocol.head_timeout_seconds = HttpProtocol.head_timeout_seconds
         assert (await gateway.get("/health")).status == 200
