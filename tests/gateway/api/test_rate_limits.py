@@ -112,10 +112,8 @@ async def test_200_concurrent_requests_to_two_processes_are_counted_exactly_in_r
         )
         limited, unlimited, streaming = ({"X-API-Key": key} for key in keys)
 
-        async def both_require_a_key() -> bool:
-            return (await count_statuses(urls, 2))[401] == 2
-
-        await eventually(both_require_a_key)
+        for url in urls:  # each is asked until it requires a key: refused guesses are limited, too
+            await eventually(partial(requires_key, url))
         assert await count_statuses(urls, 200, headers=limited) == {200: 30, 429: 170}  # limit of the key
         # The rest of the limit of the user.
         assert await count_statuses(urls, 200, headers=unlimited) == {200: 47, 429: 153}
@@ -126,6 +124,10 @@ async def test_200_concurrent_requests_to_two_processes_are_counted_exactly_in_r
                 *(session.post(f"{urls[n % 2]}/api/v1/chat/stream", json=body) for n in range(20))
             )
             assert Counter(response.status for response in responses) == {200: 5, 429: 15}
+
+
+async def requires_key(base_url: str) -> bool:
+    return await count_statuses([base_url], 1) == {401: 1}
 
 
 async def create_keys(database_url: str, *keys: NewKey) -> list[str]:
@@ -227,7 +229,7 @@ async def test_key_limit_applies_in_addition_to_the_user_limit(
                 429,
                 "At most 3 requests in 600 seconds. Tr",
             )
-            assert 590 < int(rejection.headers["Retry-After"]) <= 600
+            assert 500 < int(rejection.headers["Retry-After"]) <= 600
             assert rejection.headers["X-RateLimit-Limit"] == "3"
         replies_by_other_key = [await gateway.get("/v1/models", headers=other_headers) for _ in range(4)]
         # The rejected requests did not count.
@@ -367,7 +369,7 @@ async def test_hanging_redis_is_awaited_once_for_requests_and_stream_slots() -> 
         try:
             with capture_logs() as logs:
                 assert (await limiter.check_request(ADA_PRINCIPAL, "here", "chat")).remaining == 8  # counted locally
-                connection_count = len(connections)
+                connection_count = len(await eventually(lambda: connections))
                 with await limiter.acquire_stream_slot(ADA_PRINCIPAL, "here"):
                     pass
                 assert (await limiter.check_request(ADA_PRINCIPAL, "here", "chat")).remaining == 7
