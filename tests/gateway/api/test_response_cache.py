@@ -107,7 +107,7 @@ async def test_different_request_is_a_cache_miss(gateway: Gateway, change: dict[
 async def test_fields_without_effect_on_the_answer_are_not_in_the_cache_key(gateway: Gateway) -> None:
     await gateway.chat(SUM_PROMPT, **CACHE_OPTIONS)
     other_fields = await gateway.chat(
-        SUM_PROMPT, user="a label", on_disconnect="continue", cache={"ttl": 5}, conversation_id="new"
+        SUM_PROMPT, user="a label", on_disconnect="continue", cache={"ttl": 50}, conversation_id="new"
     )
     assert get_cache_status(other_fields) == "hit"
     assert other_fields.body["conversation_id"]
@@ -177,9 +177,9 @@ async def test_cached_response_expires(gateway: Gateway, db: asyncpg.Connection)
     await age_entries(30)
     # The entry is older than this request allows; the new response replaces it.
     assert get_cache_status(await gateway.chat(SUM_PROMPT, cache={"ttl": 20})) == "miss"
-    await age_entries(15)
+    await age_entries(5)
     assert get_cache_status(await gateway.chat(SUM_PROMPT, cache={"ttl": 3600})) == "hit"
-    await age_entries(10)
+    await age_entries(20)
     assert get_cache_status(await gateway.chat(SUM_PROMPT, cache={"ttl": 3600})) == "miss"  # older than its own ttl
 
 

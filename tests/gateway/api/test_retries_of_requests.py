@@ -85,10 +85,10 @@ def _make_key(owner: str) -> Any:
 
 async def test_retry_after_two_minutes_starts_a_turn(gateway: Gateway, db: asyncpg.Connection) -> None:
     await send(gateway, 0)
-    await db.execute("UPDATE turns SET completed_at = completed_at - interval '110 seconds'")
+    await db.execute("UPDATE turns SET completed_at = completed_at - interval '60 seconds'")
     await send(gateway, 1)
     assert await count_turns(db) == 1
-    await db.execute("UPDATE turns SET completed_at = completed_at - interval '15 seconds'")
+    await db.execute("UPDATE turns SET completed_at = completed_at - interval '65 seconds'")
     await send(gateway, 1)
     assert await count_turns(db) == 2
 
