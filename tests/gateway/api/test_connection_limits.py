@@ -185,25 +185,36 @@ async def test_client_that_does_not_read_is_disconnected(keep_alive: bool, more_
 
 
 async def test_client_that_reads_slowly_but_steadily_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = 4_000_000
+    """Each interval ends as soon as the client has read in it."""
+    size = 16_000_000
 
     async def send_much(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"a" * size})
 
-    def read_slowly() -> int:
+    def read(most: int) -> int:
         total = 0
-        while chunk := client.recv(100_000):
+        while total < most and (chunk := client.recv(100_000)):
             total += len(chunk)
         return total
 
     monkeypatch.setattr(slow_readers, "MIN_WRITTEN_BYTES", 1)
-    async with serve_asgi(send_much, http=_ImpatientProtocol) as url:
+    limits = ConnectionLimits()
+    protocol = type("_Protocol", (HttpProtocol,), {"limits": limits, "write_timeout_seconds": 3600})
+    async with serve_asgi(send_much, http=protocol) as url:
         client = open_slow_reader(url)
         try:
             await asyncio.to_thread(client.sendall, HEALTH)
-            assert await asyncio.to_thread(read_slowly) > size
+            await eventually(lambda: limits.unsent._watches)
+            [watch], total, intervals = limits.unsent._watches, 0, 0
+            while (unsent := watch.get_unsent_bytes()) > size // 2:
+                while watch.get_unsent_bytes() == unsent:
+                    total += await asyncio.to_thread(read, 100_000)
+                watch._on_timeout()
+                intervals += 1
+            assert intervals > 1
+            assert total + await asyncio.to_thread(read, 2 * size) > size
         finally:
             client.close()
 
