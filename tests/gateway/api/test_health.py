@@ -130,6 +130,7 @@ async def test_many_readiness_requests_ask_the_model_once_and_the_database_over_
     timeouts = dataclasses.replace(TIMEOUTS, health=600.0, model_health=600.0)
     async with serve_gateway(database_url, model_list, None, timeouts=timeouts, database_pool_size=1) as gateway:
         paths = ["/ready", "/health"] * 100
+        await eventually(lambda: model_list.requests)  # for the catalogue, at the start
         asked = model_list.requests
         replies = await asyncio.gather(*(gateway.get(path) for path in paths))
         assert {reply.status for reply in replies} == {200}
