@@ -56,8 +56,14 @@ async def test_hostile_body_is_rejected_within_little_memory(shared_gateway: Gat
 
 
 async def test_body_of_many_values_is_not_decoded(shared_gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[Any] = []
-    monkeypatch.setattr(json, "loads", lambda *arguments, **_options: decoded.append(arguments))
+    decoded: list[int] = []
+    load = json.loads
+
+    def record_load(text: Any, *arguments: Any, **options: Any) -> Any:
+        decoded.append(len(text))
+        return load(text, *arguments, **options)
+
+    monkeypatch.setattr(json, "loads", record_load)
     body = '{"input":[' + ",".join(["{}"] * 500_000) + "]}"
     for path in ("/v1/responses", "/v1/chat/completions", "/api/v1/chat", "/stream", "/mcp", "/api/v1/keys"):
         async with shared_gateway.session.post(
@@ -67,7 +73,7 @@ async def test_body_of_many_values_is_not_decoded(shared_gateway: Gateway, monke
         ) as response:
             assert response.status in (400, 422)
             assert "values" in await response.text()
-    assert decoded == []
+    assert max(decoded, default=0) < 100_000  # others of this process decode small texts
 
 
 @pytest.mark.parametrize("path", ["/mcp", "/api/v1/mcp/prompts/plan_day"])
