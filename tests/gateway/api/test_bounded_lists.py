@@ -17,6 +17,8 @@ from gateway.api.http.json_lists import build_list_response
 from gateway.common.pages import MAX_PAGE_BYTES
 from tests.stack import Gateway, ServeSharedGateway, insert_rows, serve_asgi
 
+pytestmark = pytest.mark.timeout(240)
+TIMEOUT = aiohttp.ClientTimeout(total=200)
 CONVERSATION = UUID("00000000-0000-7000-8000-000000000001")
 LONG_TURN = UUID("00000000-0000-7000-8000-000000000002")
 INSERT_CONVERSATION = "INSERT INTO conversations (id, owner, title) VALUES ($1, $2, 'large')"
@@ -104,7 +106,7 @@ def limit_memory(max_bytes: int) -> Generator[None]:
         tracemalloc.stop()
 
 
-async def read_marks(gateway: Gateway, path: str, **options: Any) -> tuple[list[str], int]:
+async def read_marks(gateway: Gateway, path: str) -> tuple[list[str], int]:
     """Read a response in pieces; return its marks and its size.
 
     A mark is a text such as `<r12>`.
@@ -112,7 +114,7 @@ async def read_marks(gateway: Gateway, path: str, **options: Any) -> tuple[list[
     marks: list[str] = []
     size = 0
     rest = b""
-    async with gateway.session.get(f"{gateway.base_url}{path}", **options) as response:
+    async with gateway.session.get(f"{gateway.base_url}{path}", timeout=TIMEOUT) as response:
         assert response.status == 200, await response.text()
         async for chunk in response.content.iter_chunked(64 * 1024):
             size += len(chunk)
@@ -129,7 +131,7 @@ def list_marks(kind: str, count: int) -> list[str]:
 async def walk(gateway: Gateway, path: str) -> AsyncGenerator[tuple[Any, int]]:
     cursor = ""
     while True:
-        async with gateway.session.get(f"{gateway.base_url}{path}{cursor}") as response:
+        async with gateway.session.get(f"{gateway.base_url}{path}{cursor}", timeout=TIMEOUT) as response:
             body = await response.read()
             assert response.status == 200, body
         page = json.loads(body)
