@@ -8,8 +8,10 @@ from typing import Any
 import asyncpg
 import pytest
 
+from gateway.common.concurrency import wait_for_result
 from gateway.domain.messages import JsonObject
 from gateway.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
+from gateway.store.journal import postgres_journal
 from tests.eventually import eventually
 from tests.gateway.api.test_chat import get_turn_row
 from tests.stack import TIMEOUTS, Gateway, serve_gateway
@@ -303,40 +305,54 @@ async def test_unreachable_database_at_startup_is_a_503_and_fails_readiness(
         assert (await gateway.get("/health")).status == 200
 
 
+@pytest.fixture
+async def is_too_late(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """While it is not set, the journal waits for the begin of a turn; then the time is over."""
+    event = asyncio.Event()
+
+    async def wait_until_set(future: asyncio.Future[None], _seconds: float) -> None:
+        await event.wait()
+        await wait_for_result(future, 0)
+
+    monkeypatch.setattr(postgres_journal, "wait_for_result", wait_until_set)
+    return event
+
+
 async def test_model_call_is_cancelled_when_the_turn_cannot_be_stored(
-    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
+    gateway: Gateway, simulator: Simulator, db: asyncpg.Connection, is_too_late: asyncio.Event
 ) -> None:
     simulator.faults.add_faults(Fault(kind="slow_first_token"))
-    async with serve_gateway(database_url, simulator, tools_url, timeouts=SHORT_JOURNAL_TIMEOUT) as gateway:
-        async with db.transaction():
-            await db.execute("LOCK TABLE turns IN SHARE MODE")
-            reply = await gateway.chat("Hello")
-            await simulator.wait_until(lambda s: s.cancelled_streams == 1)
-        assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
-        assert gateway.state.turn_service.running_turns == 0
+    async with db.transaction():
+        await db.execute("LOCK TABLE turns IN SHARE MODE")
+        request = asyncio.create_task(gateway.chat("Hello"))
+        await simulator.wait_until(lambda s: s.open_streams == 1)
+        is_too_late.set()
+        reply = await request
+        await simulator.wait_until(lambda s: s.cancelled_streams == 1)
+    assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
+    assert gateway.state.turn_service.running_turns == 0
 
 
 @pytest.mark.parametrize("hand_over", [False, True])
 async def test_turn_that_ends_before_its_insert_commits_is_stored_as_failed(
-    database_url: str,
-    simulator: Simulator,
-    tools_url: str,
-    db: asyncpg.Connection,
-    hand_over: bool,
+    gateway: Gateway, simulator: Simulator, db: asyncpg.Connection, is_too_late: asyncio.Event, hand_over: bool
 ) -> None:
-    async with serve_gateway(database_url, simulator, tools_url, timeouts=SHORT_JOURNAL_TIMEOUT) as gateway:
-        async with db.transaction():
-            await db.execute("LOCK TABLE turns IN SHARE MODE")
-            request = asyncio.create_task(gateway.chat("Hello"))
-            await simulator.wait_until(lambda s: len(s.requests) == 1)
-            if hand_over:
-                await gateway.state.turn_service._runner.hand_over("server_stopping")
-            reply = await request
-        assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
-        row = await eventually(lambda: db.fetchrow("SELECT status, response FROM turns WHERE status <> 'running'"))
-        assert tuple(row) == ("failed", "")
-        assert await db.fetchval("SELECT array_agg(status) FROM turn_usage") == ["failed"]
-        assert "turn.completed" not in await db.fetchval("SELECT string_agg(payload, '') FROM turn_events")
+    async with asyncio.TaskGroup() as tasks, db.transaction():
+        await db.execute("LOCK TABLE turns IN SHARE MODE")
+        request = tasks.create_task(gateway.chat("Hello"))
+        await simulator.wait_until(lambda s: len(s.requests) == 1)
+        runner = gateway.state.turn_service._runner
+        if hand_over:
+            tasks.create_task(runner.hand_over("server_stopping"))
+        else:
+            await eventually(lambda: [turn.stage for turn in runner._turns.values()] == ["finishing"])
+        is_too_late.set()
+        reply = await request
+    assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
+    row = await eventually(lambda: db.fetchrow("SELECT status, response FROM turns WHERE status <> 'running'"))
+    assert tuple(row) == ("failed", "")
+    assert await db.fetchval("SELECT array_agg(status) FROM turn_usage") == ["failed"]
+    assert "turn.completed" not in await db.fetchval("SELECT string_agg(payload, '') FROM turn_events")
 
 
 async def test_gateway_serves_while_the_tool_server_is_down(database_url: str, simulator: Simulator) -> None:
