@@ -259,11 +259,15 @@ async def test_task_that_ends_while_a_subscription_begins_is_not_streamed_twice(
 async def test_another_worker_answers_and_streams_a_running_task(workers: list[Gateway], binding: str) -> None:
     prompt = "Write about " + "rivers and lakes and " * 60
     async with connect(workers[0], binding) as first, connect(workers[1], binding) as second:
+        workers[0].simulator.pause_streams()
         stream = first.send_message(make_request(prompt))
         task_id = (await anext(stream)).task.id
         running = await second.get_task(types.GetTaskRequest(id=task_id))
         assert running.status.state in (State.TASK_STATE_SUBMITTED, State.TASK_STATE_WORKING)
-        followed = [item async for item in second.subscribe(types.SubscribeToTaskRequest(id=task_id))]
+        subscription = second.subscribe(types.SubscribeToTaskRequest(id=task_id))
+        followed = [await anext(subscription)]
+        workers[0].simulator.resume_streams()
+        followed += [item async for item in subscription]
         rest = [item async for item in stream]
         task = await second.get_task(types.GetTaskRequest(id=task_id))
     assert followed[0].task.id == task_id
@@ -278,9 +282,11 @@ async def test_task_of_a_worker_that_stops_goes_on_at_another(workers: list[Gate
         stream = first.send_message(make_request("count to 300"))
         task_id = (await anext(stream)).task.id
         await anext(stream)
+        workers[0].simulator.pause_streams()
         await workers[0].state.stop(0)
         with pytest.raises(a2a_errors.InternalError, match="Subscribe to the task again"):
             [item async for item in stream]
+        workers[0].simulator.resume_streams()
         followed = [item async for item in second.subscribe(types.SubscribeToTaskRequest(id=task_id))]
         task = await second.get_task(types.GetTaskRequest(id=task_id))
     text, states, _ = fold_stream(followed)

@@ -76,10 +76,12 @@ async def test_turns_without_a_position_come_first(gateway: Gateway, db: asyncpg
 @asynccontextmanager
 async def keep_busy(gateway: Gateway) -> AsyncGenerator[str]:
     """Run a turn in a new conversation; yield the conversation's id."""
-    async with gateway.stream("count to 5000", conversation_id="new") as stream:
+    gateway.simulator.pause_streams()
+    async with gateway.stream("count to 100", conversation_id="new") as stream:
         started = (await stream.read_until("turn.started")).data
         yield started["conversation_id"]
         assert (await gateway.post(f"/api/v1/turns/{started['turn_id']}/cancel", None)).status == 200
+    gateway.simulator.resume_streams()
 
 
 class WaitingRequests:

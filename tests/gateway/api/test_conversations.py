@@ -150,10 +150,12 @@ async def test_concurrent_turns_of_a_conversation_form_one_chain(gateway: Gatewa
 async def test_second_turn_is_rejected_with_if_busy_reject(workers: list[Gateway]) -> None:
     first_worker, second_worker = workers
     conversation_id, _ = await start_conversation(first_worker, "Hello")
-    async with first_worker.stream("count to 500", conversation_id=conversation_id) as stream:
+    async with first_worker.stream("count to 100", conversation_id=conversation_id) as stream:
         await stream.read_until("text.delta")
+        first_worker.simulator.pause_streams()
         rejection = await second_worker.chat("Hello", conversation_id=conversation_id, if_busy="reject")
         assert (rejection.status, rejection.body["error"]["code"]) == (409, "conversation_busy")
+        first_worker.simulator.resume_streams()
         await stream.read_until("turn.completed")
     assert (await second_worker.chat("Hello", conversation_id=conversation_id, if_busy="reject")).status == 200
 

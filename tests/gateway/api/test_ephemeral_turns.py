@@ -70,9 +70,10 @@ async def test_ephemeral_turn_is_cancelled_from_another_worker(
 ) -> None:
     async with (
         serve_gateway(database_url, simulator, tools_url) as other,
-        gateway.stream("count to 100000", store=False) as stream,
+        gateway.stream("count to 10000", store=False) as stream,
     ):
         await stream.read_until("text.delta")
+        simulator.pause_streams()
         turn_id = stream.response.headers["x-turn-id"]
         follow_reply = await other.get(f"/api/v1/turns/{turn_id}/events")
         assert (follow_reply.status, follow_reply.body["error"]["code"]) == (409, "turn_not_kept")
