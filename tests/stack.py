@@ -87,7 +87,8 @@ async def serve_asgi(
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
-    options = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 1, **options}
+    defaults = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 1, "timeout_keep_alive": 75}
+    options = defaults | options
     config = uvicorn.Config(app, http=http, **options)
     server = _Server(config)
     serving = create_task(server.serve(sockets=[listener]))
