@@ -201,12 +201,14 @@ class ApiKeyCache:
             return self._has_keys
         async with self._count_lock:
             if not self._has_keys and time.monotonic() - self._counted_at >= _EXISTENCE_CACHE_SECONDS:
+                generation = self._generation
                 try:
                     self._has_keys = await self._keys.has_keys()
                 except StorageUnavailable:
                     if self._counted_at == float("-inf"):
                         raise
-                self._counted_at = time.monotonic()
+                if generation == self._generation:  # else the count may not have seen a key that is new
+                    self._counted_at = time.monotonic()
         return self._has_keys
 
     async def find_by_hash(self, key_hash: str) -> ApiKey | None:

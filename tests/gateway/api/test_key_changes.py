@@ -3,15 +3,17 @@
 Who may make them, what stays, and when they count.
 """
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from gateway.domain.messages import Budget, KeyLimits
+from gateway.store.api_keys import KeyStore
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
-from tests.stack import Reply
+from tests.stack import Gateway, Reply
 
 
 async def change(keyring: Keyring, caller: str, key_id: object, body: dict[str, Any]) -> Reply:
@@ -118,3 +120,27 @@ async def test_revoked_key_is_not_changed(keyring: Keyring) -> None:
     key_id = keyring.rows["ada"].id
     assert await keyring.request_status("DELETE", "root", f"/api/v1/keys/{key_id}") == 204
     assert (await change(keyring, "root", key_id, {"expires_at": None})).status == 409
+
+
+async def test_first_key_counts_at_once_although_a_count_was_under_way(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_counted, may_return = asyncio.Event(), asyncio.Event()
+    has_keys = KeyStore.has_keys
+
+    async def count_slowly(keys: KeyStore) -> bool:
+        found = await has_keys(keys)
+        has_counted.set()
+        await may_return.wait()
+        return found
+
+    monkeypatch.setattr(KeyStore, "has_keys", count_slowly)
+    early = asyncio.create_task(gateway.get("/v1/models"))
+    await has_counted.wait()
+    cache = gateway.state.auth._key_cache
+    generation = cache._generation
+    await Keyring(gateway).create_key("ada")
+    await eventually(lambda: cache._generation == generation + 2)  # the bus has told of it, too
+    may_return.set()
+    assert (await early).status == 200
+    assert (await gateway.get("/v1/models")).status == 401
