@@ -11,7 +11,9 @@ from uuid import uuid4
 import aiohttp
 import msgspec
 import pytest
+from starlette.types import Receive, Scope, Send
 
+from gateway.api.mcp.session_forwarding import WorkerForwarder
 from gateway.common.timeouts import Timeouts
 from gateway.simulator import Simulator
 from tests.eventually import eventually
@@ -40,9 +42,13 @@ async def read_frame(reader: asyncio.StreamReader) -> Any:
     return msgspec.msgpack.decode(await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big")))
 
 
-async def write_frame(writer: asyncio.StreamWriter, message: Any) -> None:
+def encode_frame(message: Any) -> bytes:
     frame = msgspec.msgpack.encode(message)
-    writer.write(len(frame).to_bytes(4, "big") + frame)
+    return len(frame).to_bytes(4, "big") + frame
+
+
+async def write_frame(writer: asyncio.StreamWriter, message: Any) -> None:
+    writer.write(encode_frame(message))
     await writer.drain()
 
 
@@ -88,12 +94,44 @@ async def test_worker_that_ends_before_its_response_gives_503_and_then_404(gatew
         assert response.status == 404
 
 
+async def test_worker_sends_nothing_to_a_worker_that_has_left(gateway: Gateway) -> None:
+    """The application does not notice at once that its client has left."""
+    has_sent, has_left, failures = asyncio.Event(), asyncio.Event(), list[Exception]()
+
+    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        has_sent.set()
+        await has_left.wait()
+        try:
+            for _ in range(3):
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        except Exception as error:
+            failures.append(error)
+        has_left.clear()
+
+    forwarder = WorkerForwarder(uuid4(), "a database of its own", answer, TIMEOUTS)
+    await forwarder.start_listening()
+    try:
+        _reader, writer = await asyncio.open_unix_connection(forwarder._directory / forwarder.name)
+        await write_frame(writer, {"scope": {}, "principal": {"user": "ada"}, "body": b""})
+        async with asyncio.timeout(30):
+            await has_sent.wait()
+            writer.transport.abort()
+            has_left.set()
+            await eventually(lambda: not has_left.is_set())
+    finally:
+        await forwarder.close()
+    assert failures == []
+
+
+@pytest.mark.parametrize("timeouts", [replace(TIMEOUTS, forwarding_silence=0.3)], indirect=True, ids=["silence"])
 async def test_response_that_becomes_silent_is_ended(gateway: Gateway) -> None:
     async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_frame(reader)
         headers = [(b"content-type", b"text/event-stream")]
-        await write_frame(writer, {"type": "http.response.start", "status": 200, "headers": headers})
-        await write_frame(writer, {"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
+        start = encode_frame({"type": "http.response.start", "status": 200, "headers": headers})
+        ping = encode_frame({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
+        writer.write(start + ping)  # at once, so that no silence is between them
         await be_silent(reader, writer)
 
     async with (

@@ -312,6 +312,13 @@ def _make_send(writer: asyncio.StreamWriter) -> Send:
 
 
 async def _write_message(writer: asyncio.StreamWriter, value: object) -> None:
+    """Write a frame.
+
+    Raises:
+        ConnectionError: the connection has ended. The transports of uvloop raise RuntimeError for that.
+    """
+    if writer.is_closing():
+        raise ConnectionResetError
     frame = _encode(value)
     writer.write(len(frame).to_bytes(4, "big") + frame)
     await writer.drain()
