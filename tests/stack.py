@@ -1,6 +1,7 @@
 """Gateways and tool servers in the test's event loop, and their clients."""
 
 import json
+import os
 import random
 import socket
 from asyncio import create_task, sleep, wait
@@ -39,11 +40,19 @@ PATIENT_SETTINGS: dict[str, Any] = {
 }
 _PORTS = range(10_000, 32_000)
 """Ports below those of outgoing connections on Linux and macOS."""
-_next_port = iter(random.SystemRandom().sample(_PORTS, len(_PORTS)))
+_own_ports = _PORTS[
+    int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) :: int(
+        os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    )
+]
+_next_port = iter(random.SystemRandom().sample(_own_ports, len(_own_ports)))
 
 
 def find_free_port() -> int:
-    """Return a free port, each only once per process."""
+    """Return a free port, each only once per run of the tests.
+
+    Between the look and the use, another process of the run would take the same one.
+    """
     for port in _next_port:
         with closing(socket.socket()) as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
