@@ -1,5 +1,6 @@
 """Counts function calls and instructions, measures of work independent of the machine."""
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Generator
@@ -25,11 +26,12 @@ def count_function_calls() -> Generator[Counter[tuple[str, str]]]:
         elif event == "c_call":
             calls[frame.f_code.co_filename, f"{argument.__name__} (C)"] += 1
 
-    sys.setprofile(count_call)
-    try:
-        yield calls
-    finally:
-        sys.setprofile(None)
+    with _without_garbage_collection():
+        sys.setprofile(count_call)
+        try:
+            yield calls
+        finally:
+            sys.setprofile(None)
 
 
 @contextmanager
@@ -48,8 +50,24 @@ def count_instructions(*folders: str) -> Generator[Counter[str]]:
         instructions[frame.f_code.co_filename] += event == "opcode"
         return count
 
-    sys.settrace(count)
+    with _without_garbage_collection():
+        sys.settrace(count)
+        try:
+            yield instructions
+        finally:
+            sys.settrace(None)
+
+
+@contextmanager
+def _without_garbage_collection() -> Generator[None]:
+    """Collect no garbage in the block.
+
+    A collection runs finalizers of whatever other tests have left, and its callbacks, which would be counted.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        yield instructions
+        yield
     finally:
-        sys.settrace(None)
+        if was_enabled:
+            gc.enable()
