@@ -15,6 +15,7 @@ from gateway_runtime import embedded_postgres
 from gateway_runtime.cluster_paths import ClusterPaths
 from gateway_runtime.embedded_postgres import EmbeddedPostgres
 from gateway_runtime.postgres.url import list_hosts, plain_dsn
+from tests.eventually import eventually
 
 FAST_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "16MB"}
 
@@ -74,7 +75,7 @@ class SilentProxy:
             writer.close()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, broken: asyncio.Event) -> None:
-        with suppress(OSError):
+        with suppress(OSError, RuntimeError):  # RuntimeError: of uvloop, for writing to a connection that was reset
             while data := await reader.read(65_536):
                 if self.is_silent and not broken.is_set():
                     broken.set()
@@ -128,12 +129,25 @@ async def execute(url: str, *statements: str) -> None:
 
 
 async def set_read_only(server: EmbeddedPostgres, value: bool) -> None:
-    """Make a cluster refuse writes, also those of open sessions."""
+    """Make a cluster refuse writes, also those of open sessions.
+
+    Its main process tells its sessions before it starts a new one that shows the setting.
+    """
+    setting = "on" if value else "off"
     await execute(
         f"{server.build_url('postgres')}&default_transaction_read_only=off",
-        f"ALTER SYSTEM SET default_transaction_read_only = {'on' if value else 'off'}",
+        f"ALTER SYSTEM SET default_transaction_read_only = {setting}",
         "SELECT pg_reload_conf()",
     )
+
+    async def has_setting() -> bool:
+        connection = await asyncpg.connect(plain_dsn(server.build_url("postgres")))
+        try:
+            return await connection.fetchval("SHOW default_transaction_read_only") == setting
+        finally:
+            await connection.close()
+
+    await eventually(has_setting)
 
 
 def build_url_of_hosts(servers: list[EmbeddedPostgres]) -> str:

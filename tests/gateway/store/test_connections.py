@@ -71,10 +71,10 @@ async def find_pid_eventually(database: Database) -> int:
 
 async def test_statement_that_takes_too_long_is_ended_by_the_server(database_url: str, db: asyncpg.Connection) -> None:
     async with open_database(database_url, ConnectionTimeouts(statement=0.2), pool_size=1) as database:
-        pid = await find_pid(database)
+        pid = await find_pid_eventually(database)
         with pytest.raises(StorageUnavailable):
             await database.fetch_rows("SELECT pg_sleep(3600)")
-        assert await find_pid(database) == pid
+        assert await find_pid_eventually(database) == pid
         assert await db.fetchval("SELECT state FROM pg_stat_activity WHERE pid = $1", pid) == "idle"
 
 

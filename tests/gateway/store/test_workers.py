@@ -16,6 +16,7 @@ from gateway.store.database import Database
 from gateway.store.worker_release import release_dead_worker
 from gateway.store.workers import WorkerStore
 from tests.conftest import dsn
+from tests.eventually import eventually
 
 SILENCE = timedelta(seconds=60)
 
@@ -169,6 +170,7 @@ async def test_dead_worker_is_released_at_once(worker: WorkerStore, database_url
     await db.add_listener("agent_gateway", lambda *arguments: notifications.append(str(arguments[-1])))
     await release_dead_worker(dsn(database_url), dead)
     assert [claim.turn_id for claim in await worker.claim_turns(SILENCE)] == [turn_id]
+    await eventually(lambda: notifications)
     assert len(notifications) == 1
     assert "orphan" in notifications[0]
 
