@@ -1,10 +1,12 @@
 """Tests of the bounds of legacy MCP sessions at `/mcp`."""
 
 import gc
+import math
 from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
+import anyio
 import pytest
 from mcp.server.streamable_http import StreamableHTTPServerTransport
 
@@ -37,25 +39,53 @@ def count_transports() -> int:
     return sum(isinstance(item, StreamableHTTPServerTransport) for item in gc.get_objects())
 
 
+def list_deadlines(gateway: Gateway) -> list[float]:
+    """Return the seconds until each session expires.
+
+    Those in use never do.
+    """
+    transports = gateway.state.mcp._manager._server_instances.values()
+    return [transport.idle_scope.deadline - anyio.current_time() for transport in transports]
+
+
+def let_idle_time_pass(gateway: Gateway) -> None:
+    """Let the idle sessions expire now.
+
+    No stall of the machine lets them expire before.
+    """
+    for transport in gateway.state.mcp._manager._server_instances.values():
+        if not math.isinf(transport.idle_scope.deadline):
+            transport.idle_scope.deadline = anyio.current_time()
+
+
 async def test_session_left_open_expires_and_leaves_no_memory(database_url: str, simulator: Simulator) -> None:
     before = count_transports()
-    async with serve_gateway(database_url, simulator, None, mcp_session_idle_seconds=0.5) as gateway:
+    async with serve_gateway(database_url, simulator, None, mcp_session_idle_seconds=600.0) as gateway:
         sessions = [(await open_session(gateway))[1] for _ in range(20)]
         assert [await list_tools(gateway, session) for session in sessions[:10]] == [200] * 10
+        await eventually(lambda: max(list_deadlines(gateway)) <= 600)
+        assert min(list_deadlines(gateway)) > 300
+        let_idle_time_pass(gateway)
         await eventually(lambda: not gateway.state.mcp.session_count)
         assert [await list_tools(gateway, session) for session in sessions] == [404] * 20
         await eventually(lambda: count_transports() == before)
 
 
 async def test_session_in_use_does_not_expire(database_url: str, simulator: Simulator) -> None:
-    async with serve_gateway(database_url, simulator, None, mcp_session_idle_seconds=0.5) as gateway:
+    async with serve_gateway(database_url, simulator, None, mcp_session_idle_seconds=600.0) as gateway:
         _, used = await open_session(gateway)
         async with gateway.session.get(f"{gateway.base_url}/mcp", headers=used) as stream:
             assert stream.status == 200
             _, left = await open_session(gateway)
+            await eventually(lambda: min(list_deadlines(gateway)) <= 600)
+            let_idle_time_pass(gateway)
             await eventually(lambda: gateway.state.mcp.session_count == 1)
             assert await list_tools(gateway, left) == 404
             assert await list_tools(gateway, used) == 200
+            let_idle_time_pass(gateway)
+            assert list_deadlines(gateway) == [math.inf]
+        await eventually(lambda: max(list_deadlines(gateway)) <= 600)
+        let_idle_time_pass(gateway)
         await eventually(lambda: gateway.state.mcp.session_count == 0)
 
 

@@ -136,9 +136,14 @@ async def test_legacy_session_left_open_expires_and_sessions_are_bounded() -> No
         async def opens_session() -> bool:
             return (await open_session()).status_code == 200
 
-        for _ in range(2):
+        async def uses_session() -> bool:
+            """Open a session and its stream, unless a stalled machine lets it expire in between."""
             session = headers | {"Mcp-Session-Id": (await open_session()).headers["mcp-session-id"]}
-            await in_use.enter_async_context(http.stream("GET", f"{address}/mcp", headers=session))
+            stream = await in_use.enter_async_context(http.stream("GET", f"{address}/mcp", headers=session))
+            return stream.status_code == 200
+
+        for _ in range(2):
+            await eventually(uses_session)
         assert (await open_session()).status_code == 503
         await in_use.aclose()
         await eventually(opens_session)
