@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from itertools import count
+from pathlib import Path
 from queue import Queue
 from typing import Any
 
@@ -15,7 +16,9 @@ JsonObject = dict[str, Any]
 _lock = threading.Lock()
 _ids = count(1)
 _answers: dict[str, "Queue[JsonObject]"] = {}
-_TOOLS = ("ask", "ask_late", "sleep", "maybe")
+_meeting = threading.Condition()
+_met = _asked = 0
+_TOOLS = ("ask", "ask_late", "ask_when_told", "meet", "sleep", "maybe")
 
 
 def send(message: JsonObject) -> None:
@@ -25,19 +28,46 @@ def send(message: JsonObject) -> None:
 
 
 def ask(name: str) -> str:
+    global _asked
     request_id = f"q{next(_ids)}"
     _answers[request_id] = Queue()
     schema = {"type": "object", "properties": {"text": {"type": "string"}}}
     params = {"mode": "form", "message": f"question of {name}", "requestedSchema": schema}
     send({"id": request_id, "method": "elicitation/create", "params": params})
+    with _meeting:
+        _asked += 1
+        _meeting.notify_all()
     answer = _answers[request_id].get()
     return str((answer.get("content") or {}).get("text", answer["action"]))
 
 
+def wait_until_told(file: Path) -> None:
+    """Report the call beside a file, and wait for the file."""
+    file.with_name("has_started").touch()
+    while not file.exists():
+        time.sleep(0.01)
+
+
+def meet(calls: int, questions: int) -> None:
+    """Wait for a number of calls, and of questions since the start."""
+    global _met
+    with _meeting:
+        _met += 1
+        _meeting.notify_all()
+        _meeting.wait_for(lambda: _met >= calls and _asked >= questions)
+
+
 def call(request_id: object, tool: str, arguments: JsonObject) -> None:
-    if tool in ("ask_late", "sleep"):
-        time.sleep(arguments["seconds"])
-    text = "done" if tool == "sleep" or arguments.get("quiet") else ask(arguments["name"])
+    match tool:
+        case "ask_late" | "sleep":
+            time.sleep(arguments["seconds"])
+        case "ask_when_told":
+            wait_until_told(Path(arguments["file"]))
+        case "meet":
+            meet(arguments["calls"], arguments["questions"])
+        case _:
+            pass
+    text = "done" if tool in ("sleep", "meet") or arguments.get("quiet") else ask(arguments["name"])
     send({"id": request_id, "result": {"content": [{"type": "text", "text": text}]}})
 
 

@@ -247,4 +247,4 @@ async def test_turns_over_a_failing_server_leak_no_tasks(database_url: str, simu
             replies = await asyncio.gather(*chats)
             assert {reply.status for reply in replies} == {200}
         await eventually(lambda: len(asyncio.all_tasks()) <= before + 2)
-        assert gateway.state.turn_service.running_turns == 0
+        await eventually(lambda: gateway.state.turn_service.running_turns == 0)

@@ -309,7 +309,7 @@ async def test_slow_authorization_server_refreshes_once_for_all_workers(
 
     monkeypatch.setattr(vault, "exchange_refresh_token", exchange_slowly)
     server = ServerConfig(name="vault", url=vault.url)
-    limits = ConnectionTimeouts(statement=0.9, lock=0.5, silence=1.0)
+    limits = ConnectionTimeouts(statement=9.0, lock=5.0, silence=10.0)
     async with (
         connect_toolbox(database_url, server, limits=limits) as (first, first_store),
         connect_toolbox(database_url, server, limits=limits) as (second, second_store),

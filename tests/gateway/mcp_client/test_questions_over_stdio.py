@@ -74,12 +74,14 @@ async def test_question_that_waits_for_its_answer_holds_back_no_other_call(toolb
     assert (slow.questions, quick.questions) == (["question of slow"], ["question of quick"])
 
 
-async def test_late_question_of_a_cancelled_call_reaches_nobody_else(toolbox: McpToolbox) -> None:
+async def test_late_question_of_a_cancelled_call_reaches_nobody_else(toolbox: McpToolbox, tmp_path: Path) -> None:
     gone, next_person = Person("gone"), Person("next")
-    given_up = asyncio.create_task(call(toolbox, "ask_late", gone, seconds=0.5))
-    await asyncio.sleep(0.2)
+    file = tmp_path / "may_ask"
+    given_up = asyncio.create_task(call(toolbox, "ask_when_told", gone, file=str(file)))
+    await eventually((tmp_path / "has_started").exists)
     given_up.cancel()
     await asyncio.wait((given_up,))
+    file.touch()
     assert await call(toolbox, "ask", next_person) == "answer of next"
     assert (gone.questions, next_person.questions) == ([], ["question of next"])
 
@@ -93,13 +95,11 @@ async def test_question_of_a_direct_call_is_declined_and_reaches_nobody_else(too
 
 async def test_tools_that_do_not_ask_run_side_by_side_and_a_question_among_them_waits(toolbox: McpToolbox) -> None:
     people = [Person(f"p{number}") for number in range(5)]
-    assert await call(toolbox, "sleep", people[0], seconds=0) == "done"
+    assert await call(toolbox, "meet", people[0], calls=1, questions=0) == "done"
     assert await call(toolbox, "maybe", people[0], quiet=True) == "done"
-    started = time.monotonic()
-    calls = [call(toolbox, "sleep", person, seconds=0.7) for person in people[:4]]
-    *slept, asked = await asyncio.gather(*calls, call(toolbox, "maybe", people[4]))
-    assert time.monotonic() - started < 2.5
-    assert (slept, asked) == (["done"] * 4, "answer of p4")
+    calls = [call(toolbox, "meet", person, calls=5, questions=1) for person in people[:4]]
+    *met, asked = await asyncio.gather(*calls, call(toolbox, "maybe", people[4]))
+    assert (met, asked) == (["done"] * 4, "answer of p4")
     assert [person.questions for person in people] == [[]] * 4 + [["question of p4"]]
 
 

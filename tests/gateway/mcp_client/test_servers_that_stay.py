@@ -27,7 +27,6 @@ from tests.stack import find_free_port, serve_asgi
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_ACKNOWLEDGEMENT_SECONDS", 0.5)
     monkeypatch.setattr(watch, "_MAX_RELISTEN_SECONDS", 0.1)
-    monkeypatch.setattr(negotiation, "_PROBE_SECONDS", 0.1)
 
 
 async def answer_with_nothing(_server: OddHttpServer, request: Any, send: Any) -> None:
@@ -105,7 +104,8 @@ async def test_reason_is_that_of_the_last_failure() -> None:
         await eventually(lambda: get_state(toolbox) == ("down", "nothing answers at its address"))
 
 
-async def test_server_silent_on_discover_connects_and_is_not_asked_again() -> None:
+async def test_server_silent_on_discover_connects_and_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(negotiation, "_PROBE_SECONDS", 0.1)  # a server that answers late would seem to be a legacy one
     odd = OddHttpServer(modern=False, discover=stay_silent)
     async with serve_asgi(odd) as address, connect_toolbox(make_config(address)) as toolbox:
         assert get_state(toolbox) == ("up", None)
