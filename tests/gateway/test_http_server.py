@@ -23,7 +23,7 @@ def test_server_accepts_several_connections_per_loop_iteration() -> None:
     With many streams an iteration takes long.
     """
 
-    async def count_iterations(connections: int) -> int:
+    async def count_accepting_iterations(connections: int) -> int:
         listener = bind_socket("127.0.0.1", 0, setting="GATEWAY_PORT")
         config = uvicorn.Config(lambda *_: None, log_config=None, lifespan="off")
         server = GatewayHttpServer(config, lambda: None)
@@ -31,10 +31,11 @@ def test_server_accepts_several_connections_per_loop_iteration() -> None:
         while not server.started:
             await asyncio.sleep(0)
         clients = [socket.create_connection(listener.getsockname()) for _ in range(connections)]
-        iterations = 0
-        while len(server.server_state.connections) < connections:
-            iterations += 1
+        iterations = accepted = 0
+        while accepted < connections:
             await asyncio.sleep(0)
+            before, accepted = accepted, len(server.server_state.connections)
+            iterations += accepted > before  # a busy machine may deliver a connection late
         for client in clients:
             client.close()
         server.should_exit = True
@@ -42,7 +43,7 @@ def test_server_accepts_several_connections_per_loop_iteration() -> None:
         return iterations
 
     with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-        assert runner.run(count_iterations(64)) < 64 / 4
+        assert runner.run(count_accepting_iterations(64)) < 64 / 4
 
 
 async def test_request_that_outlasts_the_stop_of_its_server_is_a_503() -> None:

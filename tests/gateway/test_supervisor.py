@@ -156,7 +156,9 @@ async def test_changed_source_starts_every_process_again(
 
         await eventually(has_failed)
         await eventually(lambda: starts.exists() and starts.read_text() == "x")
-        module.write_text("fixed = True")
+        fixed = tmp_path / "fixed"
+        fixed.write_text("fixed = True")
+        fixed.replace(module)  # at once: the watcher could see an empty file in between, and then another change
         await supervisor.ready.wait()
         await eventually(lambda: starts.read_text() == "xx")
         (tmp_path / "added.py").touch()

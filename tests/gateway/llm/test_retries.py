@@ -325,7 +325,9 @@ async def test_silence_before_the_first_text_is_retried(impatient: ResilientMode
 
 
 async def test_silence_after_text_was_sent_is_raised(impatient: ResilientModel, upstream: Simulator) -> None:
-    upstream.faults.add_faults(Fault(kind="stall", after_chunks=8))
+    upstream.faults.add_faults(
+        Fault(kind="stall", after_chunks=8, times=21)
+    )  # on a stalled machine, also retries stall
     sink = Sink()
     call = make_call("count to 50", model=QWEN, tools=(), parameters=Parameters(reasoning_effort="none"))
     with pytest.raises(ModelStreamBroken):

@@ -355,7 +355,7 @@ def test_reasoning_under_two_names_is_emitted_once() -> None:
 _COUNTS = st.one_of(st.integers(0, 20), st.integers(0, 10**6))
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # of a loaded machine
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of a loaded machine
 @given(prompt=_COUNTS, completion=_COUNTS, total=_COUNTS, cached=st.none() | _COUNTS, reasoning=st.none() | _COUNTS)
 def test_usage_of_the_usual_form_is_read_as_that_of_any_other(
     prompt: int, completion: int, total: int, cached: int | None, reasoning: int | None

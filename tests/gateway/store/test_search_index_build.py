@@ -41,7 +41,7 @@ async def test_turns_are_written_while_processes_replace_the_index(
 
     No build is too long.
     """
-    monkeypatch.setattr(connections, "ConnectionTimeouts", partial(connections.ConnectionTimeouts, silence=0.3))
+    monkeypatch.setattr(connections, "ConnectionTimeouts", partial(connections.ConnectionTimeouts, silence=1.0))
     config = migrations.make_alembic_config(database_url)
     await asyncio.to_thread(command.downgrade, config, "gateway@gateway_0033")
     assert await db.fetch(INDEXES) == [("ix_turns_search", True)]
@@ -64,7 +64,7 @@ async def test_turns_are_written_while_processes_replace_the_index(
         )
         await eventually(lambda: db.fetchval(WAITS_FOR_LOCK))
         await db.execute(f"SET lock_timeout = '5s'; {INSERT}")
-        await eventually(lambda: db.fetchval(f"{BUILDER} AND clock_timestamp() - query_start > '0.6 s'"))
+        await eventually(lambda: db.fetchval(f"{BUILDER} AND clock_timestamp() - query_start > '1.3 s'"))
         await transaction.commit()
         await upgrade  # a process that waits in a query would be a deadlock
         assert await second.wait() == 0
