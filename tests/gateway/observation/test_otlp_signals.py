@@ -77,6 +77,7 @@ async def test_contents_are_redacted_as_what_is_stored(talkative: Gateway, recei
     prompt = "Add a task to feed the zebra"
     assert (await talkative.post("/api/v1/chat", chat_body(prompt))).status == 200
     await eventually(lambda: receiver.find("POST /api/v1/chat"))
+    await eventually(lambda: receiver.find("invoke_agent"))  # its turn may end after the answer
     (agent,) = receiver.find("invoke_agent")
     (message,) = json.loads(agent.attributes["gen_ai.input.messages"])
     assert message["parts"] == [{"type": "text", "content": "Add a task to feed the [animal]"}]
