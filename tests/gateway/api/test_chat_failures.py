@@ -307,7 +307,7 @@ async def test_unreachable_database_at_startup_is_a_503_and_fails_readiness(
 
 @pytest.fixture
 async def is_too_late(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Ends the journal's wait for the begin of a turn, once it is set."""
+    """Once set, the journal waits no longer for a turn's begin."""
     event = asyncio.Event()
 
     async def wait_until_set(future: asyncio.Future[None], _seconds: float) -> None:

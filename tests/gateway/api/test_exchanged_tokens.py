@@ -230,7 +230,10 @@ async def test_turn_at_another_worker_uses_the_token_until_it_expires(
     monkeypatch: pytest.MonkeyPatch,
     seconds: int,
 ) -> None:
-    """Answer with a key some seconds later, so the other worker sees no token."""
+    """Answer some seconds later with a key.
+
+    So the other worker sees no token.
+    """
     async with serve_exchanging_gateway(database_url, simulator, stack, tmp_path) as first:
         keyring = Keyring(first)
         await keyring.create_key("ada")
