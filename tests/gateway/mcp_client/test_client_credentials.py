@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gateway.mcp_client.oauth.grants import renewed_token
 from gateway.mcp_client.oauth.grants.gateway_tokens import GatewayTokenProvider
 from gateway.ports.servers import ServerConfig
 from tests.stack import serve_asgi
@@ -130,7 +131,10 @@ async def test_refused_token_is_replaced_once(server: ProtectedServer) -> None:
     assert await tokens.replace_token(first) == "token-2"  # another request has replaced it
 
 
-async def test_failing_authorization_server_is_not_asked_again_at_once(server: ProtectedServer) -> None:
+async def test_failing_authorization_server_is_not_asked_again_at_once(
+    server: ProtectedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewed_token, "_MIN_BACKOFF_SECONDS", 30.0)  # on a stalled machine half a second is over
     server.is_failing = True
     tokens = server.create_tokens(client_secret=SECRET)
     for _ in range(5):

@@ -16,6 +16,7 @@ from gateway.domain.caller_token import JWT_KEY, CallerToken
 from gateway.domain.messages import Principal
 from gateway.mcp_client.caller_identity import acting_for
 from gateway.mcp_client.connection.errors import TokenUnavailable
+from gateway.mcp_client.oauth.grants import renewed_token
 from gateway.mcp_client.oauth.grants.caller_tokens import CallerTokenProvider
 from gateway.mcp_client.oauth.grants.gateway_tokens import GatewayTokenProvider
 from gateway.ports.servers import ServerConfig
@@ -77,7 +78,11 @@ async def test_odd_assertion_file_is_sent_nowhere(stack: ExchangeStack, tmp_path
     assert stack.forms == []
 
 
-async def test_refused_assertion_is_not_repeated_at_once(stack: ExchangeStack, tmp_path: Path) -> None:
+async def test_refused_assertion_is_not_repeated_at_once(
+    stack: ExchangeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewed_token, "_MIN_BACKOFF_SECONDS", 30.0)  # on a stalled machine half a second is over
+
     async def refuse(_form: dict[str, str]) -> Response:
         return JSONResponse({"error": "invalid_grant"}, status_code=400)
 
