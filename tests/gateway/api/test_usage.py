@@ -22,7 +22,11 @@ INSERT INTO turn_usage (turn_id, owner, key, model_name, status, steps, prompt_t
 SELECT gen_random_uuid(), $1, $2, $3, 'completed', 2, 100, 25, 10, 4, 110, 0.5, 0.25, $4, $5, $6
 FROM generate_series(1, $7)
 """
-TODAY = datetime.now(UTC).date()
+
+
+def get_day(ago: int = 0) -> date:
+    """Return today, or an earlier day: a run may last beyond midnight."""
+    return datetime.now(UTC).date() - timedelta(days=ago)
 
 
 def make_time(day: date, hour: int = 12) -> datetime:
@@ -31,7 +35,7 @@ def make_time(day: date, hour: int = 12) -> datetime:
 
 async def insert_usage(gateway: Gateway) -> Gateway:
     """Insert turns of two users and two models on three days."""
-    days = [TODAY - timedelta(days=n) for n in (0, 1, 40)]
+    days = [get_day(ago) for ago in (0, 1, 40)]
     turns = [
         ("ada", "laptop", "big", 0.125, 0.5, make_time(days[0], 0), 2),
         ("ada", "server", "small", 0.125, None, make_time(days[1]), 1),
@@ -74,7 +78,7 @@ async def test_step_and_turn_report_tokens_times_speed_and_cost(gateway: Gateway
     assert report["tokens_per_second"] == pytest.approx(500, rel=0.01)
     usage_report = await get_usage(gateway)
     (row,) = usage_report["rows"]
-    assert row == {"day": TODAY.isoformat()} | usage_report["total"]
+    assert row == {"day": get_day().isoformat()} | usage_report["total"]
     assert row["turns"] == 2
     assert row["prompt_tokens"] == end["usage"]["prompt_tokens"] + report["prompt_tokens"]
     assert row["cost_usd"] == pytest.approx(await db.fetchval("SELECT sum(cost_usd) FROM turns"))
@@ -100,9 +104,9 @@ async def test_turn_that_fails_in_its_second_step_is_charged_for_the_first(gatew
 
 async def test_default_report_is_the_last_thirty_days_by_day(gateway_with_usage: Gateway) -> None:
     report = await get_usage(gateway_with_usage)
-    assert [row["day"] for row in report["rows"]] == [str(TODAY - timedelta(days=1)), str(TODAY)]
+    assert [row["day"] for row in report["rows"]] == [str(get_day(1)), str(get_day())]
     assert (report["from"], report["to"]) == tuple(
-        make_time(TODAY + timedelta(days=n), 0).isoformat().replace("+00:00", "Z") for n in (-29, 1)
+        make_time(get_day(ago), 0).isoformat().replace("+00:00", "Z") for ago in (29, -1)
     )
     assert report["total"] == {
         "turns": 4,
@@ -138,15 +142,16 @@ async def test_default_report_is_the_last_thirty_days_by_day(gateway_with_usage:
         ("group_by=user,model", [("ada", "big", 2), ("ada", "small", 1), ("bob", "big", 1)]),
         ("group_by=model&user=bob", [("big", 1)]),
         ("group_by=model&user=unknown", []),
-        (f"group_by=user&from={TODAY}", [("ada", 2)]),
-        (f"group_by=user&to={TODAY - timedelta(days=1)}", [("ada", 1), ("bob", 1)]),
-        (f"group_by=user&from={TODAY - timedelta(days=1)}T06:00&to={TODAY}T00:00Z", [("ada", 1)]),
-        (f"group_by=user&from={TODAY - timedelta(days=100)}", [("ada", 3), ("bob", 2)]),
+        ("group_by=user&from={today}", [("ada", 2)]),
+        ("group_by=user&to={yesterday}", [("ada", 1), ("bob", 1)]),
+        ("group_by=user&from={yesterday}T06:00&to={today}T00:00Z", [("ada", 1)]),
+        ("group_by=user&from={long_ago}", [("ada", 3), ("bob", 2)]),
         ("group_by=conversation", [(None, 4)]),
     ],
 )
 async def test_turns_are_grouped_and_filtered(gateway_with_usage: Gateway, query: str, groups: list[Any]) -> None:
-    report = await get_usage(gateway_with_usage, query)
+    days = {"today": get_day(), "yesterday": get_day(1), "long_ago": get_day(100)}
+    report = await get_usage(gateway_with_usage, query.format(**days))
     names = report["group_by"]
     assert [(*(row[name] for name in names), row["turns"]) for row in report["rows"]] == groups
     assert report["total"]["turns"] == sum(group[-1] for group in groups)
@@ -220,7 +225,7 @@ async def test_retried_model_call_is_charged_twice(gateway: Gateway) -> None:
 
 
 async def test_usage_is_returned_as_csv_on_request(gateway_with_usage: Gateway) -> None:
-    path = f"/api/v1/usage?group_by=user,key&from={TODAY - timedelta(days=100)}"
+    path = f"/api/v1/usage?group_by=user,key&from={get_day(100)}"
     for query, headers in (("&format=csv", {}), ("", {"Accept": "text/csv"})):
         async with gateway_with_usage.session.get(
             f"{gateway_with_usage.base_url}{path}{query}", headers=headers
@@ -264,7 +269,7 @@ async def test_many_groups_are_truncated_and_slow_reports_are_aborted(
     gateway: Gateway, database_url: str, db: asyncpg.Connection
 ) -> None:
     for owner in ("ada", "bob"):
-        await db.execute(INSERT, owner, "laptop", "big", 0.125, 0.5, make_time(TODAY, 0), 20_000)
+        await db.execute(INSERT, owner, "laptop", "big", 0.125, 0.5, make_time(get_day(), 0), 20_000)
     await db.execute("UPDATE turn_usage SET at = at - interval '90 days' WHERE owner = 'bob'")
     await db.execute("UPDATE turn_usage SET key = 'key ' || (random() * 9)::int WHERE owner = 'ada'")
     await db.execute("VACUUM ANALYZE turn_usage")
@@ -272,14 +277,14 @@ async def test_many_groups_are_truncated_and_slow_reports_are_aborted(
     report = await get_usage(gateway, "group_by=day,user,key")
     assert (len(report["rows"]), report["truncated"], report["total"]["turns"]) == (2, True, 20_000)
     database = Database(database_url)
-    since, until = make_time(TODAY, 0), make_time(TODAY + timedelta(days=1), 0)
+    since, until = make_time(get_day(), 0), make_time(get_day(-1), 0)
     try:
         with pytest.raises(Overloaded, match="shorter range"):
             await UsageReports(database, seconds=0.001).aggregate(["day"], since, until)
         async with database.engine.connect() as connection:
             for by_owner in (False, True):
                 query = f"EXPLAIN {build_aggregate_query(['day', 'key'], of_owner=by_owner)}"
-                values = {"since": make_time(TODAY, 1), "until": until, "max_rows": 10} | (
+                values = {"since": make_time(get_day(), 1), "until": until, "max_rows": 10} | (
                     {"owner": "ada"} if by_owner else {}
                 )
                 plan = "\n".join(row[0] for row in await connection.execute(text(query), values))
