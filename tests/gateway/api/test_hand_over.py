@@ -74,6 +74,7 @@ async def test_waiting_request_ends_with_503_when_its_worker_stops(
     workers: list[Gateway], slow_simulator: Simulator, path: str, body: Any
 ) -> None:
     request = await start_request(workers[0], slow_simulator, path, body)
+    slow_simulator.pause_streams()
     await workers[0].state.stop(0)
     reply = await request
     assert reply.status == 503
@@ -109,6 +110,7 @@ async def test_waiting_request_ends_when_the_database_stays_unavailable_after_a_
 
 async def test_ephemeral_turn_ends_with_its_worker(workers: list[Gateway], slow_simulator: Simulator) -> None:
     request = await start_request(workers[0], slow_simulator, "/api/v1/chat", {"messages": MESSAGES, "store": False})
+    slow_simulator.pause_streams()
     await workers[0].state.stop(0)
     reply = await request
     assert (reply.status, reply.body["error"]["code"]) == (503, "server_stopping")
@@ -187,6 +189,7 @@ async def test_ask_agent_call_reports_server_stopping(workers: list[Gateway], sl
     async with connect_host(workers[0], "auto") as client:
         request = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
         await slow_simulator.wait_until(lambda s: s.open_streams == 1)
+        slow_simulator.pause_streams()
         await workers[0].state.turn_service.stop(0)
         result = await request
     assert result.is_error
