@@ -207,12 +207,23 @@ async def test_reservation_of_a_dead_worker_is_released(
 @pytest.mark.parametrize(
     ("fault", "settings", "code"),
     [
-        (Fault(kind="cut", after_chunks=40), {}, "model_stream_broken"),
-        (Fault(kind="abort", after_chunks=40), {}, "model_stream_broken"),
-        (Fault(kind="stall", after_chunks=40), {"agent_timeout": 2}, "turn_timeout"),
-        (Fault(kind="stall", after_chunks=40, times=9), {"model_idle_timeout": 0.5}, "model_stream_broken"),
+        pytest.param(Fault(kind="cut", after_chunks=40), {}, "model_stream_broken", id="cut"),
+        pytest.param(Fault(kind="abort", after_chunks=40), {}, "model_stream_broken", id="abort"),
+        pytest.param(
+            Fault(kind="stall", after_chunks=40),
+            {"agent_timeout": 5},
+            "turn_timeout",
+            id="turn timeout",
+            marks=pytest.mark.faults,
+        ),
+        pytest.param(
+            Fault(kind="stall", after_chunks=40, times=9),
+            {"model_idle_timeout": 1},
+            "model_stream_broken",
+            id="idle timeout",
+            marks=pytest.mark.faults,
+        ),
     ],
-    ids=["cut", "abort", "turn timeout", "idle timeout"],
 )
 async def test_usage_of_a_failed_turn_counts(
     database_url: str,

@@ -159,9 +159,10 @@ async def test_turn_timeout_is_a_504_and_cancels_the_model_call(
         await simulator.wait_until(lambda s: s.cancelled_streams == 1)
 
 
+@pytest.mark.faults
 async def test_idle_model_stream_times_out(database_url: str, simulator: Simulator, tools_url: str) -> None:
     simulator.faults.add_faults(Fault(kind="stall", after_chunks=5, times=99))
-    async with serve_gateway(database_url, simulator, tools_url, model_idle_timeout=0.3) as gateway:
+    async with serve_gateway(database_url, simulator, tools_url, model_idle_timeout=1) as gateway:
         reply = await gateway.chat_stream("count to 50")
     assert reply.get_event_data("turn.failed")[0]["error"]["code"] == "model_stream_broken"
 
@@ -197,11 +198,12 @@ async def test_turn_with_too_many_bytes_of_events_fails(
     assert sum(len(json.dumps(event.data)) for event in reply.events) < 1_000_000
 
 
+@pytest.mark.faults
 async def test_deadline_ends_a_turn_whose_answer_never_pauses(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
-    simulator.faults.add_faults(Fault(kind="endless", after_chunks=2, seconds=0.01))
-    async with serve_gateway(database_url, simulator, tools_url, agent_timeout=1) as gateway:
+    simulator.faults.add_faults(Fault(kind="endless", after_chunks=2, seconds=0.05))
+    async with serve_gateway(database_url, simulator, tools_url, agent_timeout=4) as gateway:
         reply = await gateway.chat_stream("count to 50")
     assert reply.get_event_data("turn.failed")[0]["error"]["code"] == "turn_timeout"
     await simulator.wait_until(lambda s: s.open_streams == 0)
