@@ -236,7 +236,7 @@ async def test_cancelled_task_cancels_the_call(slow_gateway: Gateway, server: Sl
         await host.send("tasks/cancel", {"taskId": task_id})
         assert (await host.wait(task_id))["status"] == "cancelled"
     await eventually(lambda: server.cancelled == 1)
-    assert slow_gateway.state.turn_service.running_turns == 0
+    await eventually(lambda: slow_gateway.state.turn_service.running_turns == 0)
 
 
 @ERAS
