@@ -83,7 +83,7 @@ async def test_updates_reach_the_hosts_that_subscribed(
         connect_host(gateway, "auto") as current,
         asyncio.timeout(50),
     ):
-        own_streams = len(server.streams)
+        own_streams = len(await eventually(lambda: server.streams))
         await legacy.session.subscribe_resource(A)
         async with current.listen(resource_subscriptions=[A, "r://unknown"]) as changes:
             assert changes.honored.resource_subscriptions == [A]
@@ -110,7 +110,7 @@ async def test_subscriptions_end_with_the_session(
 ) -> None:
     server = make_server(modern=modern)
     async with serve_raw(database_url, simulator, tmp_path, {"raw": (server, {})}) as gateway:
-        own_streams = len(server.streams)
+        own_streams = len(await eventually(lambda: server.streams))
         async with connect_legacy(gateway) as (host, _), asyncio.timeout(50):
             await host.session.subscribe_resource(A)
             await host.session.subscribe_resource(A)
