@@ -176,7 +176,7 @@ async def test_simulator_generates_a_bounded_answer(shared_gateway: Gateway) -> 
     with count_function_calls() as calls:
         reply = await shared_gateway.chat("Hello", response_format=make_response_format(schema))
     assert reply.status in (200, 502)
-    assert calls.total() < 2 * MAX_CALLS_IN_LOOP
+    assert calls.total() < 4 * MAX_CALLS_IN_LOOP  # an unbounded answer has 10**45 values
 
 
 @pytest.mark.parametrize("name", ["references", "unevaluated", "branches", "anchors"])
