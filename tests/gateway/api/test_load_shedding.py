@@ -53,7 +53,8 @@ async def test_running_turn_can_be_followed_and_cancelled_while_new_work_is_refu
     gateway, load = overloaded_gateway, overloaded_gateway.state.load
     await load.task.stop()
     load.record_sample(0.0, 0)
-    async with gateway.stream("count to 2000", on_disconnect="continue") as stream:
+    gateway.simulator.pause_streams()
+    async with gateway.stream("count to 200", on_disconnect="continue") as stream:
         turn_id = (await stream.read_until("turn.started")).data["turn_id"]
         for _ in range(3):
             load.record_sample(0.0, LIMIT + 1)
