@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from tests.e2e.running_stack import ROOT, START_SECONDS, clean_environment, gateway_command
+from tests.e2e.running_stack import ROOT, START_SECONDS, clean_environment, gateway_command, wait_until_ready
 from tests.eventually import eventually
 from tests.processes import freeze_process
 from tests.stack import SECRET, Client, find_free_port
@@ -81,12 +81,14 @@ class Cluster:
 
     @asynccontextmanager
     async def run_worker(self, **changes: str) -> AsyncGenerator[Worker]:
-        """Run a worker; `changes` are environment variables."""
+        """Run a worker that is ready; `changes` are environment variables."""
         port = find_free_port()
         base_url = f"http://127.0.0.1:{port}"
         settings = self._settings | {"GATEWAY_PORT": str(port)} | changes
         async with run_process(gateway_command("serve"), f"{base_url}/health", self._session, **settings) as running:
-            yield Worker(base_url, self._session, running)
+            worker = Worker(base_url, self._session, running)
+            await wait_until_ready(worker)
+            yield worker
 
 
 @asynccontextmanager

@@ -123,10 +123,22 @@ class RunningStack(Client):
             server.stop_if_started_here()
 
     async def wait_until_ready(self) -> None:
-        async def is_ready() -> bool:
-            return (await self.get("/ready")).body["status"] == "ready"
+        await wait_until_ready(self)
 
-        await eventually(is_ready)
+
+async def wait_until_ready(gateway: Client) -> None:
+    """Wait until a gateway has its model and all MCP servers.
+
+    On a loaded machine it serves, and is announced, before that.
+    """
+
+    async def is_ready() -> bool:
+        try:
+            return (await gateway.get("/ready")).body["status"] == "ready"
+        except aiohttp.ClientConnectionError:
+            return False
+
+    await eventually(is_ready, timeout_seconds=START_SECONDS)
 
 
 @asynccontextmanager
@@ -135,7 +147,7 @@ async def run_stack(
 ) -> AsyncGenerator[RunningStack]:
     """Run `agent-gateway up` with its data in `directory` until the context ends.
 
-    With `trusted`, the client uses https and this TLS context.
+    It is ready. With `trusted`, the client uses https and this TLS context.
     """
     port, tools_port = find_free_port(), find_free_port()
     data_dir = directory / "data"
@@ -166,15 +178,10 @@ async def run_stack(
         timeout = aiohttp.ClientTimeout(total=60)
         connector = aiohttp.TCPConnector(ssl=trusted or True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-            yield RunningStack(
-                f"{'https' if trusted else 'http'}://127.0.0.1:{port}",
-                session,
-                process,
-                data_dir,
-                tools_port,
-                environment,
-                output,
-            )
+            url = f"{'https' if trusted else 'http'}://127.0.0.1:{port}"
+            stack = RunningStack(url, session, process, data_dir, tools_port, environment, output)
+            await stack.wait_until_ready()
+            yield stack
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.e2e.running_stack import START_SECONDS
+from tests.e2e.running_stack import START_SECONDS, wait_until_ready
 from tests.e2e.running_workers import Workers, run_workers
 from tests.effect_server import CALLS, make_payment_prompt, serve_effects
 from tests.eventually import eventually
@@ -46,6 +46,9 @@ async def test_turn_that_kills_its_workers_fails_after_three_takeovers_and_the_o
         os.kill(killed[-1], signal.SIGKILL)
 
     async with serve_effects(kill_client) as effects, run_workers(MCP_SERVER_URL=effects.url) as workers:
+        for pid in workers.pids():
+            async with workers.connect_to_worker(pid) as client:
+                await wait_until_ready(client)
         started = await asyncio.gather(*(start_turn(workers, make_payment_prompt(n)) for n in range(TURNS)))
         async with workers.stream("call kill_client {}", on_disconnect="continue") as stream:
             deadly = stream.response.headers["x-turn-id"]

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -29,7 +30,7 @@ def directory() -> Generator[Path]:
 async def test_https_serves_requests_and_streams_and_plain_http_is_refused(directory: Path) -> None:
     certificate = create_certificate(directory, password="key-password")
     client_context = ssl.create_default_context(cafile=str(certificate.cert))
-    settings = certificate.to_settings() | {"GATEWAY_TLS_KEY_PASSWORD": "key-password"}
+    settings: dict[str, Any] = certificate.to_settings() | {"GATEWAY_TLS_KEY_PASSWORD": "key-password"}
     async with run_stack(directory, trusted=client_context, **settings) as stack:
         output = stack.output.read_text()
         assert "The agent gateway is ready" in output
@@ -70,8 +71,10 @@ async def test_silent_tls_connections_count_from_their_acceptance_at_both_server
     """The clients never begin a handshake."""
     certificate = create_certificate(directory)
     context = ssl.create_default_context(cafile=str(certificate.cert))
-    settings = certificate.to_settings() | certificate.to_settings("TOOLS_SERVER")
+    settings: dict[str, Any] = certificate.to_settings() | certificate.to_settings("TOOLS_SERVER")
     settings |= {"SSL_CERT_FILE": str(certificate.cert), "MAX_SOURCE_CONNECTIONS": "30"}
+    settings["MCP_CONFIG"] = str(directory / "mcp.json")
+    (directory / "mcp.json").write_text('{"mcpServers": {}}')
     async with run_stack(directory, trusted=context, **settings) as stack:
         limits = {urlsplit(stack.base_url).port or 0: 30, stack.tools_port: MAX_SOURCE_CONNECTIONS}
         for port, limit in limits.items():

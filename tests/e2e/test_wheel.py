@@ -89,6 +89,7 @@ async def test_installed_wheel_runs_everything_from_an_empty_folder(wheel: Path,
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session:
             url = f"http://127.0.0.1:{port}"
             stack = RunningStack(url, session, process, work / ".data", tools_port, environment, output)
+            await stack.wait_until_ready()
             reply = await stack.chat("What is 23*19?")
             assert [call["tool"] for call in reply.body["tool_calls"]] == ["calculator"]
             assert "437" in reply.body["response"]

@@ -37,7 +37,6 @@ async def run_traced(directory: Path, endpoint: str, simulator: Simulator) -> As
         "LOG_JSON": "true",
     }
     async with run_stack(directory, **settings) as stack:
-        await stack.wait_until_ready()
         yield stack
 
 
