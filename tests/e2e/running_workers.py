@@ -38,12 +38,18 @@ class Workers(RunningStack):
         """Return the worker with each connection.
 
         A connection is given by the worker's port and the port of its peer.
+
+        Raises:
+            ProcessLookupError: the worker of a connection has ended.
         """
         sockets = {link: pid for pid in self.pids() for link in _read_file_links(pid)}
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         inodes = {(row[1], row[2]): row[9] for row in rows if row[9] != "0"}
         addresses = [(f"0100007F:{own:04X}", f"0100007F:{peer:04X}") for own, peer in ports]
-        return [sockets[f"socket:[{inodes[address]}]"] for address in addresses]
+        found = [sockets.get(f"socket:[{inodes.get(address)}]") for address in addresses]
+        if None in found:
+            raise ProcessLookupError(f"no worker has one of the connections {ports}")
+        return [pid for pid in found if pid is not None]
 
     async def have_served(self, count: int) -> bool:
         """Return whether so many workers serve new connections."""
@@ -69,12 +75,19 @@ class Workers(RunningStack):
                     return
 
     async def find_workers_of_new_connections(self, connections: int) -> set[int]:
-        """Open that many connections and return the workers that serve them."""
+        """Open that many connections and return the workers that serve them.
+
+        Raises:
+            OSError: a worker ended meanwhile, or none listens.
+        """
 
         async def connect() -> asyncio.StreamWriter:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
             writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            line = await reader.readline()
+            if not line:
+                raise ConnectionResetError("the worker has ended")
+            assert line.startswith(b"HTTP/1.1 200")
             return writer
 
         async with asyncio.timeout(30):

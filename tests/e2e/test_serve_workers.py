@@ -104,7 +104,7 @@ async def test_workers_are_replaced_when_their_fork_server_was_killed(workers: W
     async def are_replaced() -> bool:
         try:
             return len(workers.pids() - before) == 2 and await workers.have_served(2)
-        except OSError:  # none of the new ones listens yet
+        except OSError:  # none of the new ones listens yet, or an old one ended meanwhile
             return False
 
     await eventually(are_replaced, timeout_seconds=START_SECONDS)
