@@ -9,7 +9,8 @@ const port = process.argv[2]
 const issuer = `http://127.0.0.1:${port}`
 const scopes = ['tools', 'history', 'chat']
 const log = []
-let tokenSeconds = 300
+const LONG_SECONDS = 300
+let tokenSeconds = LONG_SECONDS // of the next token
 let granted = scopes // of the next token
 let number = 0
 console.info = console.error // notices of oidc-provider; the standard output has the answers
@@ -50,7 +51,10 @@ function createProvider(keys) {
   provider.on('grant.error', (_context, error) => log.push({ error: error.error_description ?? error.message }))
   provider.on('registration_create.error', (_c, error) => log.push({ error: error.error_description ?? error.message }))
   provider.on('registration_create.success', (_context, client) => log.push({ registered: client.metadata() }))
-  provider.on('access_token.issued', () => (granted = scopes))
+  provider.on('access_token.issued', () => {
+    granted = scopes
+    tokenSeconds = LONG_SECONDS
+  })
   provider.on('access_token.issued', (token) => log.push({ issued: token.scope ?? '', audience: token.aud, user: token.accountId }))
   provider.on('grant.success', (context) => log.push({ grant: context.oidc.params.grant_type, resource: context.oidc.params.resource }))
   return provider.callback()
