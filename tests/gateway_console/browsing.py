@@ -35,7 +35,15 @@ async def wait_for_end(page: Page, turns: int = 1) -> None:
 async def go(page: Page, url: str) -> None:
     """Open a page, and wait until its script is connected."""
     await page.goto(url)
-    await page.wait_for_function("window.socket && window.socket.connected")
+    await wait_until_connected(page)
+
+
+async def wait_until_connected(page: Page) -> None:
+    """Wait until events of the page reach the console at once.
+
+    NiceGUI holds events of before back, and may send them in another order: a click before the text of its field.
+    """
+    await page.wait_for_function("window.did_handshake")
 
 
 async def choose(page: Page, label: str, option: str) -> None:

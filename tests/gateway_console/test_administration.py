@@ -13,7 +13,14 @@ from gateway_console.pages.keys import build_key_changes, build_key_schema
 from gateway_console.pages.usage import build_latencies, describe_budget, sum_tools
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
-from tests.gateway_console.browsing import check_accessibility, choose, go, needs_axe, take_pictures
+from tests.gateway_console.browsing import (
+    check_accessibility,
+    choose,
+    go,
+    needs_axe,
+    take_pictures,
+    wait_until_connected,
+)
 from tests.gateway_console.running_console import PICTURES, needs_chromium, run_console
 from tests.stack import Gateway, ServeSharedGateway, serve_gateway
 
@@ -46,7 +53,7 @@ async def sign_in(page: Page, console: str, credential: str, path: str = "/") ->
     await page.get_by_label("Key or token").fill(credential)
     await page.get_by_role("button", name="Sign in").click()
     await page.wait_for_url(f"{console}{path}")
-    await page.wait_for_function("window.socket && window.socket.connected")
+    await wait_until_connected(page)
 
 
 async def test_key_is_made_limited_rotated_and_revoked(

@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.gateway_console.browsing import send, wait_for_end, wait_for_narrow_layout
+from tests.gateway_console.browsing import go, send, wait_for_end, wait_for_narrow_layout
 from tests.gateway_console.running_console import PICTURES, needs_chromium
 from tests.stack import Gateway
 
@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(240), needs_chromium]
 
 
 async def test_tool_runs_in_a_card_and_a_reload_shows_the_conversation(console: str, page: Page) -> None:
-    await page.goto(console)
+    await go(page, console)
     await send(page, "What is 23*19?")
     await wait_for_end(page)
     card = page.locator(".tool-call")
@@ -29,7 +29,7 @@ async def test_tool_runs_in_a_card_and_a_reload_shows_the_conversation(console: 
 
 
 async def test_approval_is_given_in_a_form_also_after_a_reload(console: str, page: Page) -> None:
-    await page.goto(console)
+    await go(page, console)
     await expect(page.get_by_role("button", name="What is 23*19?")).to_be_visible()  # a layout that moves closes menus
     await page.get_by_text("Options").click()
     await page.get_by_label("Approval").click()
@@ -47,7 +47,7 @@ async def test_approval_is_given_in_a_form_also_after_a_reload(console: str, pag
 
 async def test_markup_in_prompt_arguments_and_result_stays_text(console: str, page: Page) -> None:
     attack = "Add a task to <img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
-    await page.goto(console)
+    await go(page, console)
     await send(page, attack)
     await wait_for_end(page)
     await page.reload()
@@ -62,7 +62,7 @@ async def test_summary_of_earlier_turns_is_shown(gateway: Gateway, console: str,
     first = await gateway.chat(f"My name is Ada. {words * 8_000}", conversation_id="new")
     conversation = first.body["conversation_id"]
     await gateway.chat(words * 16_000, conversation_id=conversation)
-    await page.goto(f"{console}/chat/{conversation}")
+    await go(page, f"{console}/chat/{conversation}")
     await wait_for_end(page, 2)
     await send(page, f"What is my name? {words * 5_000}")
     await wait_for_end(page, 3)
@@ -78,7 +78,7 @@ async def test_program_is_shown_as_code_with_its_calls_inside(gateway: Gateway, 
     await gateway.chat("Add a task: Buy 3 eggs")
     prompt = "Add up the numbers in the titles of my pending tasks"
     reply = await gateway.chat(prompt, conversation_id="new", code="only")
-    await page.goto(f"{console}/chat/{reply.body['conversation_id']}")
+    await go(page, f"{console}/chat/{reply.body['conversation_id']}")
     await wait_for_end(page)
     program = page.locator(".tool-call", has_text="run_python").first
     await expect(program.locator("pre").first).to_contain_text("await list_tasks(")

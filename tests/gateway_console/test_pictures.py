@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.gateway_console.browsing import go, send, wait_for_end, wait_for_rest
+from tests.gateway_console.browsing import go, send, wait_for_end, wait_for_rest, wait_until_connected
 from tests.gateway_console.running_console import PICTURES, needs_chromium
 from tests.stack import Gateway
 
@@ -31,6 +31,8 @@ async def test_pictures_of_the_documentation_are_drawn(gateway: Gateway, console
     await page.emulate_media(color_scheme="light")
     await go(page, f"{console}/tools")
     await page.get_by_role("link", name="calculator").click()
+    await page.wait_for_url("**/tools/*")
+    await wait_until_connected(page)
     await page.get_by_label("Expression *").fill("2**10")
     await page.get_by_role("button", name="Call the tool").click()
     await expect(page.get_by_role("region", name="Result")).to_contain_text("1024")
