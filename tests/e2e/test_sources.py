@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.running_stack import RunningStack, run_serve
+from tests.eventually import eventually
 
 SETTINGS: dict[str, Any] = {"API_KEY": "a-key-of-the-tests-0123456789", "RATE_LIMIT_REQUESTS": "4"}
 
@@ -35,7 +36,9 @@ async def test_forwarded_addresses_of_a_proxy_that_is_not_configured_are_ignored
     async with run_serve(RunningStack, directory, **SETTINGS) as gateway:
         statuses = await log_in_from(gateway, *(f"198.51.100.{n}" for n in range(6)))
         assert statuses == [401] * 4 + [429] * 2
-        [(subject, detail)] = (await gateway.query("SELECT subject, detail FROM audit_log ORDER BY id"))[:1]
+        # A row is written after the answer.
+        rows = await eventually(lambda: gateway.query("SELECT subject, detail FROM audit_log ORDER BY id"))
+        subject, detail = rows[0]
         assert subject == "source 127.0.0.1"
         assert json.loads(detail)["source"] == "127.0.0.1"
 
