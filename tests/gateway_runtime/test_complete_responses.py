@@ -40,7 +40,10 @@ async def take_event(pool: HttpConnectionPool) -> None:
 
 
 @pytest.mark.parametrize("rest", [[END], [b"0\r\n", b"\r\n"]], ids=["at-once", "in-two-pieces"])
-async def test_connection_whose_response_ends_soon_is_used_again(rest: list[bytes]) -> None:
+async def test_connection_whose_response_ends_soon_is_used_again(
+    rest: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_END_SECONDS", 30.0)
     events = EventServer(*rest)
     async with serve_raw(events.answer) as server, open_pool(server, max_connections=1) as pool:
         await take_event(pool)

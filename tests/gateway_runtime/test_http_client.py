@@ -447,8 +447,8 @@ async def test_silent_server_is_left() -> None:
 
 async def test_pause_of_the_reader_is_no_silence() -> None:
     async with serve_raw(send(ANSWER)) as server, open_pool(server) as pool:
-        connection = await pool.begin_exchange(REQUEST, b"", RequestTimeouts(connect=30, read=0.05, pool=30))
-        await asyncio.sleep(0.2)
+        connection = await pool.begin_exchange(REQUEST, b"", RequestTimeouts(connect=30, read=0.5, pool=30))
+        await asyncio.sleep(0.7)
         assert await collect(connection) == b"ok"
         pool.take_back(connection)
 
@@ -620,13 +620,13 @@ async def test_slow_upload_of_a_server_that_reads_is_no_silence() -> None:
     size = 48 * 1024 * 1024
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for _ in range(16):
+        for _ in range(16):  # longer in all than the limit
             await reader.readexactly(size // 16)
             await asyncio.sleep(0.1)
         writer.write(ANSWER)
 
     async with serve_raw(answer) as server, open_pool(server) as pool:
-        assert await request(pool, b"x" * size, RequestTimeouts(connect=30, read=0.8, pool=30)) == b"ok"
+        assert await request(pool, b"x" * size, RequestTimeouts(connect=30, read=1.4, pool=30)) == b"ok"
 
 
 @pytest.mark.parametrize("drip", [b"HTTP/1.1 102 Processing\r\n\r\n", b"X"], ids=["informational", "bytes"])
