@@ -142,6 +142,8 @@ async def test_new_certificate_is_served_after_sighup_and_connections_stay(direc
             await eventually(lambda: "2 workers at" in server.log.read_text())
         assert await server.list_fingerprints() == {old}
         connections = [await server.connect() for _ in range(CONNECTIONS)]
+        # A connection without a first request has a time limit.
+        assert [await connection.get_status() for connection in connections] == [200] * CONNECTIONS
         create_certificate(directory, rsa_key=True)
         new = fingerprint(certificate)
         assert await server.list_fingerprints() == {old}  # not before the signal
