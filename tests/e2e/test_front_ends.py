@@ -122,6 +122,7 @@ async def test_page_with_use_chat_asks_for_approval(chat_page: ChatPage, db: asy
     await page.get_by_role("button", name="Allow").click()
     await expect(page.locator(".tool")).to_contain_text("output-available")
     await expect(page.locator(".assistant .text")).to_contain_text("milk")
+    await expect(page.locator("output")).to_have_text("ready")
     assert await db.fetchval("SELECT title FROM tools.tasks") == "buy milk"
     await chat_page.send("Add a task to buy bread")
     await page.get_by_role("button", name="Decline").click()
