@@ -98,8 +98,10 @@ async def cluster(database_url: str) -> AsyncGenerator[MixedCluster]:
     simulator = [sys.executable, "-m", "gateway.simulator", "--port", str(groq), "--tokens-per-second", "100"]
     server = [sys.executable, "-m", "tools_server.cli"]
     settings = {"DATABASE_URL": database_url, "TOOLS_SERVER_SECRET": SECRET, "TOOLS_SERVER_PORT": str(tools)}
+    # Without reuse: the server may close an idle connection at the moment of the next request.
+    connector = aiohttp.TCPConnector(force_close=True)
     async with (
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=150)) as session,
+        aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=150)) as session,
         run_process(simulator, f"http://127.0.0.1:{groq}/", session),
         run_process(server, f"http://127.0.0.1:{tools}/health", session, **settings),
     ):
