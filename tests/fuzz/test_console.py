@@ -131,7 +131,8 @@ async def test_random_bytes_cause_no_error_lag_or_growth_of_the_console(consoles
 
 def send_frames(url: str, headers: dict[str, str], frames: list[bytes], *, reads: bool) -> None:
     """Open a socket, greet, and send frames until the console closes it."""
-    client = connect(url, headers, timeout=5)
+    client = connect(url, headers)
+    client.settimeout(5)
     with client, contextlib.suppress(ConnectionError, TimeoutError):
         client.sendall(build_frame(TEXT, b"40"))
         while b"40{" not in client.recv(65_536):
