@@ -6,6 +6,11 @@ import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import aiohttp
+
+from tests.stack import Gateway
+
+_HEADERS = {"Content-Type": "application/json", "A2A-Version": "1.0"}
 _TEXT = "What is 23*19?"
 _CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
 _SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -207,3 +212,26 @@ def _change_part(value: Any, generator: random.Random) -> Any:
         case _:
             parts[key] = _change_part(parts[key], generator)
     return parts
+
+
+async def send_face_request(gateway: Gateway, request: FaceRequest) -> tuple[int, str]:
+    """Send a request; return the status and the text of its answer."""
+    async with gateway.session.request(
+        request.method,
+        f"{gateway.base_url}{request.path}",
+        data=encode_body(request.body),
+        headers=_HEADERS,
+        timeout=aiohttp.ClientTimeout(total=30),
+    ) as response:
+        return response.status, await response.text(errors="replace")
+
+
+async def load_all_formats(gateway: Gateway) -> None:
+    """Let the gateway load the modules and models of all formats.
+
+    Another test of the process may have loaded them or not.
+    """
+    assert (await gateway.get("/openapi.json")).status == 200
+    for request in generate_face_requests(0, 60):
+        status, _ = await send_face_request(gateway, request)
+        assert status != 401

@@ -3,18 +3,16 @@
 import asyncio
 import os
 
-import aiohttp
 import pytest
 
 from gateway.simulator import Simulator
-from tests.fuzz.face_requests import FaceRequest, encode_body, generate_face_requests
+from tests.fuzz.face_requests import encode_body, generate_face_requests, load_all_formats, send_face_request
 from tests.fuzz.loop_watch import watch_loop
 from tests.stack import Gateway, serve_gateway
 
 SEEDS = range(int(os.environ.get("FUZZ_SEEDS", "1")))
 REQUESTS = 400 if "FUZZ_SEEDS" in os.environ else 60
 _SENDERS = 4
-_HEADERS = {"Content-Type": "application/json", "A2A-Version": "1.0"}
 _INTERNAL = ("internal_error", "Internal Server Error", "Traceback")
 
 
@@ -27,6 +25,7 @@ async def test_odd_requests_of_all_formats_cause_no_server_error_or_lag(
     async with serve_gateway(
         database_url, simulator, tools_url, rate_limit_enabled=False, upstream_files=True
     ) as gateway:
+        await load_all_formats(gateway)
         async with watch_loop():
             failures, statuses = await send_all(gateway, seed)
         assert failures == []
@@ -43,21 +42,10 @@ async def send_all(gateway: Gateway, seed: int) -> tuple[list[str], dict[int, in
 
     async def send_next() -> None:
         for request in requests:  # one iterator for all senders
-            status, text = await _send(gateway, request)
+            status, text = await send_face_request(gateway, request)
             statuses[status] = statuses.get(status, 0) + 1
             if status >= 500 or any(word in text for word in _INTERNAL):
                 failures.append(f"{request.path} {status} {encode_body(request.body)[:2_000]} -> {text[:500]}")
 
     await asyncio.gather(*(send_next() for _ in range(_SENDERS)))
     return failures, statuses
-
-
-async def _send(gateway: Gateway, request: FaceRequest) -> tuple[int, str]:
-    async with gateway.session.request(
-        request.method,
-        f"{gateway.base_url}{request.path}",
-        data=encode_body(request.body),
-        headers=_HEADERS,
-        timeout=aiohttp.ClientTimeout(total=30),
-    ) as response:
-        return response.status, await response.text(errors="replace")

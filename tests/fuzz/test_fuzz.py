@@ -7,6 +7,7 @@ import pytest
 
 from gateway.api.security.permissions import ROUTES
 from gateway.simulator import Simulator
+from tests.fuzz.face_requests import load_all_formats
 from tests.fuzz.http_bytes import generate_requests, send_requests
 from tests.fuzz.loop_watch import watch_loop
 from tests.stack import serve_gateway
@@ -27,6 +28,7 @@ async def test_random_bytes_cause_no_server_error_lag_or_growth(
         tools = urlsplit(open_tools_url)
         url = gateway.base_url if server == "gateway" else f"http://{tools.netloc}"
         paths = GATEWAY_PATHS if server == "gateway" else TOOL_SERVER_PATHS
+        await load_all_formats(gateway)
         async with watch_loop():
             report = await send_requests(url, generate_requests(seed, REQUESTS, paths))
         assert report.server_errors == []

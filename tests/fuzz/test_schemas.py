@@ -8,15 +8,16 @@ import pytest
 
 from gateway.simulator import Simulator
 from tests.auth_helpers import Keyring
+from tests.fuzz.face_requests import load_all_formats
 from tests.fuzz.loop_watch import watch_loop
 from tests.fuzz.schema_requests import MCP_HEADERS, run_schemathesis, write_tool_server_document
 from tests.stack import Gateway, serve_gateway
 
 EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "20")
-SECONDS = 200
+SECONDS = 400
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(460)
 @pytest.mark.parametrize("server", ["gateway", "tool server"])
 async def test_requests_of_schemas_cause_no_server_error_lag_or_growth(
     database_url: str, simulator: Simulator, open_tools_url: str, tmp_path: Path, server: str
@@ -24,6 +25,7 @@ async def test_requests_of_schemas_cause_no_server_error_lag_or_growth(
     async with serve_gateway(database_url, simulator, open_tools_url, rate_limit_enabled=False) as gateway:
         options = ["--max-examples", EXAMPLES]
         if server == "gateway":
+            await load_all_formats(gateway)
             keyring = Keyring(gateway)
             await keyring.create_key("ada", role="admin")
             options += ["--header", f"X-API-Key: {keyring.secrets['ada']}"]
