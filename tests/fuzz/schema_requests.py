@@ -50,7 +50,7 @@ async def run_schemathesis(
         "off",
         "--no-shrink",
         "--request-timeout",
-        "5",
+        "30",
         "--generation-database",
         "none",
         *options,
