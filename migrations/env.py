@@ -113,6 +113,9 @@ def hide_previous_heads(connection: Connection) -> Generator[None]:
     change_version_table(connection, HIDE_PREVIOUS_HEADS)
     try:
         yield
+    except BaseException:
+        connection.rollback()
+        raise
     finally:
         if not connection.invalidated:  # its error says more than another one
             change_version_table(connection, LIST_PREVIOUS_HEADS)
