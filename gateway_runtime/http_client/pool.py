@@ -133,9 +133,9 @@ class HttpConnectionPool:
             connection.abort_connection()
             return
         loop = asyncio.get_running_loop()
-        self._idle.append((loop.time(), connection))
+        self._idle.append((loop.time() + self._idle_seconds, connection))
         if self._timer is None:
-            self._timer = loop.call_later(self._idle_seconds, self._close_idle)
+            self._timer = loop.call_at(self._idle[0][0], self._close_idle)
 
     def close_connections(self) -> None:
         self._is_closed = True
@@ -146,19 +146,19 @@ class HttpConnectionPool:
             connection.abort_connection()
 
     def _take_idle(self) -> HttpConnection | None:
+        now = asyncio.get_running_loop().time()
         while self._idle:
-            idle_since, connection = self._idle.pop()
-            if connection.can_be_used and idle_since + self._idle_seconds > asyncio.get_running_loop().time():
+            ends_at, connection = self._idle.pop()
+            if ends_at > now and connection.can_be_used:
                 return connection
             connection.abort_connection()
         return None
 
     def _close_idle(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._idle and self._idle[0][0] + self._idle_seconds <= loop.time():
+        while self._idle and self._idle[0][0] <= loop.time():
             self._idle.popleft()[1].abort_connection()
-        delay = self._idle[0][0] + self._idle_seconds - loop.time() if self._idle else None
-        self._timer = loop.call_later(delay, self._close_idle) if delay is not None else None
+        self._timer = loop.call_at(self._idle[0][0], self._close_idle) if self._idle else None
 
     async def _open_connection(self, seconds: float | None) -> HttpConnection:
         try:
