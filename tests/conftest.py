@@ -223,6 +223,15 @@ async def db(database_url: str) -> AsyncGenerator[asyncpg.Connection]:
         await connection.close()
 
 
+async def count_lock_waits(db: asyncpg.Connection, table: str | None = None) -> int:
+    """Count the waits for locks, of a table or of all.
+
+    In a transaction, pg_stat_activity shows no connections that are younger than its first look.
+    """
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND ($1::text IS NULL OR relation = $1::regclass)"
+    return await db.fetchval(waits, table)
+
+
 async def _execute(url: str, statement: str) -> None:
     connection = await asyncpg.connect(dsn(url))
     try:

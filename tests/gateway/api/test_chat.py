@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from gateway.simulator import Fault, Simulator
+from tests.conftest import count_lock_waits
 from tests.eventually import eventually
 from tests.stack import Gateway, serve_gateway
 
@@ -229,7 +230,7 @@ async def test_turn_with_a_parent_waits_for_its_history(gateway: Gateway, db: as
     async with db.transaction():
         await db.execute("LOCK TABLE turns IN SHARE MODE")
         request = asyncio.create_task(gateway.chat("What is my name?", parent_turn_id=first))
-        await eventually(lambda: db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        await eventually(lambda: count_lock_waits(db))
     assert (await request).status == 200
     assert "My name is Ada." in [message["content"] for message in gateway.simulator.requests[-1]["messages"]]
 

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from gateway.simulator import Fault
+from tests.conftest import count_lock_waits
 from tests.eventually import eventually
 from tests.stack import Gateway
 
@@ -55,9 +56,7 @@ async def delayed_inserts(db: asyncpg.Connection, table: str, delete: str) -> As
     async with db.transaction():
         await db.execute(f"LOCK TABLE {table} IN SHARE MODE")
         yield
-        # In a transaction, pg_stat_activity shows no connections that are younger than the first look.
-        blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = $1::regclass"
-        await eventually(lambda: db.fetchval(blocked, table))
+        await eventually(lambda: count_lock_waits(db, table))
         await db.execute(delete)
 
 

@@ -1,8 +1,6 @@
 """Tests that `/mcp` delivers what it declares to hosts."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import pytest
 from mcp.types import PromptListChangedNotification, ResourceListChangedNotification
 
 from gateway.simulator import Simulator
+from tests.gateway.api.test_list_changes import announce_until_received
 from tests.gateway.mcp_client.raw_server import RawServer, make_raw_tool, serve_raw
 from tests.gateway.test_mcp_endpoint import connect_host
 
@@ -23,17 +22,6 @@ def make_server(*, modern: bool) -> RawServer:
     declared = {"listChanged": True}
     server.capabilities = {"tools": declared, "resources": declared, "prompts": declared}
     return server
-
-
-async def wait_until_told(kind: str, received: asyncio.Queue[str], announce: Callable[[], None]) -> None:
-    """Announce until a host is told, whose stream may open late."""
-    while True:
-        announce()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(1):
-                while await received.get() != kind:
-                    pass
-                return
 
 
 @pytest.mark.parametrize("modern", [True, False], ids=["modern-server", "legacy-server"])
@@ -58,7 +46,7 @@ async def test_announced_changes_of_prompts_and_resources_reach_hosts(
         await legacy.list_prompts()
         events = aiter(changes)
         for kind in KINDS:
-            await wait_until_told(kind, received, lambda kind=kind: server.notify(kind))  # type: ignore[misc]
+            await announce_until_received(received, kind, lambda kind=kind: server.notify(kind))  # type: ignore[misc]
             while kind not in type(await anext(events)).__name__.lower():
                 pass
 

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from gateway.common.concurrency import SupervisedTask
 from gateway.simulator import Simulator
 from tests.auth_helpers import Keyring
+from tests.conftest import count_lock_waits
 from tests.eventually import eventually
 from tests.stack import TIMEOUTS, Gateway, serve_asgi, serve_gateway
 
@@ -141,7 +142,7 @@ async def test_many_readiness_requests_ask_the_model_once_and_the_database_over_
             gateway.state.storage_health._problem._fetched = None
             gateway.state.storage_health._conversation_count._fetched = None
             waiting = [asyncio.create_task(gateway.get(path)) for path in paths]
-            await eventually(lambda: db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+            await eventually(lambda: count_lock_waits(db))
             for _ in range(10):
                 assert (await gateway.get("/api/v1/keys")).status == 200
             replies = await asyncio.gather(*waiting)

@@ -13,6 +13,7 @@ import pytest
 from gateway.simulator import Fault, Simulator
 from gateway.store import migrations
 from gateway_runtime.postgres.url import plain_dsn
+from tests.conftest import count_lock_waits
 from tests.effect_server import CALLS, make_payment_prompt, serve_effects
 from tests.eventually import eventually
 from tests.gateway.api.test_refused_writes import TERMINATE, Outage, read_only
@@ -168,8 +169,7 @@ async def test_no_tool_call_starts_after_the_lease(
     async with serve_gateway(database_url, slow_simulator, tools_url, heartbeat_seconds=20) as gateway:
         await db.execute("BEGIN; LOCK TABLE tool_calls IN SHARE ROW EXCLUSIVE MODE")  # holds the start of the call back
         async with gateway.stream("Add a task to buy milk") as stream:
-            # In a transaction, pg_stat_activity shows no connections that are younger than its first look.
-            await eventually(lambda: db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+            await eventually(lambda: count_lock_waits(db))
             gateway.state.lease._ends_at = 0.0
             await db.execute("COMMIT")
             closing = await stream.read_until("stream.closing")

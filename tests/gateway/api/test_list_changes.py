@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,21 @@ KINDS: dict[type[object], str] = {
     ResourceListChangedNotification: "resources",
 }
 eras = pytest.mark.parametrize("modern", [True, False], ids=["modern-server", "legacy-server"])
+
+
+async def announce_until_received(queue: asyncio.Queue[str], kind: str, announce: Callable[[], None]) -> list[str]:
+    """Announce until a host is notified; return earlier notifications.
+
+    The host's stream may open late.
+    """
+    earlier: list[str] = []
+    while True:
+        announce()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                while (received := await queue.get()) != kind:
+                    earlier.append(received)
+                return earlier
 
 
 class Hosts:
@@ -57,21 +72,10 @@ class Hosts:
         task = asyncio.create_task(read())
         stack.callback(task.cancel)
 
-    async def wait_until_told(self, kind: str, announce: Callable[[], None]) -> list[str]:
-        """Announce until both hosts are told; return earlier notifications."""
-        earlier: list[str] = []
-        for queue in (self.legacy, self.current):
-            while True:
-                announce()
-                try:
-                    async with asyncio.timeout(1):
-                        told = await queue.get()
-                except TimeoutError:  # the host's stream was not open yet
-                    continue
-                if told == kind:
-                    break
-                earlier.append(told)
-        return earlier
+    async def announce_to_both(self, kind: str, announce: Callable[[], None]) -> list[str]:
+        """Announce until both hosts are notified; return earlier notifications."""
+        queues = (self.legacy, self.current)
+        return [other for queue in queues for other in await announce_until_received(queue, kind, announce)]
 
 
 @eras
@@ -97,9 +101,9 @@ async def test_changes_of_a_personal_server_reach_no_host_of_another_user(
         def announce(user: str, kind: str) -> None:
             streams[user].put_nowait({"method": f"notifications/{kind}/list_changed"})
 
-        await users["ada"].wait_until_told("resources", lambda: announce("ada", "resources"))
-        assert await users["bob"].wait_until_told("prompts", lambda: announce("bob", "prompts")) == []
-        assert "prompts" not in await users["ada"].wait_until_told("resources", lambda: announce("ada", "resources"))
+        await users["ada"].announce_to_both("resources", lambda: announce("ada", "resources"))
+        assert await users["bob"].announce_to_both("prompts", lambda: announce("bob", "prompts")) == []
+        assert "prompts" not in await users["ada"].announce_to_both("resources", lambda: announce("ada", "resources"))
 
 
 @eras
@@ -118,4 +122,4 @@ async def test_changes_of_a_shared_server_reach_the_hosts_of_all_users(
             hosts = Hosts()
             await hosts.connect(f"{gateway.base_url}/mcp", await keyring.create_key(user), stack)
             for kind in ("resources", "prompts"):
-                await hosts.wait_until_told(kind, lambda kind=kind: server.notify(kind))  # type: ignore[misc]
+                await hosts.announce_to_both(kind, lambda kind=kind: server.notify(kind))  # type: ignore[misc]

@@ -13,6 +13,7 @@ from gateway.domain.messages import JsonObject
 from gateway.ports.journal import EventSource
 from gateway.simulator import Fault, Simulator
 from gateway.store.journal.postgres_journal import PostgresJournal
+from tests.conftest import count_lock_waits
 from tests.eventually import eventually
 from tests.gateway.api.test_turns import join_text, read_turn_events
 from tests.stack import Event, Gateway, Reply, serve_gateway
@@ -251,11 +252,6 @@ def hold_suspension(monkeypatch: pytest.MonkeyPatch, until: asyncio.Event) -> No
         await suspend(journal, log, open_inputs)
 
     monkeypatch.setattr(PostgresJournal, "suspend_turn", suspend_late)
-
-
-async def count_lock_waits(db: asyncpg.Connection) -> int:
-    # In a transaction, pg_stat_activity shows no connections that are younger than its first look.
-    return await db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
 
 async def test_answer_that_is_stored_while_its_turn_is_suspended_continues_the_turn(

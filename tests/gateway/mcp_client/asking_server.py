@@ -18,7 +18,7 @@ _ids = count(1)
 _answers: dict[str, "Queue[JsonObject]"] = {}
 _meeting = threading.Condition()
 _met = _asked = 0
-_TOOLS = ("ask", "ask_late", "ask_when_told", "meet", "sleep", "maybe")
+_TOOLS = ("ask", "ask_late", "ask_after_file", "meet", "sleep", "maybe")
 
 
 def send(message: JsonObject) -> None:
@@ -41,7 +41,7 @@ def ask(name: str) -> str:
     return str((answer.get("content") or {}).get("text", answer["action"]))
 
 
-def wait_until_told(file: Path) -> None:
+def wait_for_file(file: Path) -> None:
     """Report the call beside a file, and wait for the file."""
     file.with_name("has_started").touch()
     while not file.exists():
@@ -61,8 +61,8 @@ def call(request_id: object, tool: str, arguments: JsonObject) -> None:
     match tool:
         case "ask_late" | "sleep":
             time.sleep(arguments["seconds"])
-        case "ask_when_told":
-            wait_until_told(Path(arguments["file"]))
+        case "ask_after_file":
+            wait_for_file(Path(arguments["file"]))
         case "meet":
             meet(arguments["calls"], arguments["questions"])
         case _:

@@ -77,7 +77,7 @@ async def test_question_that_waits_for_its_answer_holds_back_no_other_call(toolb
 async def test_late_question_of_a_cancelled_call_reaches_nobody_else(toolbox: McpToolbox, tmp_path: Path) -> None:
     gone, next_person = Person("gone"), Person("next")
     file = tmp_path / "may_ask"
-    given_up = asyncio.create_task(call(toolbox, "ask_when_told", gone, file=str(file)))
+    given_up = asyncio.create_task(call(toolbox, "ask_after_file", gone, file=str(file)))
     await eventually((tmp_path / "has_started").exists)
     given_up.cancel()
     await asyncio.wait((given_up,))
