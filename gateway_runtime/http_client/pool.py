@@ -146,10 +146,9 @@ class HttpConnectionPool:
             connection.abort_connection()
 
     def _take_idle(self) -> HttpConnection | None:
-        now = asyncio.get_running_loop().time()
         while self._idle:
             ends_at, connection = self._idle.pop()
-            if ends_at > now and connection.can_be_used:
+            if connection.can_be_used and ends_at > asyncio.get_running_loop().time():
                 return connection
             connection.abort_connection()
         return None
